@@ -1,0 +1,167 @@
+"""Nested dicts of arrays seen as flat paths: select, split, merge, compare.
+
+Every rule of the project (what trains, at which rate, where it is placed, which
+subtree a checkpoint gives) is a pattern over paths such as
+`llm/layers/self_attn/q_proj/kernel`. This file is about paths and leaves alone:
+it knows no model, optimizer, mesh or file.
+"""
+
+import difflib
+import re
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from pivot_jax.errors import InputError
+
+Tree = Any
+
+
+def flatten(tree: Tree) -> dict[str, Any]:
+  """Returns `{"a/b/c": leaf}` of a nested dict, in sorted order of paths."""
+  flat = {}
+
+  def visit(prefix: str, node: Any) -> None:
+    if not isinstance(node, Mapping):
+      flat[prefix] = node
+      return
+    for key in sorted(node):
+      visit(f"{prefix}/{key}" if prefix else key, node[key])
+
+  if tree:
+    visit("", tree)
+  return flat
+
+
+def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns the nested dict of `flatten`'s result."""
+  tree: dict[str, Any] = {}
+  for path, leaf in flat.items():
+    *parents, last = path.split("/")
+    node = tree
+    for parent in parents:
+      node = node.setdefault(parent, {})
+    node[last] = leaf
+  return tree
+
+
+def subtree(tree: Tree, path: str) -> Tree:
+  """Returns the part of the tree below `path` (the whole for an empty path)."""
+  node = tree
+  for key in filter(None, path.split("/")):
+    if not isinstance(node, Mapping) or key not in node:
+      found = ", ".join(sorted(node)) if isinstance(node, Mapping) else "a leaf"
+      raise InputError(f"no subtree {path!r}: at {key!r} there is {found}")
+    node = node[key]
+  return node
+
+
+def first_match(rules: Sequence[tuple[str, Any]], path: str) -> Any:
+  """Returns the value of the first rule whose pattern matches all of `path`."""
+  for pattern, value in rules:
+    if re.fullmatch(pattern, path):
+      return value
+  raise InputError(
+    f"no rule covers the parameter {path!r}; rules: "
+    f"{[pattern for pattern, _ in rules]}; add one, for example ('.*', ...)"
+  )
+
+
+def match(rules: Sequence[tuple[str, Any]], tree: Tree) -> dict[str, Any]:
+  """Returns `{path: value}`; a path without a match, or a dead rule, raises."""
+  paths = list(flatten(tree))
+  values = {path: first_match(rules, path) for path in paths}
+  for pattern, _ in rules:
+    if not any(re.fullmatch(pattern, path) for path in paths):
+      raise InputError(
+        f"the rule {pattern!r} matches no parameter; did you mean "
+        f"{_closest(pattern, paths)}?"
+      )
+  return values
+
+
+def split(tree: Tree, patterns: Sequence[str]) -> tuple[Tree, Tree]:
+  """Returns (leaves that match any of the patterns, all other leaves)."""
+  flat = flatten(tree)
+  for pattern in patterns:
+    if not any(re.fullmatch(pattern, path) for path in flat):
+      raise InputError(
+        f"trainable pattern {pattern!r} matches no parameter; did you mean "
+        f"{_closest(pattern, list(flat))}?"
+      )
+  chosen = {
+    path for path in flat if any(re.fullmatch(p, path) for p in patterns)
+  }
+  inside = {path: leaf for path, leaf in flat.items() if path in chosen}
+  outside = {path: leaf for path, leaf in flat.items() if path not in chosen}
+  return unflatten(inside), unflatten(outside)
+
+
+def merge(*trees: Tree) -> Tree:
+  """Returns the union of trees that share no leaf."""
+  union: dict[str, Any] = {}
+  for tree in trees:
+    flat = flatten(tree)
+    both = sorted(union.keys() & flat.keys())
+    if both:
+      raise ValueError(f"trees overlap at {both[:3]}")
+    union.update(flat)
+  return unflatten(union)
+
+
+def diff(expected: Tree, actual: Tree) -> list[str]:
+  """Returns one line per missing, extra or misshapen leaf of `actual`."""
+  want, have = flatten(expected), flatten(actual)
+  lines = [f"missing {p} {tuple(want[p].shape)}" for p in want if p not in have]
+  lines += [f"extra {p} {tuple(have[p].shape)}" for p in have if p not in want]
+  lines += [
+    f"shape of {p} is {tuple(have[p].shape)}, not {tuple(want[p].shape)}"
+    for p in want
+    if p in have and tuple(want[p].shape) != tuple(have[p].shape)
+  ]
+  return lines
+
+
+def fingerprint(tree: Tree) -> dict[str, str]:
+  """Returns `{path: CRC32 of dtype, shape and bytes, 8 hex digits}`."""
+  return {path: leaf_crc(leaf) for path, leaf in flatten(tree).items()}
+
+
+def leaf_crc(leaf: Any) -> str:
+  """Returns the CRC32 of one array's dtype, shape and bytes in hexadecimal."""
+  array = np.ascontiguousarray(jax.device_get(leaf))
+  head = f"{array.dtype}{tuple(leaf.shape)}".encode()
+  return f"{zlib.crc32(array.view(np.uint8).reshape(-1), zlib.crc32(head)):08x}"
+
+
+def digest(values: Mapping[str, str] | Iterable[str]) -> str:
+  """Returns one CRC32 over strings, or over sorted `key=value` pairs."""
+  if isinstance(values, Mapping):
+    values = [f"{key}={values[key]}" for key in sorted(values)]
+  return f"{zlib.crc32(chr(10).join(values).encode()):08x}"
+
+
+def count(tree: Tree) -> int:
+  """Returns the number of scalars in a tree of arrays or shapes."""
+  return sum(int(np.prod(leaf.shape)) for leaf in flatten(tree).values())
+
+
+def relative_change(before: Tree, after: Tree) -> float:
+  """Returns |after - before| / |before|, Euclidean over all leaves."""
+  old, new = flatten(before), flatten(after)
+  if old.keys() != new.keys():
+    raise ValueError(f"trees differ: {sorted(old.keys() ^ new.keys())[:3]}")
+  change = sum(
+    float(np.sum((np.float64(new[path]) - np.float64(old[path])) ** 2))
+    for path in old
+  )
+  size = sum(float(np.sum(np.float64(leaf) ** 2)) for leaf in old.values())
+  return float(np.sqrt(change / size))
+
+
+def _closest(pattern: str, paths: list[str]) -> str:
+  near = difflib.get_close_matches(pattern, paths, n=2, cutoff=0.0)
+  return " or ".join(repr(path) for path in near)
