@@ -1,0 +1,192 @@
+"""The pieces that both towers are made of.
+
+Norms, rotary embedding, attention, linear layers, activations and the stack
+that repeats a block. Nothing here knows a whole model, a batch or a mesh: an
+attention backend is chosen in `attend` and nowhere else.
+
+Axes: R rows (or images), T query tokens (or patches), S key tokens, D width,
+A query heads, K key/value heads, G query heads that share one of them,
+H head dim.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from jaxtyping import Array, Bool, Float, Int
+
+# Finite, so that a row whose every key is masked gives uniform weights and
+# finite gradients instead of NaN.
+_MASKED = -1e30
+
+
+@dataclasses.dataclass(frozen=True)
+class Compute:
+  """How a model is computed; changes cost and rounding, never what it is.
+
+  dtype: of activations and of the matrix products; parameters, norms, softmax
+    and logits stay float32.
+  remat: "none" saves every activation for the backward pass; "full" saves the
+    input of each block and computes the rest again.
+  scan: one compiled block in a loop, or False for the blocks laid out one
+    after another (faster on a CPU with few layers). The parameter tree is the
+    same.
+  """
+
+  dtype: str = "float32"
+  remat: str = "none"
+  scan: bool = True
+
+  def __post_init__(self):
+    if self.remat not in ("none", "full"):
+      raise ValueError(f'remat is "none" or "full", not {self.remat!r}')
+
+
+def quick_gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+  """Returns x * sigmoid(1.702 x), the activation of OpenAI's CLIP."""
+  return x * jax.nn.sigmoid(1.702 * x)
+
+
+def gelu_erf(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+  """Returns the exact GELU, which torch calls `gelu`."""
+  return jax.nn.gelu(x, approximate=False)
+
+
+def gelu_tanh(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+  """Returns the GELU with the tanh approximation."""
+  return jax.nn.gelu(x, approximate=True)
+
+
+# Named as Hugging Face's `hidden_act`.
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+  "gelu": gelu_erf,
+  "gelu_pytorch_tanh": gelu_tanh,
+  "quick_gelu": quick_gelu,
+  "silu": jax.nn.silu,
+}
+
+
+class LayerNorm(nn.Module):
+  """Layer norm with float32 statistics, in two passes as torch does."""
+
+  epsilon: float
+  dtype: str
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
+    width = x.shape[-1]
+    scale = self.param("scale", nn.initializers.ones, (width,), jnp.float32)
+    bias = self.param("bias", nn.initializers.zeros, (width,), jnp.float32)
+    x = x.astype(jnp.float32)
+    x = x - x.mean(axis=-1, keepdims=True)
+    variance = jnp.square(x).mean(axis=-1, keepdims=True)
+    x = x * jax.lax.rsqrt(variance + self.epsilon) * scale + bias
+    return x.astype(self.dtype)
+
+
+class RMSNorm(nn.Module):
+  """Root-mean-square norm with float32 statistics and no bias."""
+
+  epsilon: float
+  dtype: str
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
+    scale = self.param(
+      "scale", nn.initializers.ones, (x.shape[-1],), jnp.float32
+    )
+    x = x.astype(jnp.float32)
+    mean_square = jnp.square(x).mean(axis=-1, keepdims=True)
+    x = x * jax.lax.rsqrt(mean_square + self.epsilon) * scale
+    return x.astype(self.dtype)
+
+
+def linear(
+  features: int,
+  *,
+  name: str,
+  dtype: str,
+  kernel_init: nn.initializers.Initializer,
+  bias_init: nn.initializers.Initializer | None = nn.initializers.zeros,
+) -> nn.Dense:
+  """Returns a linear layer in float32 parameters, without bias if told None."""
+  return nn.Dense(
+    features,
+    use_bias=bias_init is not None,
+    dtype=dtype,
+    param_dtype=jnp.float32,
+    kernel_init=kernel_init,
+    bias_init=bias_init or nn.initializers.zeros,
+    name=name,
+  )
+
+
+def rotary_angles(
+  positions: Int[Array, "R T"], *, head_dim: int, theta: float
+) -> Float[Array, "R T half"]:
+  """Returns the rotation angle of each pair of channels, in float32 radians."""
+  exponent = jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim
+  return positions[..., None].astype(jnp.float32) / theta**exponent
+
+
+def rotate(
+  x: Float[Array, "R T A H"], angles: Float[Array, "R T half"]
+) -> Float[Array, "R T A H"]:
+  """Rotates channel i with channel i + H/2 (half-split, not interleaved)."""
+  cos = jnp.cos(angles)[:, :, None, :]
+  sin = jnp.sin(angles)[:, :, None, :]
+  first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+  rotated = jnp.concatenate(
+    [first * cos - second * sin, second * cos + first * sin], axis=-1
+  )
+  return rotated.astype(x.dtype)
+
+
+def attend(
+  q: Float[Array, "R T A H"],
+  k: Float[Array, "R S K H"],
+  v: Float[Array, "R S K H"],
+  mask: Bool[Array, "R T S"] | None,
+) -> Float[Array, "R T A H"]:
+  """Returns softmax(q k' / sqrt(H)) v with scores and softmax in float32.
+
+  Query head a reads key/value head a // (A / K). `mask` is True where a query
+  may look; None lets every query see every key. A query that may look nowhere
+  gives the mean of the values: finite, and of no meaning.
+  """
+  q = rearrange(q, "R T (K G) H -> R T K G H", K=k.shape[2])
+  scores = jnp.einsum(
+    "RTKGH,RSKH->RKGTS", q, k, preferred_element_type=jnp.float32
+  )
+  scores = scores * q.shape[-1] ** -0.5
+  if mask is not None:
+    scores = jnp.where(mask[:, None, None], scores, _MASKED)
+  weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+  mixed = jnp.einsum("RKGTS,RSKH->RTKGH", weights, v)
+  return rearrange(mixed, "R T K G H -> R T (K G) H")
+
+
+def stack(
+  block: type[nn.Module], *, compute: Compute, length: int, in_axes: tuple
+) -> Callable[..., nn.Module]:
+  """Returns the module class of `length` blocks, parameters stacked on axis 0.
+
+  A block maps (carry, *inputs) to (carry, output); `in_axes` says for each
+  input whether all blocks share it (nn.broadcast) or axis 0 counts the blocks.
+  What a block sows under "intermediates" comes back stacked likewise.
+  """
+  if compute.remat == "full":
+    # Inside a loop nothing can be merged with the forward pass; outside, XLA
+    # would undo the recomputation without this barrier.
+    block = nn.remat(block, prevent_cse=not compute.scan)
+  return nn.scan(
+    block,
+    variable_axes={"params": 0, "intermediates": 0},
+    split_rngs={"params": True},
+    in_axes=in_axes,
+    length=length,
+    unroll=1 if compute.scan else length,
+  )

@@ -1,0 +1,260 @@
+"""The Qwen2.5 decoder: embeddings in, hidden states out, with a KV cache.
+
+It knows nothing of images, batches or losses; `mllm.py` builds the embeddings
+and the mask.
+
+Axes: R rows, T tokens, S cache slots, B blocks, E width, A query heads,
+K key/value heads, H head dim, V vocabulary.
+"""
+
+import dataclasses
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from jaxtyping import Array, Bool, Float, Int
+
+from pivot_jax.models import layers
+
+_INIT = nn.initializers.normal(0.02)
+
+
+@dataclasses.dataclass(frozen=True)
+class LLMConfig:
+  """What a decoder computes; every field goes to model.json."""
+
+  vocab_size: int
+  hidden_size: int
+  intermediate_size: int
+  num_hidden_layers: int
+  num_attention_heads: int
+  num_key_value_heads: int
+  head_dim: int
+  rope_theta: float
+  rms_norm_eps: float
+  tie_word_embeddings: bool
+
+  def __post_init__(self):
+    if self.num_attention_heads % self.num_key_value_heads:
+      raise ValueError(
+        f"num_attention_heads {self.num_attention_heads} is no multiple of"
+        f" num_key_value_heads {self.num_key_value_heads}"
+      )
+    if self.head_dim % 2:
+      raise ValueError(f"head_dim {self.head_dim} is odd: it cannot rotate")
+
+
+class Cache(flax.struct.PyTreeNode):
+  """Keys and values of the tokens seen so far.
+
+  keys, values: of every block, already rotated.
+  valid: slots that hold a token.
+  """
+
+  keys: Float[Array, "B R S K H"]
+  values: Float[Array, "B R S K H"]
+  valid: Bool[Array, "R S"]
+
+
+class Qwen2(nn.Module):
+  """Embedding table, decoder blocks, final norm and head."""
+
+  config: LLMConfig
+  compute: layers.Compute
+
+  def setup(self):
+    config = self.config
+    self.embed_tokens = nn.Embed(
+      config.vocab_size,
+      config.hidden_size,
+      dtype=self.compute.dtype,
+      param_dtype=jnp.float32,
+      embedding_init=_INIT,
+    )
+    blocks = layers.stack(
+      Block,
+      compute=self.compute,
+      length=config.num_hidden_layers,
+      in_axes=(nn.broadcast, nn.broadcast, 0, nn.broadcast),
+    )
+    self.layers = blocks(config, self.compute)
+    self.norm = layers.RMSNorm(config.rms_norm_eps, self.compute.dtype)
+    if not config.tie_word_embeddings:
+      self.lm_head = Head(config)
+
+  def embed(self, tokens: Int[Array, "R T"]) -> Float[Array, "R T E"]:
+    """Looks token ids up; an id outside the vocabulary gives NaN."""
+    return self.embed_tokens(tokens)
+
+  def head(self) -> Float[Array, "E V"]:
+    """Returns the output matrix in the compute dtype."""
+    if self.config.tie_word_embeddings:
+      kernel = self.embed_tokens.embedding.T
+    else:
+      kernel = self.lm_head()
+    return kernel.astype(self.compute.dtype)
+
+  def logits(self, hidden: Float[Array, "R E"]) -> Float[Array, "R V"]:
+    """Returns float32 logits; for generation, where only one token is read."""
+    return jnp.einsum(
+      "RE,EV->RV", hidden, self.head(), preferred_element_type=jnp.float32
+    )
+
+  def __call__(
+    self,
+    x: Float[Array, "R T E"],
+    *,
+    positions: Int[Array, "R T"],
+    mask: Bool[Array, "R T T"],
+  ) -> Float[Array, "R T E"]:
+    """Returns the hidden states after the final norm."""
+    x, _ = self.layers(x, self._angles(positions), mask, None, None)
+    return self.norm(x)
+
+  def extend(
+    self,
+    x: Float[Array, "R T E"],
+    *,
+    positions: Int[Array, "R T"],
+    mask: Bool[Array, "R T S"],
+    index: Int[Array, ""],
+    cache: Cache,
+  ) -> tuple[Float[Array, "R T E"], Cache]:
+    """Writes T tokens to the slots from `index` on and decodes them.
+
+    `mask` is over the slots of the cache, the new tokens' own included. The
+    caller keeps `cache.valid`.
+    """
+    x, (keys, values) = self.layers(
+      x, self._angles(positions), mask, (cache.keys, cache.values), index
+    )
+    start = (0, 0, index, 0, 0)
+    cache = cache.replace(
+      keys=jax.lax.dynamic_update_slice(cache.keys, keys, start),
+      values=jax.lax.dynamic_update_slice(cache.values, values, start),
+    )
+    return self.norm(x), cache
+
+  def empty_cache(self, rows: int, slots: int) -> Cache:
+    """Returns a cache without tokens."""
+    config = self.config
+    shape = (
+      config.num_hidden_layers,
+      rows,
+      slots,
+      config.num_key_value_heads,
+      config.head_dim,
+    )
+    return Cache(
+      keys=jnp.zeros(shape, self.compute.dtype),
+      values=jnp.zeros(shape, self.compute.dtype),
+      valid=jnp.zeros((rows, slots), bool),
+    )
+
+  def _angles(self, positions):
+    return layers.rotary_angles(
+      positions, head_dim=self.config.head_dim, theta=self.config.rope_theta
+    )
+
+
+class Head(nn.Module):
+  """The output matrix of a model that does not tie it to the embeddings."""
+
+  config: LLMConfig
+
+  @nn.compact
+  def __call__(self) -> Float[Array, "E V"]:
+    shape = (self.config.hidden_size, self.config.vocab_size)
+    return self.param("kernel", _INIT, shape, jnp.float32)
+
+
+class Block(nn.Module):
+  """Pre-norm attention and gated MLP.
+
+  Without a cache the second result is None; with one it holds the keys and
+  values of the new tokens.
+  """
+
+  config: LLMConfig
+  compute: layers.Compute
+
+  @nn.compact
+  def __call__(self, x, angles, mask, past, index):
+    config, compute = self.config, self.compute
+    norm1 = layers.RMSNorm(
+      config.rms_norm_eps, compute.dtype, name="input_layernorm"
+    )
+    attention = Attention(config, compute, name="self_attn")
+    mixed, new = attention(norm1(x), angles, mask, past, index)
+    x = x + mixed
+    norm2 = layers.RMSNorm(
+      config.rms_norm_eps, compute.dtype, name="post_attention_layernorm"
+    )
+    x = x + MLP(config, compute, name="mlp")(norm2(x))
+    x = nn.with_logical_constraint(x, ("rows", "tokens", "embed"))
+    self.sow("intermediates", "output", x)
+    return x, new
+
+
+class Attention(nn.Module):
+  """Grouped-query attention; biases on q, k and v only."""
+
+  config: LLMConfig
+  compute: layers.Compute
+
+  @nn.compact
+  def __call__(self, x, angles, mask, past, index):
+    config, dtype = self.config, self.compute.dtype
+
+    def heads(name, count):
+      y = layers.linear(
+        count * config.head_dim, name=name, dtype=dtype, kernel_init=_INIT
+      )(x)
+      y = rearrange(y, "R T (A H) -> R T A H", A=count)
+      return nn.with_logical_constraint(y, ("rows", "tokens", "heads", None))
+
+    q = layers.rotate(heads("q_proj", config.num_attention_heads), angles)
+    k = layers.rotate(heads("k_proj", config.num_key_value_heads), angles)
+    v = heads("v_proj", config.num_key_value_heads)
+    new = None
+    if past is not None:
+      new = (k, v)
+      k, v = (
+        jax.lax.dynamic_update_slice(old, fresh, (0, index, 0, 0))
+        for old, fresh in zip(past, new, strict=True)
+      )
+    mixed = rearrange(layers.attend(q, k, v, mask), "R T A H -> R T (A H)")
+    output = layers.linear(
+      config.hidden_size,
+      name="o_proj",
+      dtype=dtype,
+      kernel_init=_INIT,
+      bias_init=None,
+    )
+    return output(mixed), new
+
+
+class MLP(nn.Module):
+  """down(silu(gate(x)) * up(x)), without biases."""
+
+  config: LLMConfig
+  compute: layers.Compute
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "R T E"]) -> Float[Array, "R T E"]:
+    config = self.config
+
+    def project(name, features):
+      return layers.linear(
+        features,
+        name=name,
+        dtype=self.compute.dtype,
+        kernel_init=_INIT,
+        bias_init=None,
+      )
+
+    gate = jax.nn.silu(project("gate_proj", config.intermediate_size)(x))
+    up = project("up_proj", config.intermediate_size)(x)
+    return project("down_proj", config.hidden_size)(gate * up)

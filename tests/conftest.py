@@ -1,0 +1,64 @@
+"""Settings that every test shares, made before jax is imported.
+
+Tests run on eight virtual CPU devices. Tests on real files read the folder that
+PIVOT_JAX_TEST_DATA names: without the variable they are skipped, with it a
+missing file is a failure, so that a machine that has the data cannot pass by
+skipping.
+"""
+
+import os
+import pathlib
+import tempfile
+
+import hypothesis
+import pytest
+
+_DATA = "PIVOT_JAX_TEST_DATA"
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+if "xla_force_host_platform_device_count" not in os.environ.get(
+  "XLA_FLAGS", ""
+):
+  os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "")
+    + " --xla_force_host_platform_device_count=8"
+  ).strip()
+# Tiny programs take longer to compile than to run: keep every one of them.
+os.environ.setdefault(
+  "JAX_COMPILATION_CACHE_DIR",
+  str(pathlib.Path(tempfile.gettempdir()) / "pivot_jax_test_cache"),
+)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+
+# The same examples on every run; time limits would fail on a busy machine.
+hypothesis.settings.register_profile(
+  "pivot_jax", derandomize=True, deadline=None, database=None, max_examples=50
+)
+hypothesis.settings.load_profile("pivot_jax")
+
+
+@pytest.fixture(scope="session")
+def test_data() -> pathlib.Path:
+  """Returns the folder of small real data sets, or skips the test."""
+  if _DATA not in os.environ:
+    pytest.skip(f"set {_DATA} to the folder of small real data sets")
+  folder = pathlib.Path(os.environ[_DATA])
+  if not folder.is_dir():
+    pytest.fail(f"{_DATA}={folder} is not a folder")
+  return folder
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+  """Turns a skip of a test on real data into a failure if there is data."""
+  report = yield
+  on_data = "test_data" in item.fixturenames and _DATA in os.environ
+  if (
+    on_data
+    and report.skipped
+    and call.excinfo.errisinstance(pytest.skip.Exception)
+  ):
+    report.outcome = "failed"
+    report.longrepr = f"skipped although {_DATA} is set: {report.longrepr}"
+  return report
