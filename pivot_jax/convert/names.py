@@ -1,0 +1,111 @@
+"""How a parameter path becomes Hugging Face tensor names, and back.
+
+Paths are named after Hugging Face modules, so there is no table: `/` becomes
+`.`, a stacked `layers` axis becomes `layers.0`, `layers.1`, ..., and a leaf
+becomes `weight` or `bias`, a matrix transposed, a patch kernel from
+[p, q, C, D] to [D, C, p, q]. Which prefix a checkpoint puts before such a name
+is not known here (`hf.py`).
+"""
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import flax.traverse_util
+import numpy as np
+from jaxtyping import PyTree
+
+_LEAVES = {
+  "kernel": "weight",
+  "scale": "weight",
+  "embedding": "weight",
+  "bias": "bias",
+}
+
+
+class Slot(NamedTuple):
+  """The place of one foreign tensor in the parameter tree.
+
+  path: of the leaf. layer: index into its stacked axis, None if not stacked.
+  shape: the foreign tensor's.
+  """
+
+  path: tuple[str, ...]
+  layer: int | None
+  shape: tuple[int, ...]
+
+
+def slots(shapes: PyTree) -> dict[str, Slot]:
+  """Maps the foreign name of every tensor of a tree to its place.
+
+  `shapes` is a nested dict whose leaves have a `shape`.
+  """
+  found = {}
+  for path, leaf in flax.traverse_util.flatten_dict(shapes).items():
+    if "layers" not in path:
+      shape = _foreign_shape(path, leaf.shape)
+      found[_name(path, None)] = Slot(path, None, shape)
+      continue
+    shape = _foreign_shape(path, leaf.shape[1:])
+    for layer in range(leaf.shape[0]):
+      found[_name(path, layer)] = Slot(path, layer, shape)
+  return found
+
+
+def to_foreign(params: PyTree) -> dict[str, np.ndarray]:
+  """Returns the tensors of a tree under their foreign names and layouts."""
+  leaves = {
+    path: np.asarray(leaf)
+    for path, leaf in flax.traverse_util.flatten_dict(params).items()
+  }
+  arrays = {}
+  for name, slot in slots(params).items():
+    leaf = leaves[slot.path]
+    if slot.layer is not None:
+      leaf = leaf[slot.layer]
+    arrays[name] = leaf.transpose(_axes_to_foreign(slot.path, leaf.ndim))
+  return arrays
+
+
+def from_foreign(
+  shapes: PyTree, read: Callable[[list[str]], Mapping[str, np.ndarray]]
+) -> PyTree:
+  """Builds a float32 tree; `read` gives the tensors of a list of names.
+
+  It is asked for one leaf at a time, so that memory holds the tree and one
+  leaf's tensors.
+  """
+  by_path: dict[tuple[str, ...], list[str]] = {}
+  places = slots(shapes)
+  for name, slot in places.items():
+    by_path.setdefault(slot.path, []).append(name)
+  leaves = {}
+  for path, group in by_path.items():
+    arrays = [read([name])[name] for name in group]
+    arrays = [x.transpose(_axes_from_foreign(path, x.ndim)) for x in arrays]
+    stacked = places[group[0]].layer is not None
+    leaf = np.stack(arrays) if stacked else arrays[0]
+    leaves[path] = np.ascontiguousarray(leaf, np.float32)
+  return flax.traverse_util.unflatten_dict(leaves)
+
+
+def _name(path, layer):
+  parts = [*path[:-1], _LEAVES[path[-1]]]
+  if layer is not None:
+    parts.insert(parts.index("layers") + 1, str(layer))
+  return ".".join(parts)
+
+
+def _foreign_shape(path, shape):
+  return tuple(shape[axis] for axis in _axes_to_foreign(path, len(shape)))
+
+
+def _axes_to_foreign(path, ndim):
+  if path[-1] != "kernel":
+    return tuple(range(ndim))
+  return {2: (1, 0), 4: (3, 2, 0, 1)}[ndim]
+
+
+def _axes_from_foreign(path, ndim):
+  if path[-1] != "kernel":
+    return tuple(range(ndim))
+  return {2: (1, 0), 4: (2, 3, 1, 0)}[ndim]
