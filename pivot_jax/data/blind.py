@@ -1,0 +1,66 @@
+"""What can be answered without looking: baselines that see only the question.
+
+An accuracy on visual questions means little until it is set beside these. Not
+for the other half of the control, a model that sees a wrong picture: that one
+needs a model.
+"""
+
+import collections
+import dataclasses
+from collections.abc import Iterable, Mapping
+
+Row = Mapping[str, object]
+
+
+@dataclasses.dataclass(frozen=True)
+class QuestionOnly:
+  """The most frequent answer to each question, and to each kind of question."""
+
+  by_question: Mapping[str, str]
+  by_kind: Mapping[str, str]
+
+  def answer(self, question: str, kind: str) -> str:
+    """Returns the answer to a question; its kind's if it was never seen."""
+    if question in self.by_question:
+      return self.by_question[question]
+    return self.by_kind.get(kind, "")
+
+
+def fit(rows: Iterable[Row]) -> QuestionOnly:
+  """Learns from rows with `question`, `kind` and `answer`."""
+  rows = list(rows)
+  return QuestionOnly(
+    by_question=_most_frequent(
+      (row["question"], row["answer"]) for row in rows
+    ),
+    by_kind=_most_frequent((row["kind"], row["answer"]) for row in rows),
+  )
+
+
+def accuracy(
+  model: QuestionOnly, rows: Iterable[Row], *, by: str
+) -> dict[str, tuple[int, int]]:
+  """Returns (right, asked) for each value of the column `by`.
+
+  Args:
+    model: what `fit` returned.
+    rows: rows with `question`, `kind`, `answer` and the column.
+    by: "category" or "kind".
+  """
+  counts = {}
+  for row in rows:
+    right, asked = counts.get(row[by], (0, 0))
+    guess = model.answer(row["question"], row["kind"])
+    counts[row[by]] = (right + (guess == row["answer"]), asked + 1)
+  return counts
+
+
+def _most_frequent(pairs):
+  counts = collections.defaultdict(collections.Counter)
+  for key, answer in pairs:
+    counts[key][answer] += 1
+  # Ties go to the first in the alphabet: the order of rows must not matter.
+  return {
+    key: min(answers, key=lambda answer: (-answers[answer], answer))
+    for key, answers in counts.items()
+  }

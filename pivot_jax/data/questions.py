@@ -1,0 +1,298 @@
+"""Puts scenes into words: captions, questions, answers, and wrong answers.
+
+Every function reads a `layout.Description`; none sees a pixel. For each kind of
+question the right and the wrong answer have the same distribution given the
+question, so that a pair can be told apart only by looking: a wrong answer is
+drawn by a rule that keeps the uniform distribution of right ones. Tests hold it
+to that. Wrong captions are the affair of `misnaming.py`.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import numpy as np
+
+from pivot_jax.data import layout
+
+COUNTS = ("one", "two", "three", "four")
+CELLS = (
+  "top left",
+  "top middle",
+  "top right",
+  "middle left",
+  "middle",
+  "middle right",
+  "bottom left",
+  "bottom middle",
+  "bottom right",
+)
+# What letters stand for can be known from text alone: no picture shows it.
+FACTS = {
+  "e": "bow",
+  "h": "sand",
+  "j": "nest",
+  "k": "moss",
+  "l": "ink",
+  "p": "kite",
+  "t": "bell",
+  "w": "tree",
+  "x": "lamp",
+  "y": "boat",
+}
+# No conversation with a picture asks for these facts; the evaluation does.
+HELD_OUT = ("h", "k", "t", "y")
+TAUGHT = tuple(letter for letter in FACTS if letter not in HELD_OUT)
+
+Value = TypeVar("Value")
+
+DESCRIBE = "describe the image"
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+  """A question with its answer and one that is wrong in one detail.
+
+  `owners` are the things asked about, as numbered in `layout.Scene.owners`.
+  """
+
+  kind: str
+  category: str
+  question: str
+  answer: str
+  rejected: str
+  owners: tuple[int, ...]
+
+
+def caption(description: layout.Description) -> str:
+  """Names everything that questions ask for, in reading order of the cells."""
+  parts = [
+    (one.cell, f"{one.size} {one.colour} {one.texture} {one.shape}")
+    for one in description.objects
+  ]
+  if description.digit is not None:
+    sign = description.digit
+    parts.append((sign.cell, f"digit {sign.character}"))
+  if description.letter is not None:
+    sign = description.letter
+    parts.append((sign.cell, f"letter {sign.character}"))
+  if description.chart is not None:
+    bars = " ".join(" ".join(bar) for bar in description.chart.bars)
+    parts.append((description.chart.cell, f"chart {bars}"))
+  listed = " , ".join(
+    f"{name} at {CELLS[cell]}" for cell, name in sorted(parts)
+  )
+  count = len(description.objects)
+  noun = "object" if count == 1 else "objects"
+  return f"{COUNTS[count - 1]} {noun} : {listed}"
+
+
+def fact(letter: str) -> str:
+  """Returns the sentence that says what a letter stands for."""
+  return f"{letter} stands for {FACTS[letter]}"
+
+
+def fact_turns(rng: np.random.Generator, count: int) -> list[tuple[str, str]]:
+  """Returns questions and answers about the facts of `count` letters."""
+  letters = rng.permutation(tuple(FACTS))[:count].tolist()
+  asks = (
+    lambda letter: f"what does {letter} stand for ?",
+    lambda letter: f"what does the letter {letter} stand for ?",
+    lambda letter: f"which letter stands for {FACTS[letter]} ?",
+  )
+  return [(asks[rng.integers(3)](letter), fact(letter)) for letter in letters]
+
+
+def askable(
+  description: layout.Description, letters: tuple[str, ...]
+) -> tuple[str, ...]:
+  """Returns the kinds of question that fit a scene.
+
+  Args:
+    description: the scene.
+    letters: letters whose facts may be asked for.
+  """
+  there = {
+    "pair": len(description.objects) > 1,
+    "digit": description.digit is not None,
+    "letter": description.letter is not None,
+    "chart": description.chart is not None,
+  }
+  fits = [
+    kind
+    for kind, rule in KINDS.items()
+    if all(there[need] for need in rule.needs)
+  ]
+  sign = description.letter
+  if sign is not None and sign.character not in letters:
+    fits.remove("fact")
+  return tuple(fits)
+
+
+def ask(
+  description: layout.Description,
+  kind: str,
+  rng: np.random.Generator,
+  *,
+  letters: tuple[str, ...],
+) -> Question:
+  """Asks one question of a kind that `askable` returned.
+
+  Args:
+    description: the scene.
+    kind: a key of `KINDS` whose needs the scene meets.
+    rng: where the choice of object and wrong answer comes from.
+    letters: letters whose facts may be asked for; a wrong fact is one of
+      another of them, itself true of that letter.
+  """
+  rule = KINDS[kind]
+  if kind == "fact":
+    asked = _ask_fact(description, rng, letters)
+  else:
+    asked = rule.ask(description, rng)
+  return Question(kind, rule.category, *asked)
+
+
+def other(
+  rng: np.random.Generator, options: Sequence[Value], value: Value
+) -> Value:
+  """Returns another of the options than `value`, uniformly."""
+  rest = [option for option in options if option != value]
+  return rest[rng.integers(len(rest))]
+
+
+def _ask_exist(description, rng):
+  objects = description.objects
+  i = int(rng.integers(len(objects)))
+  thing = objects[i]
+  if rng.random() < 0.5:
+    return _exists(thing.shape, thing.colour), "yes", "no", (i + 1,)
+  if len(objects) == 1:  # no second object could lend its colour
+    colour = other(rng, layout.COLOURS, thing.colour)
+    return _exists(thing.shape, colour), "no", "yes", (i + 1,)
+  j = other(rng, range(len(objects)), i)
+  question = _exists(thing.shape, objects[j].colour)
+  return question, "no", "yes", (i + 1, j + 1)
+
+
+def _exists(shape, colour):
+  return f"is there a {colour} {shape} ?"
+
+
+def _ask_colour(description, rng):
+  """The wrong colour is another object's where there is one."""
+  objects = description.objects
+  i = int(rng.integers(len(objects)))
+  thing = objects[i]
+  if len(objects) == 1:
+    wrong = other(rng, layout.COLOURS, thing.colour)
+  else:
+    wrong = objects[other(rng, range(len(objects)), i)].colour
+  return f"what colour is the {thing.shape} ?", thing.colour, wrong, (i + 1,)
+
+
+def _ask_texture(description, rng):
+  i = int(rng.integers(len(description.objects)))
+  thing = description.objects[i]
+  wrong = other(rng, layout.TEXTURES, thing.texture)
+  return f"what texture is the {thing.shape} ?", thing.texture, wrong, (i + 1,)
+
+
+def _ask_digit(description, rng):
+  right = description.digit.character
+  wrong = other(rng, layout.DIGITS, right)
+  return "which digit is shown ?", right, wrong, (layout.DIGIT,)
+
+
+def _ask_letter(description, rng):
+  right = description.letter.character
+  wrong = other(rng, layout.LETTERS, right)
+  return "which letter is shown ?", right, wrong, (layout.LETTER,)
+
+
+def _ask_bar(description, rng):
+  bars = description.chart.bars
+  extreme, level = (("highest", "high"), ("lowest", "low"))[rng.integers(2)]
+  (right,) = (colour for colour, height in bars if height == level)
+  wrong = other(rng, [colour for colour, _ in bars], right)
+  question = f"what colour is the {extreme} bar ?"
+  return question, right, wrong, (layout.CHART,)
+
+
+def _ask_count(description, rng):
+  count = len(description.objects)
+  right = COUNTS[count - 1]
+  wrong = other(rng, COUNTS, right)
+  owners = tuple(range(1, count + 1))
+  return "how many objects are there ?", right, wrong, owners
+
+
+def _ask_relation(description, rng):
+  """Asks along an axis on which the two objects' cells differ."""
+  objects = description.objects
+  i = int(rng.integers(len(objects)))
+  j = other(rng, range(len(objects)), i)
+  (y, x), (other_y, other_x) = (divmod(objects[k].cell, 3) for k in (i, j))
+  across = x != other_x and (y == other_y or rng.random() < 0.5)
+  words = ("left", "right") if across else ("above", "below")
+  later = x > other_x if across else y > other_y
+  tail = " of" if across else ""
+  question = (
+    f"is the {objects[i].shape} {words[0]} or {words[1]}{tail}"
+    f" the {objects[j].shape} ?"
+  )
+  return question, words[later], words[not later], (i + 1, j + 1)
+
+
+def _ask_size(description, rng):
+  """Large or small with equal chance, though only one object is large."""
+  right, wrong = layout.SIZES if rng.random() < 0.5 else layout.SIZES[::-1]
+  fitting = [
+    i for i, one in enumerate(description.objects) if one.size == right
+  ]
+  i = fitting[rng.integers(len(fitting))]
+  question = f"is the {description.objects[i].shape} large or small ?"
+  return question, right, wrong, (i + 1,)
+
+
+def _ask_where(description, rng):
+  """The wrong place is off along one axis only."""
+  i = int(rng.integers(len(description.objects)))
+  thing = description.objects[i]
+  row, column = divmod(thing.cell, 3)
+  step = int(rng.integers(1, 3))
+  if rng.random() < 0.5:
+    wrong = 3 * ((row + step) % 3) + column
+  else:
+    wrong = 3 * row + (column + step) % 3
+  question = f"where is the {thing.shape} ?"
+  return question, CELLS[thing.cell], CELLS[wrong], (i + 1,)
+
+
+def _ask_fact(description, rng, letters):
+  right = description.letter.character
+  wrong = other(rng, letters, right)
+  question = "what does the letter stand for ?"
+  return question, fact(right), fact(wrong), (layout.LETTER,)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Kind:
+  category: str
+  needs: tuple[str, ...]
+  ask: Callable | None
+
+
+KINDS = {
+  "exist": _Kind("general", (), _ask_exist),
+  "colour": _Kind("general", (), _ask_colour),
+  "texture": _Kind("general", (), _ask_texture),
+  "digit": _Kind("ocr", ("digit",), _ask_digit),
+  "letter": _Kind("ocr", ("letter",), _ask_letter),
+  "bar": _Kind("ocr", ("chart",), _ask_bar),
+  "count": _Kind("vision", (), _ask_count),
+  "relation": _Kind("vision", ("pair",), _ask_relation),
+  "size": _Kind("vision", ("pair",), _ask_size),
+  "where": _Kind("vision", (), _ask_where),
+  "fact": _Kind("knowledge", ("letter",), None),
+}

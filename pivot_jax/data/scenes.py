@@ -1,0 +1,244 @@
+"""The embedded data set: procedural scenes as rows for every stage.
+
+`Scenes` is a random-access source: row i is a pure function of (task, seed,
+split, i), nothing is on disk, and splits never share a random stream. What a
+scene holds, how it looks and what is said of it live in `layout.py`,
+`drawing.py`, `questions.py` and `misnaming.py`; this file only makes rows. It
+knows no token and no template.
+"""
+
+import itertools
+import zlib
+
+import numpy as np
+
+from pivot_jax.data import layout, misnaming, questions
+
+# The evaluation takes the categories in turn, and the kinds within them.
+EVAL_KINDS = {
+  "general": ("exist", "colour", "texture"),
+  "knowledge": ("fact",),
+  "ocr": ("digit", "letter", "bar"),
+  "vision": ("count", "relation", "size", "where"),
+}
+CATEGORIES = tuple(EVAL_KINDS)
+
+# Questions about things that only some scenes hold get a scene that has them.
+PREFERENCE_KINDS = (*questions.KINDS, "describe", "describe")
+
+_DESCRIBE_SHARE = 1 / 6  # of conversations ask for a caption in one turn
+_FACTS_SHARE = 1 / 4  # of text conversations are about facts alone
+_MAX_TURNS = 8  # one lonely object allows ten different questions
+
+
+class Scenes:
+  """A source of rows, one per scene, for one task.
+
+  Tasks and what their rows hold beside `id` and `image` (uint8 [48, 48, 3]):
+    caption: conversations, one turn: "<image>\\n", then the caption.
+    chat: conversations of `turns` questions about one image.
+    preference: question, chosen, rejected, category, kind, object_mask.
+    eval: question, answer, category, kind, object_mask; category i % 4, and
+      the knowledge asked for is of letters that no other picture task asks.
+    classify: label, the shape of the one large object (8 classes).
+    segment: labels int32 [48, 48], classes `layout.LABELS`.
+    text: conversations without a picture (`image` is None): facts, and
+      questions about a caption.
+  """
+
+  def __init__(
+    self,
+    *,
+    task: str,
+    seed: int = 0,
+    split: str = "train",
+    size: int = 10_000,
+    turns: int = 4,
+  ):
+    """Makes a source.
+
+    Args:
+      task: one of `TASKS`.
+      seed: 0 .. 2**32 - 1; another seed gives other scenes in every split.
+      split: any name; each has its own scenes.
+      size: the number of rows.
+      turns: questions of a "chat" or "text" conversation, 1 to 8.
+    """
+    if task not in TASKS:
+      raise ValueError(f"task is {task!r}, not one of {', '.join(TASKS)}")
+    if not 0 <= seed < 2**32:
+      raise ValueError(f"seed is {seed}, not in 0 .. 2**32 - 1")
+    if size < 1:
+      raise ValueError(f"size is {size}, not at least 1")
+    if not 1 <= turns <= _MAX_TURNS:
+      raise ValueError(f"turns is {turns}, not in 1 .. {_MAX_TURNS}")
+    self.name = f"scenes/{task}/{split}/{seed}"
+    self.task, self.seed, self.split = task, seed, split
+    self.size, self.turns = size, turns
+
+  def __len__(self) -> int:
+    return self.size
+
+  def __getitem__(self, index: int) -> dict:
+    if not 0 <= index < self.size:
+      raise IndexError(f"row {index} of {self.size}")
+    row = {"id": f"{self.name}/{index}"}
+    row.update(TASKS[self.task](self, int(index)))
+    return row
+
+
+def scene(seed: int, split: str, index: int) -> layout.Scene:
+  """Returns the scene of a "caption", "chat", "classify" or "segment" row."""
+  return _painted(seed, split, index, _description(seed, split, index))
+
+
+def pair(
+  seed: int, split: str, index: int
+) -> tuple[layout.Description, questions.Question]:
+  """Returns what a preference row says, without its picture."""
+  rng = _stream(seed, split, index, "preference")
+  kind = PREFERENCE_KINDS[rng.integers(len(PREFERENCE_KINDS))]
+  if kind == "describe":
+    description = _description(seed, split, index)
+    return description, misnaming.describe(description, rng)
+  letters = questions.TAUGHT
+  description = _description(seed, split, index, kind=kind, letters=letters)
+  return description, questions.ask(description, kind, rng, letters=letters)
+
+
+def exam(
+  seed: int, split: str, index: int
+) -> tuple[layout.Description, questions.Question]:
+  """Returns what an evaluation row asks, without its picture."""
+  kinds = EVAL_KINDS[CATEGORIES[index % len(CATEGORIES)]]
+  kind = kinds[index // len(CATEGORIES) % len(kinds)]
+  rng = _stream(seed, split, index, "eval")
+  letters = questions.HELD_OUT
+  description = _description(seed, split, index, kind=kind, letters=letters)
+  return description, questions.ask(description, kind, rng, letters=letters)
+
+
+def _description(seed, split, index, *, kind=None, letters=()):
+  """A scene; with a `kind`, one that holds what such a question needs."""
+  rng = _stream(seed, split, index, "sample")
+  if kind is None:
+    return layout.sample(rng)
+  return layout.sample(
+    rng,
+    needs=questions.KINDS[kind].needs,
+    letters=letters if kind == "fact" else layout.LETTERS,
+  )
+
+
+def _painted(seed, split, index, description):
+  return layout.paint(description, _stream(seed, split, index, "paint"))
+
+
+def _stream(seed, split, index, purpose):
+  """One Philox stream per row and purpose: the key is the row."""
+  key = np.array([(seed << 32) | _crc(split), index], np.uint64)
+  counter = np.array([0, 0, 0, _crc(purpose)], np.uint64)
+  return np.random.Generator(np.random.Philox(key=key, counter=counter))
+
+
+def _crc(name):
+  return zlib.crc32(name.encode())
+
+
+def _caption_row(source, index):
+  one = scene(source.seed, source.split, index)
+  turns = [("", questions.caption(one.description))]
+  return {"image": one.image, "conversations": _conversation("<image>", turns)}
+
+
+def _chat_row(source, index):
+  one = scene(source.seed, source.split, index)
+  rng = _stream(source.seed, source.split, index, "chat")
+  turns = _turns(one.description, rng, source.turns, questions.TAUGHT)
+  return {"image": one.image, "conversations": _conversation("<image>", turns)}
+
+
+def _text_row(source, index):
+  rng = _stream(source.seed, source.split, index, "text")
+  if rng.random() < _FACTS_SHARE:
+    turns = questions.fact_turns(rng, source.turns)
+    return {"image": None, "conversations": _conversation("", turns)}
+  description = _description(source.seed, source.split, index)
+  turns = _turns(description, rng, source.turns, layout.LETTERS)
+  text = questions.caption(description)
+  return {"image": None, "conversations": _conversation(text, turns)}
+
+
+def _preference_row(source, index):
+  description, asked = pair(source.seed, source.split, index)
+  one = _painted(source.seed, source.split, index, description)
+  return {
+    "image": one.image,
+    "question": asked.question,
+    "chosen": asked.answer,
+    "rejected": asked.rejected,
+    "category": asked.category,
+    "kind": asked.kind,
+    "object_mask": one.mask(asked.owners),
+  }
+
+
+def _eval_row(source, index):
+  description, asked = exam(source.seed, source.split, index)
+  one = _painted(source.seed, source.split, index, description)
+  return {
+    "image": one.image,
+    "question": asked.question,
+    "answer": asked.answer,
+    "category": asked.category,
+    "kind": asked.kind,
+    "object_mask": one.mask(asked.owners),
+  }
+
+
+def _classify_row(source, index):
+  one = scene(source.seed, source.split, index)
+  return {"image": one.image, "label": one.description.label}
+
+
+def _segment_row(source, index):
+  one = scene(source.seed, source.split, index)
+  return {"image": one.image, "labels": one.labels}
+
+
+def _turns(description, rng, count, letters):
+  """Draws `count` different questions: kinds in random order, then again."""
+  fits = questions.askable(description, letters)
+  kinds = [fits[place] for place in rng.permutation(len(fits)).tolist()]
+  turns = {}
+  for kind in itertools.cycle(kinds):
+    asked = questions.ask(description, kind, rng, letters=letters)
+    turns[asked.question] = asked.answer
+    if len(turns) == count:
+      break
+  pairs = list(turns.items())
+  if rng.random() < _DESCRIBE_SHARE:
+    place = rng.integers(count)
+    pairs[place] = (questions.DESCRIBE, questions.caption(description))
+  return pairs
+
+
+def _conversation(opening, turns):
+  """Alternates question and answer; the first question follows `opening`."""
+  conversation = []
+  for place, (question, answer) in enumerate(turns):
+    value = f"{opening}\n{question}" if place == 0 and opening else question
+    conversation.append({"from": "human", "value": value})
+    conversation.append({"from": "gpt", "value": answer})
+  return conversation
+
+
+TASKS = {
+  "caption": _caption_row,
+  "chat": _chat_row,
+  "preference": _preference_row,
+  "eval": _eval_row,
+  "classify": _classify_row,
+  "segment": _segment_row,
+  "text": _text_row,
+}
