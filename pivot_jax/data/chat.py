@@ -1,0 +1,272 @@
+"""Turns conversations into token ids and targets; the one file with a template.
+
+Two templates (`qwen_1_5` and `plain`) and two masks (`paper` and `answer`).
+Text is never trusted with special tokens: the only ChatML tokens in the result
+are those that the template placed, and `<image>` becomes `IMAGE_TOKEN` only
+where the image belongs. It does not pack, truncate or look at images, and its
+errors name no row: the pipeline knows the file and the row, and adds them.
+"""
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Int32
+
+from pivot_jax.data import tokens
+from pivot_jax.data.tokens import IMAGE, IMAGE_TOKEN, Tokenizer
+from pivot_jax.errors import InputError
+
+load_tokenizer = tokens.load_tokenizer
+SYSTEM = "You are a helpful assistant."
+TEMPLATES = ("qwen_1_5", "plain")
+MASKS = ("paper", "answer")
+
+_ROLES = {
+  "human": "user",
+  "user": "user",
+  "gpt": "assistant",
+  "assistant": "assistant",
+}
+# A marker that the paper's mixture left in its texts; its code deletes it.
+_MARKER = "QA_GT_caption_based_noisy"
+
+
+class Encoded(NamedTuple):
+  """One example: a prompt and the answers that continue it.
+
+  A token is a target iff its own flag is True; what predicts it is the token
+  before it, in the prompt for the first token of an answer. The prompt holds
+  `IMAGE_TOKEN` once if the example has an image; answers never hold it.
+  """
+
+  prompt: Int32[np.ndarray, "p"]
+  prompt_targets: Bool[np.ndarray, "p"]
+  answers: tuple[Int32[np.ndarray, "a"], ...]
+  answer_targets: tuple[Bool[np.ndarray, "a"], ...]
+
+
+def encode_conversation(
+  tokenizer: Tokenizer,
+  conversations: Sequence[Mapping[str, str]],
+  *,
+  template: str,
+  mask: str,
+  has_image: bool = True,
+) -> Encoded:
+  """Encodes LLaVA turns as a prompt and one answer branch (paper.md 1.8).
+
+  The branch starts at the first assistant turn's `<|im_start|>` and runs to the
+  end, later questions included. Template `plain` is the caption and a newline
+  after the image, all of it a target under either mask. For `qwen_1_5`:
+
+  - mask `paper`: every token of an assistant turn, from its `<|im_start|>` to
+    the newline after `<|im_end|>`, and in the system and user turns every
+    `<|im_start|>` and every lone newline token, as the paper's code does;
+  - mask `answer`: only the content of assistant turns and its `<|im_end|>`. A
+    token that fuses the header's newline with leading white space of the
+    content counts as content.
+
+  Args:
+    has_image: the row has one image. Its `<image>` goes to the front of its
+      turn; without one it is put before the first question.
+
+  Raises:
+    InputError: a turn that cannot be used; the message names no row.
+  """
+  _check_choice(template, mask)
+  turns = _read_turns(conversations)
+  first = next((i for i, t in enumerate(turns) if t[0] == "assistant"), None)
+  if first is None:
+    raise InputError("conversations: no answer; add a turn from gpt")
+  if first == 0:
+    raise InputError("conversations: no question; add a turn from human")
+  turns = _place_image(turns, has_image=has_image, first_answer=first)
+  for role, content in turns:
+    if role == "assistant":
+      _check_answer("conversations", content)
+  if template == "plain":
+    return _encode_plain(tokenizer, turns, has_image=has_image)
+  prompt, prompt_targets = _encode_turns(
+    tokenizer, [("system", SYSTEM), *turns[:first]], mask
+  )
+  answer, targets = _encode_turns(tokenizer, turns[first:], mask)
+  return Encoded(prompt, prompt_targets, (answer,), (targets,))
+
+
+def encode_pair(
+  tokenizer: Tokenizer,
+  question: str,
+  chosen: str,
+  rejected: str,
+  *,
+  template: str,
+  mask: str,
+  has_image: bool = True,
+) -> Encoded:
+  """Encodes a preference pair: branch 0 is chosen, branch 1 rejected.
+
+  As in the paper's code the image always opens the question, which is stripped
+  of white space. The masks are those of `encode_conversation`.
+
+  Raises:
+    InputError: an unusable answer, equal answers, or template `plain`.
+  """
+  _check_choice(template, mask)
+  if template == "plain":
+    raise InputError("template plain has no preference pairs; use qwen_1_5")
+  _check_answer("chosen", chosen)
+  _check_answer("rejected", rejected)
+  user = _place_in_question(question, has_image=has_image, strip=True)
+  prompt, prompt_targets = _encode_turns(
+    tokenizer, [("system", SYSTEM), ("user", user)], mask
+  )
+  branches = [
+    _encode_turns(tokenizer, [("assistant", text)], mask)
+    for text in (chosen, rejected)
+  ]
+  answers, targets = zip(*branches)
+  if np.array_equal(*answers):
+    raise InputError("chosen and rejected are equal; remove the pair")
+  return Encoded(prompt, prompt_targets, answers, targets)
+
+
+def encode_prompt(
+  tokenizer: Tokenizer, question: str, *, has_image: bool = True
+) -> Encoded:
+  """Encodes a question for generation; it ends after the assistant's header."""
+  user = _place_in_question(question, has_image=has_image, strip=False)
+  turns = [("system", SYSTEM), ("user", user)]
+  ids, _ = _encode_turns(tokenizer, turns, "answer")
+  header = [tokenizer.im_start, *tokenizer.encode("assistant\n")]
+  ids = np.concatenate([ids, np.asarray(header, np.int32)])
+  return Encoded(ids, np.zeros(len(ids), bool), (), ())
+
+
+def _check_choice(template: str, mask: str) -> None:
+  if template not in TEMPLATES:
+    raise InputError(f"template {template!r} is none of {', '.join(TEMPLATES)}")
+  if mask not in MASKS:
+    raise InputError(f"mask {mask!r} is none of {', '.join(MASKS)}")
+
+
+def _check_answer(field: str, text: str) -> None:
+  if not isinstance(text, str):
+    raise InputError(f"{field}: an answer must be text, not {text!r}")
+  if not text.strip():
+    raise InputError(f"{field}: an answer is empty; remove the row")
+  for name in (IMAGE, *tokens.SPECIALS):
+    if name in text:
+      raise InputError(f"{field}: an answer contains {name}; remove it")
+
+
+def _read_turns(conversations) -> list[tuple[str, str]]:
+  """Returns (role, content) pairs; a leading answer is dropped as in 1.8."""
+  if not isinstance(conversations, Sequence) or isinstance(conversations, str):
+    raise InputError("conversations: must be a list of turns")
+  turns = [_read_turn(i, turn) for i, turn in enumerate(conversations)]
+  if turns and turns[0][0] == "assistant":
+    turns = turns[1:]
+  return turns
+
+
+def _read_turn(index: int, turn) -> tuple[str, str]:
+  where = f"conversations[{index}]"
+  if not isinstance(turn, Mapping):
+    raise InputError(f"{where}: must have the keys from and value")
+  role = turn.get("from", turn.get("role"))
+  content = turn.get("value", turn.get("content"))
+  if role not in _ROLES:
+    raise InputError(f"{where}: unknown role {role!r}; use human or gpt")
+  if not isinstance(content, str):
+    raise InputError(f"{where}: value must be text, not {content!r}")
+  return _ROLES[role], content.replace(_MARKER, "")
+
+
+def _place_image(turns, *, has_image: bool, first_answer: int):
+  """Gives the example exactly one `<image>`, at the front of its turn."""
+  asked = [content for role, content in turns if role == "user"]
+  late = [c for role, c in turns[first_answer:] if role == "user"]
+  if has_image and any(IMAGE in content for content in late):
+    raise InputError(f"conversations: {IMAGE} comes after the first answer")
+  _check_count(sum(c.count(IMAGE) for c in asked), has_image=has_image)
+  missing = has_image and not any(IMAGE in content for content in asked)
+  placed = []
+  for index, (role, content) in enumerate(turns):
+    if role == "user" and missing and index == 0:
+      content = f"{IMAGE}\n{content}"
+    elif role == "user" and IMAGE in content:
+      content = _to_front(content)
+    placed.append((role, content))
+  return placed
+
+
+def _place_in_question(question: str, *, has_image: bool, strip: bool) -> str:
+  if not isinstance(question, str):
+    raise InputError(f"question: must be text, not {question!r}")
+  _check_count(question.count(IMAGE), has_image=has_image)
+  if strip:
+    question = question.replace(IMAGE, "").strip()
+  if has_image and IMAGE not in question:
+    return f"{IMAGE}\n{question}"
+  return _to_front(question) if has_image else question
+
+
+def _check_count(count: int, *, has_image: bool) -> None:
+  if count > has_image:
+    have = "one image" if has_image else "no image"
+    raise InputError(f"the text has {count} {IMAGE} but the row has {have}")
+
+
+def _to_front(content: str) -> str:
+  if content.startswith(IMAGE):
+    return content
+  return f"{IMAGE}\n{content.replace(IMAGE, '').strip()}".strip()
+
+
+def _encode_plain(tokenizer: Tokenizer, turns, *, has_image: bool) -> Encoded:
+  roles = [role for role, _ in turns]
+  if roles != ["user", "assistant"]:
+    raise InputError("conversations: template plain needs one human, one gpt")
+  if not has_image:
+    raise InputError("image: template plain needs one; give it in the row")
+  ids = np.asarray(tokenizer.encode(turns[1][1] + "\n"), np.int32)
+  prompt = np.asarray([IMAGE_TOKEN], np.int32)
+  targets = np.ones(len(ids), bool)
+  return Encoded(prompt, np.zeros(1, bool), (ids,), (targets,))
+
+
+def _encode_turns(tokenizer: Tokenizer, turns, mask: str):
+  encoded = [_encode_turn(tokenizer, role, text, mask) for role, text in turns]
+  ids, targets = zip(*encoded)
+  return np.concatenate(ids), np.concatenate(targets)
+
+
+# Turns repeat a lot (short answers, fixed questions), so both caches pay.
+@functools.lru_cache(maxsize=2**14)
+def _encode_turn(tokenizer: Tokenizer, role: str, content: str, mask: str):
+  """Encodes `<|im_start|>{role}\\n{content}<|im_end|>\\n` as one text.
+
+  A special token splits the text before anything else is done to it, so the
+  pieces between those of the template are encoded on their own.
+  """
+  header = f"{role}\n"
+  pieces = [header + content]
+  if role == "user":
+    pieces = pieces[0].split(IMAGE)
+  ids, ends = tokens.encode(tokenizer, pieces[0])
+  body = [ids]
+  for piece in pieces[1:]:
+    body += [[IMAGE_TOKEN], tokens.encode(tokenizer, piece)[0]]
+  tail = [tokenizer.im_end, *tokenizer.encode("\n")]
+  ids = np.concatenate([[tokenizer.im_start], *body, tail]).astype(np.int32)
+  targets = np.zeros(len(ids), bool)
+  if mask == "paper" and role == "assistant":
+    targets[:] = True
+  elif mask == "paper":
+    targets[:] = np.isin(ids, [tokenizer.newline, tokenizer.im_start])
+  elif role == "assistant":
+    start = 1 + int((ends <= len(header)).sum())
+    targets[start : len(ids) - len(tail) + 1] = True
+  return ids, targets

@@ -1,0 +1,304 @@
+"""Files and folders as random-access sequences of rows; the strict reader.
+
+A source has `len`, `[i]` and `name(i)`, the place of a row for messages. Its
+rows are plain dicts whose image is uint8 [H, W, 3], or None for a text-only
+row, at the file's own size unless the source was given an `image_size`. What
+is wrong raises an `InputError` that names file, row and field; nothing is
+skipped. It knows no template: what an answer may contain is `chat.py`'s.
+"""
+
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from pivot_jax.data import images, records
+from pivot_jax.errors import InputError
+
+Row = dict[str, Any]
+
+
+class Source(Protocol):
+  """What every data set offers; those of records also have `text`."""
+
+  def __len__(self) -> int: ...
+
+  def __getitem__(self, index: int) -> Row: ...
+
+  def name(self, index: int) -> str: ...
+
+
+def check(source: Source, *, max_bad: float = 0.0) -> list[tuple[int, str]]:
+  """Reads every row, images included; returns the bad ones and why.
+
+  Args:
+    max_bad: the share of rows that may be bad, as 0.001 for one in a thousand.
+
+  Raises:
+    InputError: no rows, or more bad ones than allowed, the first five named.
+  """
+  if not len(source):
+    raise InputError("a data source has no rows")
+  bad = []
+  for index in range(len(source)):
+    try:
+      source[index]
+    except InputError as error:
+      bad.append((index, str(error)))
+  if len(bad) > max_bad * len(source):
+    first = "; ".join(message for _, message in bad[:5])
+    more = f"; and {len(bad) - 5} more" if len(bad) > 5 else ""
+    raise InputError(
+      f"{len(bad)} of {len(source)} rows are bad, allowed is a share of"
+      f" {max_bad:g}: {first}{more}"
+    )
+  return bad
+
+
+class _Records:
+  """Records of a JSON list (`.json`) or of JSON lines (`.jsonl`).
+
+  A list is held in memory; of lines only the offsets are. Ids that occur again
+  become `id#2`, `id#3`; a row without one is called after its file and index.
+  `image_root` is the file's own folder unless given.
+  """
+
+  unique_ids = False  # Whether a second use of an id is an error.
+
+  def __init__(
+    self,
+    path: str | os.PathLike,
+    image_root: str | os.PathLike | None = None,
+    *,
+    image_size: int | None = None,
+    resample: str = "bicubic",
+    max_pixels: int = images.MAX_PIXELS,
+  ):
+    self.path = pathlib.Path(path)
+    self._pictures = images.Pictures(
+      self.path.parent if image_root is None else image_root,
+      image_size=image_size,
+      resample=resample,
+      max_pixels=max_pixels,
+    )
+    if not self.path.is_file():
+      raise InputError(f"{self.path}: no such file")
+    has_lines = self.path.suffix == ".jsonl"
+    self._file = (records.Lines if has_lines else records.List)(self.path)
+    self._renamed = records.number_ids(
+      self._file, stem=self.path.stem, unique=self.unique_ids
+    )
+
+  def __len__(self) -> int:
+    return len(self._file)
+
+  def __getitem__(self, index: int) -> Row:
+    row = self.text(index)
+    if row["image"] is not None:
+      with records.located(self.name(index)):
+        row["image"] = self._pictures.read(row["image"])
+    return row
+
+  def text(self, index: int) -> Row:
+    """Returns the row with its image's path in place of the pixels."""
+    if not 0 <= index < len(self):
+      raise IndexError(index)
+    with records.located(self.name(index)):
+      record = self._file.record(index)
+      image = records.image_path(record)
+      row: Row = {"id": self._id(record, index), "image": image}
+      return row | self._fields(record)
+
+  def name(self, index: int) -> str:
+    """Returns `file:line` of a line, `file#index` of a list's record."""
+    return self._file.name(index)
+
+  def _fields(self, record: Mapping[str, Any]) -> Row:
+    raise NotImplementedError
+
+  def _id(self, record: Mapping[str, Any], index: int) -> str:
+    given = records.given_id(record, f"{self.path.stem}-{index}")
+    return self._renamed.get(index, given)
+
+
+class LlavaJson(_Records):
+  """Conversation rows: LLaVA records with `conversations` (paper.md 4.1)."""
+
+  def _fields(self, record):
+    return {"conversations": records.turns(record)}
+
+
+class JsonLines(_Records):
+  """Preference rows: MMPR's question, chosen, rejected (paper.md 4.5).
+
+  The question may be called `prompt`, as in the paper's own files.
+  """
+
+  def _fields(self, record):
+    asked = "question" if "question" in record else "prompt"
+    return {
+      "question": records.text(record, asked),
+      "chosen": records.text(record, "chosen"),
+      "rejected": records.text(record, "rejected"),
+    }
+
+
+class EvalJson(_Records):
+  """Evaluation rows: `question` and `answer`, or a LLaVA record of two turns.
+
+  `category` and `kind` are the file's stem where a record has none.
+  """
+
+  unique_ids = True
+
+  def _fields(self, record):
+    if "conversations" in record:
+      question, answer = records.question_and_answer(records.turns(record))
+    else:
+      question = records.text(record, "question")
+      answer = records.text(record, "answer")
+    row = {"question": question, "answer": answer}
+    for field in ("category", "kind"):
+      given = field in record
+      row[field] = records.text(record, field) if given else self.path.stem
+    return row
+
+
+class ImageFolder:
+  """Classify rows from FOLDER/{train,val}/CLASS/*.
+
+  Labels count `classes`, train's folders by name; val must have the same.
+  """
+
+  def __init__(
+    self,
+    folder: str | os.PathLike,
+    split: str,
+    *,
+    image_size: int | None = None,
+    resample: str = "bicubic",
+    max_pixels: int = images.MAX_PIXELS,
+  ):
+    self.root = pathlib.Path(folder) / split
+    self.classes = _subfolders(pathlib.Path(folder) / "train")
+    found = _subfolders(self.root)
+    if found != self.classes:
+      differ = sorted(set(found) ^ set(self.classes))
+      raise InputError(f"{self.root}: classes differ from train's: {differ}")
+    self._pictures = images.Pictures(
+      self.root, image_size=image_size, resample=resample, max_pixels=max_pixels
+    )
+    self._files = [
+      (f"{name}/{file}", label)
+      for label, name in enumerate(self.classes)
+      for file in _image_files(self.root / name)
+    ]
+
+  def __len__(self) -> int:
+    return len(self._files)
+
+  def __getitem__(self, index: int) -> Row:
+    if not 0 <= index < len(self):
+      raise IndexError(index)
+    relative, label = self._files[index]
+    with records.located(self.name(index)):
+      image = self._pictures.read(relative)
+    return {"id": relative, "image": image, "label": label}
+
+  def name(self, index: int) -> str:
+    return f"{self.root}#{index}"
+
+
+class SegmentFolder:
+  """Segment rows from FOLDER/{train,val}/{images,labels}, matched by stem.
+
+  Labels are the indices of grey or palette PNG files, as they are.
+  """
+
+  def __init__(
+    self,
+    folder: str | os.PathLike,
+    split: str,
+    *,
+    image_size: int | None = None,
+    resample: str = "bicubic",
+    max_pixels: int = images.MAX_PIXELS,
+  ):
+    self.root = pathlib.Path(folder) / split
+    self._pictures = images.Pictures(
+      self.root, image_size=image_size, resample=resample, max_pixels=max_pixels
+    )
+    pictures = _by_stem(self.root / "images")
+    labels = _by_stem(self.root / "labels")
+    lone = sorted(set(pictures) ^ set(labels))
+    if lone:
+      raise InputError(
+        f"{self.root}: {len(lone)} names are not in both images and labels:"
+        f" {', '.join(lone[:5])}"
+      )
+    self._files = [
+      (stem, f"images/{pictures[stem]}", f"labels/{labels[stem]}")
+      for stem in sorted(pictures)
+    ]
+
+  def __len__(self) -> int:
+    return len(self._files)
+
+  def __getitem__(self, index: int) -> Row:
+    if not 0 <= index < len(self):
+      raise IndexError(index)
+    stem, picture, label = self._files[index]
+    with records.located(self.name(index)):
+      image, labels = self._read(picture, label)
+    return {
+      "id": stem,
+      "image": self._pictures.fit(image),
+      "labels": self._pictures.fit_labels(labels),
+    }
+
+  def name(self, index: int) -> str:
+    return f"{self.root}#{index}"
+
+  def _read(self, picture: str, label: str):
+    image = self._pictures.read_native(picture)
+    path = images.resolve(self.root, label)
+    labels = images.read_labels(path, max_pixels=self._pictures.max_pixels)
+    if labels.shape != image.shape[:2]:
+      raise InputError(
+        f"{path}: the label map is {labels.shape[1]}x{labels.shape[0]} pixels,"
+        f" its image {image.shape[1]}x{image.shape[0]}"
+      )
+    return image, labels
+
+
+def _subfolders(folder: pathlib.Path) -> tuple[str, ...]:
+  names = tuple(sorted(p.name for p in _visible(folder) if p.is_dir()))
+  if not names:
+    raise InputError(f"{folder}: no folder of images a class in it")
+  return names
+
+
+def _image_files(folder: pathlib.Path) -> list[str]:
+  """Returns the sorted names of the images in a folder, which must be all."""
+  names = sorted(p.name for p in _visible(folder))
+  other = [n for n in names if not n.lower().endswith(images.SUFFIXES)]
+  if other:
+    raise InputError(f"{folder}: {other[0]} is not an image; remove it")
+  if not names:
+    raise InputError(f"{folder}: no images in it")
+  return names
+
+
+def _by_stem(folder: pathlib.Path) -> dict[str, str]:
+  found: dict[str, str] = {}
+  for name in _image_files(folder):
+    other = found.setdefault(pathlib.Path(name).stem, name)
+    if other != name:
+      raise InputError(f"{folder}: {other} and {name} have one name; keep one")
+  return found
+
+
+def _visible(folder: pathlib.Path) -> list[pathlib.Path]:
+  if not folder.is_dir():
+    raise InputError(f"{folder}: no such folder")
+  return [path for path in folder.iterdir() if path.name[0] != "."]

@@ -1,0 +1,115 @@
+"""Keeps the order in which the modules may import one another."""
+
+import ast
+import pathlib
+import re
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+_BASE = r"trees|losses|optim|sharding|metrics|models\..+|data\..+"
+_TOOLS = _BASE + r"|objectives|generate|logistic|segmentation|convert\..+"
+# What a module of pivot_jax may import of it, beside `errors`; the first match
+# counts, and a module without a match needs a line here.
+MAY_IMPORT = (
+  (r"errors|trees", r""),
+  (r"losses|optim|sharding|metrics", r"trees"),
+  (r"models\.layers", r""),
+  (r"models\.(vit|qwen2|heads)", r"models\.layers"),
+  (r"models\.mllm", r"models\.(layers|vit|qwen2|heads)"),
+  (r"data\.(tokens|images|records|packing|drawing)", r""),
+  (r"data\.layout", r"data\.drawing"),
+  (r"data\.questions", r"data\.(drawing|layout)"),
+  (r"data\.misnaming", r"data\.(drawing|layout|questions)"),
+  (r"data\.scenes", r"data\.(drawing|layout|questions|misnaming)"),
+  (r"data\.chat", r"data\.tokens"),
+  (r"data\.sources", r"data\.(images|records)"),
+  (r"data\..+|objectives|generate|logistic|segmentation", _BASE),
+  (r"convert\..+", _BASE + r"|convert\..+"),
+  (r"checkpoint", _TOOLS),
+  (r"train|export|", _TOOLS + r"|checkpoint"),
+  (r"stages\..+", _TOOLS + r"|checkpoint|train"),
+  (r"recipe", _TOOLS + r"|checkpoint|train|stages\..+"),
+  (r"main|dry_run", _TOOLS + r"|checkpoint|train|stages\..+|recipe|dry_run"),
+)
+# Where a package may be imported, by path; elsewhere it may not.
+ONLY_IN = {
+  "transformers": r"pivot_jax/(convert/hf|data/tokens)\.py|(tests|bench)/.+",
+  "torch": r"(tests/parity|bench)/.+",
+  "sklearn": r"(tests|bench)/.+",
+  "tensorflow": r"",
+}
+
+
+def imported(path: pathlib.Path) -> set[str]:
+  """Returns the dotted names a file imports, at its top or in a function."""
+  names = set()
+  for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+    if isinstance(node, ast.Import):
+      names |= {alias.name for alias in node.names}
+    elif isinstance(node, ast.ImportFrom):
+      assert node.level == 0, f"{path}: a relative import"
+      names |= {f"{node.module}.{alias.name}" for alias in node.names}
+  return names
+
+
+def files(*folders: str) -> list[pathlib.Path]:
+  return [
+    path for name in folders for path in sorted(ROOT.glob(f"{name}/**/*.py"))
+  ]
+
+
+def module_of(name: str) -> str:
+  """Returns the module of pivot_jax that an imported name is or lies in."""
+  name = name.removeprefix("pivot_jax").removeprefix(".")
+  parent = name.rpartition(".")[0]
+  in_file = ROOT / "pivot_jax" / f"{parent.replace('.', '/')}.py"
+  return parent if parent and in_file.is_file() else name
+
+
+def test_modules_import_only_what_comes_before_them():
+  wrong = []
+  for path in files("pivot_jax"):
+    relative = path.relative_to(ROOT / "pivot_jax").with_suffix("")
+    module = ".".join(relative.parts).removesuffix("__init__").strip(".")
+    found = {n for n in imported(path) if n.split(".")[0] == "pivot_jax"}
+    rules = [may for name, may in MAY_IMPORT if re.fullmatch(name, module)]
+    if found and not rules:
+      wrong.append(f"{module} has no place in MAY_IMPORT")
+    wrong += [
+      f"{module} imports {name}"
+      for name in sorted(found)
+      if rules and not re.fullmatch(f"errors|{rules[0]}", module_of(name))
+    ]
+  assert not wrong, wrong
+
+
+def test_foreign_packages_stay_where_they_are_allowed():
+  wrong = [
+    f"{path.relative_to(ROOT)} imports {name}"
+    for path in files("pivot_jax", "configs", "tests", "bench", "launch")
+    for name in sorted(imported(path))
+    for package, where in ONLY_IN.items()
+    if name.split(".")[0] == package
+    and not re.fullmatch(where, path.relative_to(ROOT).as_posix())
+  ]
+  assert not wrong, wrong
+
+
+def test_configs_load_with_ml_collections_alone():
+  wrong = [
+    f"{path.name} imports {name}"
+    for path in files("configs")
+    for name in imported(path)
+    if name.split(".")[0] not in ("ml_collections", "configs")
+  ]
+  assert not wrong, wrong
+
+
+def test_the_library_does_not_import_its_tests_or_configs():
+  wrong = [
+    f"{path.name} imports {name}"
+    for path in files("pivot_jax")
+    for name in imported(path)
+    if name.split(".")[0] in ("tests", "configs", "bench")
+  ]
+  assert not wrong, wrong
