@@ -1,0 +1,150 @@
+"""Mesh, PARAM_RULES and ACTIVATION_RULES: the only file that names a mesh axis.
+
+Parameters are placed by rules over their paths, activations by the logical axis
+names that the models use. Nothing here knows a model's code.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from pivot_jax import trees
+from pivot_jax.errors import InputError
+
+AXES = ("data", "fsdp", "tensor")
+ROWS = ("data", "fsdp")
+
+# Pattern -> axes of the *last* dimensions, so that a stacked layer axis needs
+# no second rule. Column-parallel into a block, row-parallel out of it.
+PARAM_RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
+  (r".*/(q_proj|k_proj|v_proj|fc1|gate_proj|up_proj)/kernel", ("fsdp", "tensor")),
+  (r".*/(o_proj|out_proj|fc2|down_proj)/kernel", ("tensor", "fsdp")),
+  (r".*/(q_proj|k_proj|v_proj|fc1)/bias", ("tensor",)),
+  (r"llm/embed_tokens/embedding", ("tensor", "fsdp")),
+  (r"llm/lm_head/kernel", ("fsdp", "tensor")),
+  (r"projector/.*/kernel", ("fsdp", "tensor")),
+  (r"vision/embeddings/.*/(kernel|embedding)", (None, "fsdp")),
+  (r".*", ()),
+)
+
+ACTIVATION_RULES: tuple[tuple[str, Any], ...] = (
+  ("rows", ROWS),
+  ("images", ROWS),
+  ("heads", "tensor"),
+  ("mlp", "tensor"),
+  ("vocab", "tensor"),
+  ("tokens", None),
+  ("patches", None),
+  ("embed", None),
+)
+
+
+def make_mesh(shape: Mapping[str, int]) -> Mesh:
+  """Returns a mesh of axes data, fsdp, tensor; -1 takes what is left.
+
+  Axis types are Auto: linen's modules fail under jax's default of Explicit.
+  """
+  unknown = sorted(set(shape) - set(AXES))
+  if unknown:
+    raise InputError(f"mesh has unknown axes {unknown}; the axes are {AXES}")
+  sizes = [int(shape.get(axis, 1)) for axis in AXES]
+  devices = jax.device_count()
+  if sizes.count(-1) == 1:
+    known = -int(np.prod(sizes))
+    sizes[sizes.index(-1)] = max(1, devices // known)
+  if int(np.prod(sizes)) != devices:
+    raise InputError(
+      f"mesh {dict(zip(AXES, sizes))} needs {int(np.prod(sizes))} devices, "
+      f"there are {devices}: set one axis to -1, or change --config.mesh"
+    )
+  return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def infer(shapes: Any, mesh: Mesh, rules=PARAM_RULES) -> Any:
+  """Returns a tree of NamedShardings for a tree of arrays or shapes.
+
+  A dimension that its axis does not divide stays whole, and is logged.
+  """
+  placed = {}
+  for path, leaf in trees.flatten(shapes).items():
+    axes = trees.first_match(rules, path)
+    axes = axes[-len(leaf.shape) :] if leaf.shape else ()
+    spec: list[str | None] = [None] * (len(leaf.shape) - len(axes)) + list(axes)
+    for dimension, axis in enumerate(spec):
+      if axis and leaf.shape[dimension] % mesh.shape[axis]:
+        logging.info(
+          "%s: dimension %d of %s is not divided over %s",
+          *(path, dimension, tuple(leaf.shape), axis),
+        )
+        spec[dimension] = None
+    placed[path] = NamedSharding(mesh, PartitionSpec(*spec))
+  return trees.unflatten(placed)
+
+
+def like_params(state_shapes: Any, params: Any, mesh: Mesh) -> Any:
+  """Returns shardings for an optimizer state: its copies of parameters alike.
+
+  A subtree of the state whose structure and shapes are the parameters' gets the
+  parameters' shardings; every other leaf is replicated.
+  """
+  target = jax.tree.structure(params)
+  shardings = infer(params, mesh)
+
+  def is_copy(node):
+    return (
+      jax.tree.structure(node) == target
+      and [x.shape for x in jax.tree.leaves(node)]
+      == [x.shape for x in jax.tree.leaves(params)]
+    )
+
+  def place(node):
+    return shardings if is_copy(node) else replicated(mesh)
+
+  return jax.tree.map(place, state_shapes, is_leaf=is_copy)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+  """Returns the sharding of a value that every device holds whole."""
+  return NamedSharding(mesh, PartitionSpec())
+
+
+def over_rows(mesh: Mesh) -> NamedSharding:
+  """Returns the sharding of a batch: its first axis over (data, fsdp)."""
+  return NamedSharding(mesh, PartitionSpec(ROWS))
+
+
+def row_shards(mesh: Mesh) -> int:
+  """Returns over how many shards the rows of a batch are spread."""
+  return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def place_rows(tree: Any, mesh: Mesh) -> Any:
+  """Returns host arrays (this process's rows) placed over the mesh."""
+  sharding = over_rows(mesh)
+  return jax.tree.map(
+    lambda x: jax.make_array_from_process_local_data(sharding, x), tree
+  )
+
+
+def place(tree: Any, mesh: Mesh, rules: Sequence = PARAM_RULES) -> Any:
+  """Returns a tree of host arrays placed by the parameter rules.
+
+  The arrays are copied: donating the result never deletes the caller's tree.
+  """
+  flat, shardings = trees.flatten(tree), trees.flatten(infer(tree, mesh, rules))
+  return trees.unflatten(
+    {
+      path: jax.make_array_from_callback(
+        leaf.shape, shardings[path], _slicer(np.asarray(leaf))
+      )
+      for path, leaf in flat.items()
+    }
+  )
+
+
+def _slicer(host: np.ndarray):
+  return lambda index: np.array(host[index])
