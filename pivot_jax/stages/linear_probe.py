@@ -1,0 +1,232 @@
+"""Linear probe: frozen features, then multinomial logistic regression.
+
+  c.linear_probe_dpo = stage("linear_probe", inputs=dict(init="@detach_dpo"))
+
+For how linearly separable the classes are in what a vision encoder (and the
+projector behind it) gives out: paper.md 5.1. It trains nothing but the linear
+classifier and is not for patch labels (segment_probe). Features are the mean
+over an image's patch tokens, which the paper leaves open, and are not
+standardised, as in scikit-learn's default. Legend: N images, P patches,
+D feature width, C classes.
+
+The objective and its solver are logistic.py's; lambda is 1/C of scikit-learn.
+"""
+
+import functools
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Bool, Float, Int
+from ml_collections import ConfigDict
+
+from pivot_jax import checkpoint, errors, logistic, metrics, sharding
+from pivot_jax.data import pipeline
+from pivot_jax.models import heads, layers
+
+
+def prototypes(
+  features: Float[np.ndarray, "N D"],
+  labels: Int[np.ndarray, "N"],
+  *,
+  num_classes: int,
+) -> logistic.Classifier:
+  """Returns the nearest-class-mean classifier, paper.md 5.1.
+
+  The class means are the linear weights, and minus half their squared norms
+  the intercepts, so the highest score is the nearest mean. A class without
+  examples can never win.
+  """
+  counts = np.bincount(labels, minlength=num_classes)
+  sums = np.zeros((num_classes, features.shape[1]))
+  np.add.at(sums, labels, features.astype(np.float64))
+  means = sums / np.maximum(counts, 1)[:, None]
+  intercepts = np.where(counts > 0, -0.5 * (means**2).sum(axis=1), -np.inf)
+  return logistic.Classifier(means.T, intercepts)
+
+
+def ranks(
+  scores: Float[np.ndarray, "N C"], labels: Int[np.ndarray, "N"]
+) -> Int[np.ndarray, "N"]:
+  """Returns how many classes are placed before the true one (0 = top-1).
+
+  Equal scores are placed in the order of their class numbers, as argmax does.
+  """
+  own = scores[np.arange(len(labels)), labels][:, None]
+  earlier = np.arange(scores.shape[1]) < labels[:, None]
+  return ((scores > own) | ((scores == own) & earlier)).sum(axis=1)
+
+
+def validation_split(
+  count: int, *, fraction: float, seed: int
+) -> Bool[np.ndarray, "N"]:
+  """Returns which training examples are held out to choose lambda."""
+  held = np.zeros(count, bool)
+  size = max(1, round(fraction * count))
+  held[np.random.default_rng(seed).permutation(count)[:size]] = True
+  return held
+
+
+def probe(
+  features: Float[np.ndarray, "N D"],
+  labels: Int[np.ndarray, "N"],
+  *,
+  num_classes: int,
+  lambdas: Sequence[float],
+  held_out: Bool[np.ndarray, "N"],
+  tolerance: float,
+  max_iterations: int,
+) -> tuple[logistic.Classifier, dict]:
+  """Returns the classifier at the best lambda, and the path that chose it.
+
+  The path runs from the strongest penalty to the weakest, each fit starting
+  from the last, on the examples that are not held out. The lambda of the
+  highest held-out accuracy (the strongest among equals) is refitted on all.
+  """
+  basis = logistic.principal_axes(features)
+  solve = functools.partial(
+    logistic.fit,
+    basis,
+    labels,
+    num_classes=num_classes,
+    tolerance=tolerance,
+    max_iterations=max_iterations,
+  )
+  path, points, point = [], [], None
+  for lam in sorted(lambdas, reverse=True):
+    solution = solve((~held_out).astype(np.float32), lam=lam, start=point)
+    point = solution.point
+    scores = logistic.classifier(basis, solution).scores(features[held_out])
+    top1 = float((ranks(scores, labels[held_out]) == 0).mean())
+    path.append(_path_entry(lam, solution, top1))
+    points.append(point)
+  best = int(np.argmax([entry["validation_top1"] for entry in path]))
+  lam = path[best]["lambda"]
+  final = solve(np.ones(len(labels), np.float32), lam=lam, start=points[best])
+  chosen = {"lambda": lam, "path": path, "refit": _path_entry(lam, final, None)}
+  return logistic.classifier(basis, final), chosen
+
+
+def run(
+  config: ConfigDict, inputs: Mapping[str, str], out: pathlib.Path
+) -> dict[str, Any]:
+  """Probes the encoder, and the projector if there is one, of `inputs["init"]`.
+
+  Returns per feature kind ("encoder", "projector") `KIND/top1`, `KIND/top5`
+  (from five classes on) and `KIND/prototype_top1`. Writes `predictions.npz`,
+  item by item for paired comparisons: `label` and per kind `KIND_prediction`,
+  `KIND_correct` and `KIND_prototype_correct`; and `path.json`, per kind the
+  lambda, its path and the refit.
+  """
+  model = checkpoint.load_model(
+    inputs["init"], compute=layers.Compute(**config.compute.to_dict())
+  )
+  mesh = sharding.make_mesh(config.mesh)
+  with jax.set_mesh(mesh), layers.logical_rules(sharding.ACTIVATION_RULES):
+    (train, labels), (test, truth) = (
+      _features(config, model, config.sources[name].to_dict(), mesh)
+      for name, _ in config.data
+    )
+  num_classes = int(max(labels.max(), truth.max())) + 1
+  low, high, count = config.lambdas
+  measured, chosen, predictions = {}, {}, {"label": truth}
+  for kind in train:
+    fitted, chosen[kind] = probe(
+      train[kind],
+      labels,
+      num_classes=num_classes,
+      lambdas=np.geomspace(low, high, count).tolist(),
+      held_out=validation_split(
+        len(labels), fraction=config.validation, seed=config.seed
+      ),
+      tolerance=config.tolerance,
+      max_iterations=config.max_iterations,
+    )
+    nearest = prototypes(train[kind], labels, num_classes=num_classes)
+    scores = fitted.scores(test[kind])
+    prototype = ranks(nearest.scores(test[kind]), truth)
+    measured |= accuracies(kind, ranks(scores, truth), prototype, num_classes)
+    predictions[f"{kind}_prediction"] = scores.argmax(axis=1)
+    predictions[f"{kind}_correct"] = ranks(scores, truth) == 0
+    predictions[f"{kind}_prototype_correct"] = prototype == 0
+  out.mkdir(parents=True, exist_ok=True)
+  np.savez_compressed(out / "predictions.npz", **predictions)
+  checkpoint.write_json(out / "path.json", chosen)
+  return measured
+
+
+def accuracies(
+  kind: str,
+  rank: Int[np.ndarray, "N"],
+  prototype: Int[np.ndarray, "N"],
+  num_classes: int,
+) -> dict[str, metrics.Measured]:
+  """Returns a kind's metrics from the ranks of the true classes."""
+  found = {f"{kind}/top1": metrics.share(int((rank == 0).sum()), len(rank))}
+  # Among fewer classes the five best always hold the true one.
+  if num_classes >= 5:
+    found[f"{kind}/top5"] = metrics.share(int((rank < 5).sum()), len(rank))
+  hits = int((prototype == 0).sum())
+  found[f"{kind}/prototype_top1"] = metrics.share(hits, len(prototype))
+  return found
+
+
+def _features(config, model, spec, mesh):
+  """Returns ({kind: float32 [N, D]}, labels [N]) of a classification source."""
+  source = pipeline.open_source(spec)
+  if len(source) == 0:
+    raise errors.InputError(f"{config.name}: the data {spec} is empty")
+  parts = {k: v for k, v in model.params.items() if k != "llm"}
+  params = sharding.place(parts, mesh)
+  shards = sharding.row_shards(mesh)
+  batch = -(-config.batch // shards) * shards
+  found, labels = [], []
+  for start in range(0, len(source), batch):
+    rows = [source[i] for i in range(start, min(start + batch, len(source)))]
+    images, given = pipeline.images_and_labels(
+      rows, model.mllm.vision.image_size, config.resample
+    )
+    # The last batch is filled up, so that one executable serves all.
+    images = np.pad(images, ((0, batch - len(rows)), *((0, 0),) * 3))
+    placed = sharding.place_rows(images, mesh)
+    values = jax.device_get(_pooled(model.mllm, params, placed))
+    found.append({kind: x[: len(rows)] for kind, x in values.items()})
+    labels.append(given)
+  kinds = found[0]
+  stacked = {kind: np.concatenate([f[kind] for f in found]) for kind in kinds}
+  return stacked, np.concatenate(labels)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _pooled(model, params, images):
+  """Returns {kind: float32 [N, D]}, the means over an image's patches.
+
+  The model is an argument, so that the arms of a recipe share an executable.
+  """
+
+  def mean(features):
+    return features.astype(jnp.float32).mean(axis=1)
+
+  features = model.apply({"params": params}, images, method="encode")
+  found = {"encoder": mean(features)}
+  if "projector" in params:
+    width = params["projector"]["linear_2"]["bias"].shape[0]
+    # Not through the model: cut from its LLM, it has no projector of its own.
+    projector = heads.Projector(width, model.compute)
+    visual = projector.apply({"params": params["projector"]}, features)
+    found["projector"] = mean(visual)
+  return found
+
+
+def _path_entry(
+  lam: float, solution: logistic.Solution, top1: float | None
+) -> dict:
+  return {
+    "lambda": lam,
+    "validation_top1": top1,
+    "iterations": solution.iterations,
+    "gradient": solution.gradient,
+  }

@@ -1,0 +1,223 @@
+"""Segmentation probe: a two-layer head on frozen patch features.
+
+  c.segment_probe_dpo = stage("segment_probe", inputs=dict(init="@detach_dpo"))
+
+For what a vision encoder knows patch by patch: paper.md 5.2. The encoder is run
+once; the head alone is trained. It makes no pixel-sharp segmentation: a patch
+gets one multi-label prediction, and its best class stands for its pixels in
+the mean IoU. Features and counts of all images are held in host memory.
+What is counted and scored is segmentation.py's.
+Legend: N images, P patches, D feature width, C classes.
+"""
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Float, Int, UInt8
+from ml_collections import ConfigDict
+
+from pivot_jax import checkpoint, errors, metrics, segmentation, sharding
+from pivot_jax.data import pipeline
+from pivot_jax.models import heads, layers
+
+
+class Split(NamedTuple):
+  """The frozen features of a data set, and its labels counted by patch.
+
+  `images` and `labels` are those of the first few rows, for pictures.
+  """
+
+  ids: tuple[str, ...]
+  features: Float[np.ndarray, "N P D"]
+  histogram: Int[np.ndarray, "N P C"]
+  images: UInt8[np.ndarray, "K H W 3"]
+  labels: Int[np.ndarray, "K H W"]
+
+
+class Epoch(NamedTuple):
+  """The evaluation after an epoch: counts per image, scores over all."""
+
+  counts: segmentation.Counts
+  scores: Mapping[str, float]
+
+
+def run(
+  config: ConfigDict, inputs: Mapping[str, str], out: pathlib.Path
+) -> dict[str, Any]:
+  """Trains and scores the head on the encoder of `inputs["init"]`.
+
+  Returns `macro_recall`, `accuracy`, `precision`, `f1` and `miou` of the last
+  epoch, n being images; and `macro_recall_best_epoch` with `best_epoch` (from
+  1), which the paper reports although it is chosen on the evaluation data.
+  Writes `counts.npz` (`id`, and per image the fields of segmentation.Counts of
+  the last epoch, for paired comparisons), `epochs.json` (scores of each epoch;
+  recall and IoU by class of the last) and `maps.npz` (`images`, `labels`,
+  `predicted`: a few rows, cut to the pixels that patches cover).
+  """
+  model = checkpoint.load_model(
+    inputs["init"], compute=layers.Compute(**config.compute.to_dict())
+  )
+  mesh = sharding.make_mesh(config.mesh)
+  with jax.set_mesh(mesh), layers.logical_rules(sharding.ACTIVATION_RULES):
+    train, test = (
+      extract(config, model, config.sources[name].to_dict(), mesh)
+      for name, _ in config.data
+    )
+  recipe = segmentation.Recipe(
+    **{f.name: config[f.name] for f in dataclasses.fields(segmentation.Recipe)}
+  )
+  if len(train.ids) < recipe.batch:
+    raise errors.InputError(
+      f"{config.name}: batch={recipe.batch} is more than the {len(train.ids)} "
+      "training images: lower it or give more images"
+    )
+  head = heads.SegmentationHead(
+    config.hidden, config.num_classes, model.mllm.compute
+  )
+  background = _optional(config.background)
+  epochs: list[Epoch] = []
+  for params in segmentation.train_head(
+    head,
+    train.features,
+    segmentation.patch_targets(train.histogram, background=background),
+    train.histogram.any(axis=-1),
+    recipe=recipe,
+    seed=config.seed,
+  ):
+    counts = segmentation.evaluate(
+      head,
+      params,
+      test.features,
+      test.histogram,
+      background=background,
+      batch=config.batch,
+    )
+    epochs.append(
+      Epoch(counts, segmentation.scores(segmentation.total(counts)))
+    )
+  out.mkdir(parents=True, exist_ok=True)
+  shown = segmentation.predict(
+    head, params, test.features[: len(test.images)], batch=config.batch
+  )
+  _write(
+    out,
+    test,
+    segmentation.pixel_classes(shown, patch=model.mllm.vision.patch_size),
+    epochs,
+  )
+  return summarize(epochs, resamples=config.resamples, seed=config.seed)
+
+
+def summarize(
+  epochs: Sequence[Epoch], *, resamples: int, seed: int
+) -> dict[str, Any]:
+  """Returns the metrics of the last epoch, and those of the best beside."""
+
+  def measured(epoch, name, errors_):
+    images = len(epoch.counts.right)
+    return metrics.measured(epoch.scores[name], images, errors_[name])
+
+  def standard_errors(epoch):
+    return segmentation.standard_errors(
+      epoch.counts, resamples=resamples, seed=seed
+    )
+
+  last = epochs[-1]
+  best = max(range(len(epochs)), key=lambda i: epochs[i].scores["macro_recall"])
+  last_errors = standard_errors(last)
+  found = {name: measured(last, name, last_errors) for name in last.scores}
+  found["macro_recall_best_epoch"] = measured(
+    epochs[best], "macro_recall", standard_errors(epochs[best])
+  )
+  return found | {"best_epoch": best + 1}
+
+
+def extract(config, model, spec: Mapping[str, Any], mesh) -> Split:
+  """Returns the encoder's features and the patch labels of a source."""
+  source = pipeline.open_source(spec)
+  if len(source) == 0:
+    raise errors.InputError(f"{config.name}: the data {spec} is empty")
+  vision = model.mllm.vision
+  params = sharding.place({"vision": model.params["vision"]}, mesh)
+  shards = sharding.row_shards(mesh)
+  batch = -(-config.batch // shards) * shards
+  ids, features, histograms, shown = [], [], [], []
+  for start in range(0, len(source), batch):
+    rows = [source[i] for i in range(start, min(start + batch, len(source)))]
+    images, labels = pipeline.images_and_maps(
+      rows, vision.image_size, config.resample
+    )
+    for index, one in enumerate(labels):
+      _check_classes(one, config, source, start + index)
+    histograms.append(
+      segmentation.patch_histogram(
+        labels,
+        patch=vision.patch_size,
+        num_classes=config.num_classes,
+        ignore=_optional(config.ignore),
+      )
+    )
+    placed = sharding.place_rows(segmentation.filled(images, batch), mesh)
+    found = jax.device_get(_encode(model.mllm, params, placed))
+    features.append(found[: len(rows)])
+    ids += [row["id"] for row in rows]
+    shown += list(zip(images, labels))[: config.examples - len(shown)]
+  pictures, maps = zip(*shown)
+  return Split(
+    ids=tuple(ids),
+    features=np.concatenate(features),
+    histogram=np.concatenate(histograms),
+    images=np.stack(pictures),
+    labels=np.stack(maps),
+  )
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _encode(model, params, images):
+  return model.apply({"params": params}, images, method="encode")
+
+
+def _write(out, test, predicted, epochs) -> None:
+  """Writes the counts, the epochs and the example maps of a run."""
+  counts = epochs[-1].counts
+  np.savez_compressed(
+    out / "counts.npz", id=np.array(test.ids), **counts._asdict()
+  )
+  held = segmentation.by_class(segmentation.total(counts))
+  record = {
+    "epochs": [{k: float(v) for k, v in e.scores.items()} for e in epochs],
+    "classes": {name: _nullable(values) for name, values in held.items()},
+  }
+  checkpoint.write_json(out / "epochs.json", record)
+  rows, columns = predicted.shape[1:]
+  np.savez_compressed(
+    out / "maps.npz",
+    images=test.images[:, :rows, :columns],
+    labels=test.labels[:, :rows, :columns],
+    predicted=predicted,
+  )
+
+
+def _nullable(values):
+  """Returns a list with None for NaN, which JSON does not have."""
+  return [None if np.isnan(value) else float(value) for value in values]
+
+
+def _optional(index: int) -> int | None:
+  """Returns a class index of the config, None where it is -1."""
+  return None if index < 0 else index
+
+
+def _check_classes(labels, config, source, index: int) -> None:
+  known = (labels >= 0) & (labels < config.num_classes)
+  wrong = labels[~known & (labels != config.ignore)]
+  if wrong.size:
+    raise errors.InputError(
+      f"{source.name(index)}: labels holds class {wrong[0]}, beyond num_classes="
+      f"{config.num_classes}: raise it, or name the class in `ignore`"
+    )
