@@ -1,0 +1,75 @@
+"""What recipes share: how a stage is written down, and its defaults.
+
+Every number of a run stands in a config file: here, or in the recipe that
+overrides it.
+"""
+
+import ml_collections
+
+ConfigDict = ml_collections.ConfigDict
+
+_TEXT = dict(template="qwen_1_5", mask="paper", resample="bicubic", max_length=2048)
+
+_DEFAULTS = dict(
+  # paper 2.1 and 2.2: AdamW, cosine to 0, 3 % warmup, clip 1.0, no decay; SFT
+  # losses are token means per pair of examples (2.4).
+  train=dict(
+    objective="sft",
+    parts=("vision", "projector", "llm"),
+    trainable=(".*",),
+    data="",
+    batch=32,
+    steps=100,
+    lr=((".*", 1e-3),),
+    weight_decay=((".*", 0.0),),
+    schedule="cosine",
+    warmup=0.03,
+    clip=1.0,
+    accum=1,
+    beta=0.1,
+    sft_group=2,
+    chunk=4096,
+    save_every=100,
+    pack=dict(tokens=0, losses=0, images=1),
+    **_TEXT,
+  ),
+  score=dict(data="", batch=64, chunk=4096, pack=dict(tokens=0), **_TEXT),
+  detach=dict(),
+  evaluate=dict(data="", batch=100, max_new_tokens=16, **_TEXT),
+  # paper 5.1: no standardisation, lambda chosen on a validation share of train.
+  linear_probe=dict(
+    data=(("classify_train", 1.0), ("classify_test", 1.0)),
+    batch=100,
+    resample="bicubic",
+  ),
+  # paper 5.2.
+  segment_probe=dict(
+    data=(("segment_train", 1.0), ("segment_test", 1.0)),
+    batch=32,
+    resample="bicubic",
+  ),
+  gradcam=dict(data="", batch=25, beta=0.1, chunk=4096, **_TEXT),
+  report=dict(title="PIVOT at toy scale", optional_inputs=True, **_TEXT),
+)
+
+
+def stage(kind: str, *, inputs: dict | None = None, **fields) -> ConfigDict:
+  """Returns one stage: its kind, where its inputs come from, its numbers.
+
+  Args:
+    kind: the file in pivot_jax/stages that runs it.
+    inputs: "@stage", "@stage:subtree" or an address, by the name the stage
+      gives it (init, vision, projector, llm, reference).
+    **fields: what differs from the defaults of the kind.
+  """
+  unknown = set(fields) - set(_DEFAULTS[kind]) - {"only_if_used", "seed", "data_seed"}
+  unknown -= _EXTRA.get(kind, set())
+  if unknown:
+    raise ValueError(f"{kind} has no fields {sorted(unknown)}")
+  section = dict(kind=kind, seed=0, data_seed=0) | _DEFAULTS[kind] | fields
+  config = ConfigDict(section)
+  config.inputs = ConfigDict(inputs or {})
+  return config
+
+
+_EXTRA: dict[str, set[str]] = {}

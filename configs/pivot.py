@@ -1,0 +1,342 @@
+"""The paper's whole experiment at toy scale, on embedded data or your own.
+
+  python -m pivot_jax.main --config=configs/pivot.py --workdir=runs/pivot
+
+  configs/pivot.py               from shipped stage-0 weights, 15 min on 2 cores
+  configs/pivot.py:debug         the same stages, tiny: does it run?
+  configs/pivot.py:from_scratch  makes the stage-0 weights again, too
+  configs/pivot.py:sweep         learning rates of SFT and DPO on a split that
+                                 the report never uses
+  configs/pivot.py:files         your own files: --config.files.pretrain=... etc.
+
+Arms: `original` (the encoder as it came), `stage1` (no post-training), `sft`,
+`dpo` (PIVOT). Override anything with --config.path.to.key=value.
+"""
+
+from configs import common
+
+stage = common.stage
+ConfigDict = common.ConfigDict
+
+ARMS = ("original", "stage1", "sft", "dpo")
+# The MLLM that each arm's encoder is cut out of. The projector stage leaves the
+# encoder as it came, so it is where `original` gets its projector from.
+MLLM = dict(
+  original="stage1_proj",
+  stage1="stage1_full",
+  sft="stage2_sft",
+  dpo="stage2_dpo",
+)
+SWEEP = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
+
+
+def get_config(name: str = "") -> ConfigDict:
+  """Returns the recipe of a name: "", debug, from_scratch, sweep or files."""
+  kinds = {
+    "": lambda c: c,
+    "debug": debug,
+    "from_scratch": from_scratch,
+    "sweep": sweep,
+    "files": files,
+  }
+  if name not in kinds:
+    raise ValueError(f"configs/pivot.py:{name}: choose one of {sorted(kinds)}")
+  return kinds[name](toy())
+
+
+def toy() -> ConfigDict:
+  """Returns the default recipe."""
+  c = ConfigDict()
+  c.seeds = 1
+  c.tensorboard = False
+  c.mesh = dict(data=-1, fsdp=1, tensor=1)
+  c.compute = dict(dtype="float32", remat="none", scan=False)
+  c.tokenizer = "package:toy"
+  # `init` is an address: package:toy:vision, hf:DIR, DIR:vision, @stage:vision.
+  # The sizes are those of a model that starts at random.
+  c.vision = dict(
+    init="package:toy:vision",
+    image_size=48,
+    patch_size=8,
+    hidden_size=96,
+    intermediate_size=384,
+    num_hidden_layers=5,
+    num_attention_heads=4,
+  )
+  c.llm = dict(
+    init="package:toy:llm",
+    vocab_size=0,
+    hidden_size=128,
+    intermediate_size=384,
+    num_hidden_layers=4,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=32,
+    rope_theta=10_000.0,
+    rms_norm_eps=1e-6,
+    tie_word_embeddings=True,
+  )
+  c.sources = scenes()
+  stage0(c)
+  stage1(c)
+  stage2(c)
+  for arm in ARMS:
+    probes(c, arm)
+    reassembly(c, arm)
+  evaluations(c)
+  c.report = stage("report", inputs={})
+  c.order = order()
+  # What runs once, however many seeds; everything else is repeated for each.
+  c.shared = (
+    "stage0_llm",
+    "stage0_vision",
+    "stage1_proj",
+    "stage1_full",
+    "reference",
+    "gradcam_reference",
+    "report",
+  )
+  connect_report(c)
+  return c
+
+
+def order() -> tuple[str, ...]:
+  """Returns the stages in the order they run, the arms side by side."""
+
+  def each(prefix, arms=ARMS):
+    return tuple(f"{prefix}_{arm}" for arm in arms)
+
+  return (
+    "stage0_llm",
+    "stage0_vision",
+    "stage1_proj",
+    "stage1_full",
+    "reference",
+    "stage2_sft",
+    "stage2_dpo",
+    *each("detach"),
+    *each("linear_probe"),
+    *each("segment_probe"),
+    "gradcam_reference",
+    *each("gradcam"),
+    *each("evaluate", ("stage1", "sft", "dpo")),
+    *each("pivot_proj"),
+    *each("pivot_full"),
+    *each("evaluate_pivot"),
+    "report",
+  )
+
+
+def scenes() -> ConfigDict:
+  """Returns the embedded data by name; `split` keeps them apart."""
+
+  def source(task, split, size, **fields):
+    return dict(kind="scenes", task=task, split=split, size=size, **fields)
+
+  return ConfigDict(
+    dict(
+      text=source("text", "train", 100_000, turns=4),
+      pretrain=source("caption", "pretrain", 100_000),
+      caption=source("caption", "train", 20_000),
+      chat=source("chat", "train", 100_000, turns=6),
+      preference=source("preference", "train", 2_000),
+      validation=source("eval", "val", 1_200),
+      eval=source("eval", "test", 1_200),
+      classify_train=source("classify", "probe_train", 2_000),
+      classify_test=source("classify", "probe_test", 2_000),
+      segment_train=source("segment", "probe_train", 1_000),
+      segment_test=source("segment", "probe_test", 500),
+      gradcam=source("preference", "gradcam", 240),
+    )
+  )
+
+
+def stage0(c: ConfigDict) -> None:
+  """Stands in for published weights: an LLM from text, an encoder from captions."""
+  c.stage0_llm = stage(
+    "train",
+    only_if_used=True,
+    parts=("llm",),
+    data="text",
+    trainable=("llm/.*",),
+    batch=32,
+    steps=1500,
+    lr=((".*", 2e-3),),
+    pack=dict(tokens=224, losses=128, images=0),
+  )
+  c.stage0_vision = stage(
+    "train",
+    only_if_used=True,
+    seed=7,
+    data="pretrain",
+    template="plain",
+    trainable=(".*",),
+    batch=32,
+    steps=3000,
+    lr=((".*", 1e-3),),
+    pack=dict(tokens=128, losses=96, images=1),
+  )
+
+
+def stage1(c: ConfigDict) -> None:
+  """Attaches the encoder to the LLM: projector alone, then everything."""
+  c.stage1_proj = stage(
+    "train",
+    inputs=dict(vision=c.vision.get_ref("init"), llm=c.llm.get_ref("init")),
+    data="caption",
+    template="plain",
+    trainable=("projector/.*",),
+    batch=32,
+    steps=100,
+    lr=((".*", 5e-3),),
+    pack=dict(tokens=128, losses=96, images=1),
+  )
+  # The encoder learns at a lower rate than the rest, as in the paper (2.1).
+  c.stage1_full = stage(
+    "train",
+    inputs=dict(init="@stage1_proj"),
+    data=(("chat", 7.0), ("text", 1.0)),
+    trainable=(".*",),
+    batch=32,
+    steps=400,
+    lr=(("vision/.*", 5e-4), (".*", 1e-3)),
+    pack=dict(tokens=256, losses=160, images=1),
+  )
+
+
+def stage2(c: ConfigDict) -> None:
+  """Post-trains one checkpoint twice, on the same rows in the same order."""
+  c.reference = stage(
+    "score", inputs=dict(init="@stage1_full"), data="preference"
+  )
+  c.stage2_sft = post_training(objective="sft", lr=((".*", 3e-4),))
+  c.stage2_dpo = post_training(objective="dpo", lr=((".*", 1e-4),))
+
+
+def post_training(*, objective: str, lr) -> ConfigDict:
+  """Returns one arm of stage 2; the arms differ in objective and rate alone."""
+  inputs = dict(init="@stage1_full")
+  if objective == "dpo":
+    inputs["reference"] = "@reference"
+  return stage(
+    "train",
+    inputs=inputs,
+    objective=objective,
+    data="preference",
+    trainable=(".*",),
+    batch=64,
+    steps=93,
+    lr=lr,
+    pack=dict(tokens=224, losses=192, images=1),
+  )
+
+
+def probes(c: ConfigDict, arm: str) -> None:
+  """Cuts one arm's encoder out and measures it."""
+  c[f"detach_{arm}"] = stage("detach", inputs=dict(init=f"@{MLLM[arm]}"))
+  inputs = dict(init=f"@detach_{arm}")
+  c[f"linear_probe_{arm}"] = stage("linear_probe", inputs=inputs)
+  c[f"segment_probe_{arm}"] = stage("segment_probe", inputs=inputs)
+  c.gradcam_reference = stage(
+    "score", inputs=dict(init="@stage1_full"), data="gradcam"
+  )
+  c[f"gradcam_{arm}"] = stage(
+    "gradcam",
+    inputs=dict(init=f"@{MLLM[arm]}", reference="@gradcam_reference"),
+    data="gradcam",
+  )
+
+
+def reassembly(c: ConfigDict, arm: str) -> None:
+  """Builds a new MLLM around the frozen encoder: fresh projector, fresh LLM."""
+  c[f"pivot_proj_{arm}"] = c.stage1_proj.copy_and_resolve_references()
+  c[f"pivot_proj_{arm}"].inputs = dict(
+    vision=f"@detach_{arm}:vision", llm=c.llm.get_ref("init")
+  )
+  c[f"pivot_proj_{arm}"].seed = 1
+  c[f"pivot_full_{arm}"] = c.stage1_full.copy_and_resolve_references()
+  c[f"pivot_full_{arm}"].update(
+    dict(
+      inputs=dict(init=f"@pivot_proj_{arm}"),
+      trainable=("projector/.*", "llm/.*"),
+      lr=((".*", 1e-3),),
+      seed=1,
+      steps=150,
+    )
+  )
+
+
+def evaluations(c: ConfigDict) -> None:
+  """Asks the test questions of every MLLM, by generation."""
+  for arm in ARMS[1:]:
+    c[f"evaluate_{arm}"] = stage(
+      "evaluate", inputs=dict(init=f"@{MLLM[arm]}"), data="eval"
+    )
+  for arm in ARMS:
+    c[f"evaluate_pivot_{arm}"] = stage(
+      "evaluate", inputs=dict(init=f"@pivot_full_{arm}"), data="eval"
+    )
+
+
+def connect_report(c: ConfigDict) -> None:
+  """Gives the report every stage that runs before it."""
+  c.report.inputs = {
+    name: f"@{name}" for name in c.order if name != "report"
+  }
+
+
+def from_scratch(c: ConfigDict) -> ConfigDict:
+  """Makes the stage-0 weights instead of taking the shipped ones."""
+  c.vision.init = "@stage0_vision:vision"
+  c.llm.init = "@stage0_llm:llm"
+  return c
+
+
+def debug(c: ConfigDict) -> ConfigDict:
+  """Keeps every stage and makes it tiny: two cores, three minutes, cold."""
+  for name in c.order:
+    section = c[name]
+    if section.kind == "train":
+      section.batch, section.steps, section.save_every = 8, 4, 2
+  for name, size in (
+    ("preference", 32),
+    ("eval", 48),
+    ("classify_train", 200),
+    ("classify_test", 100),
+    ("segment_train", 64),
+    ("segment_test", 32),
+    ("gradcam", 200),
+  ):
+    c.sources[name].size = size
+  return c
+
+
+def sweep(c: ConfigDict) -> ConfigDict:
+  """Tries the same rates for both objectives, scored on the validation split."""
+  names = []
+  for objective in ("sft", "dpo"):
+    for rate in SWEEP:
+      name = f"{objective}_{rate:.0e}".replace("-", "m")
+      c[f"stage2_{name}"] = post_training(objective=objective, lr=((".*", rate),))
+      c[f"evaluate_{name}"] = stage(
+        "evaluate", inputs=dict(init=f"@stage2_{name}"), data="validation"
+      )
+      names += [f"stage2_{name}", f"evaluate_{name}"]
+  c.evaluate_start = stage(
+    "evaluate", inputs=dict(init="@stage1_full"), data="validation"
+  )
+  c.order = (
+    "stage0_llm",
+    "stage0_vision",
+    "stage1_proj",
+    "stage1_full",
+    "reference",
+    "evaluate_start",
+    *names,
+  )
+  return c
+
+
+def files(c: ConfigDict) -> ConfigDict:
+  """Runs the loop on your own files; what is not given is left out."""
+  return c

@@ -1,0 +1,103 @@
+"""Flags, devices, mesh; hands over to `recipe.run`.
+
+  python -m pivot_jax.main --config=configs/pivot.py --workdir=runs/pivot
+  python -m pivot_jax.main --config=configs/pivot.py:debug --workdir=runs/debug
+
+A user's mistake is one line and exit code 2; a preempted run saves and exits
+with 75 (run the same command again to continue); a non-finite loss exits
+with 1.
+"""
+
+import os
+import pathlib
+import sys
+import time
+from collections.abc import Sequence
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from pivot_jax.errors import InputError
+
+_CONFIG = config_flags.DEFINE_config_file(
+  "config", None, "The recipe, e.g. configs/pivot.py or configs/pivot.py:debug."
+)
+_WORKDIR = flags.DEFINE_string("workdir", None, "The folder of the run.")
+_DRY_RUN = flags.DEFINE_bool(
+  "dry_run", False, "Print stages, shapes, memory and row counts, and exit."
+)
+
+EXIT_INPUT, EXIT_STOPPED, EXIT_NON_FINITE = 2, 75, 1
+
+
+def main(argv: Sequence[str]) -> None:
+  """Runs the recipe that the flags describe."""
+  del argv
+  logging.set_verbosity(logging.INFO)
+  # Imported here so that a wrong flag is answered at once.
+  from pivot_jax import dry_run, recipe, train
+
+  try:
+    _setup_jax()
+    train.stop_on_sigterm()
+    config = _CONFIG.value
+    workdir = pathlib.Path(_WORKDIR.value).absolute()
+    began = time.monotonic()
+    plan = recipe.expand(config, workdir)
+    if _DRY_RUN.value:
+      sys.stdout.write(dry_run.describe(plan) + "\n")
+      return
+    logging.info("%s", recipe.describe(plan))
+    recipe.run(plan, workdir, config)
+  except InputError as error:
+    _leave(f"error: {error}", EXIT_INPUT)
+  except train.Stopped as stopped:
+    _leave(str(stopped), EXIT_STOPPED)
+  except train.NonFiniteError as error:
+    _leave(f"error: {error}", EXIT_NON_FINITE)
+  _farewell(workdir, time.monotonic() - began)
+
+
+def _setup_jax() -> None:
+  """Turns the compilation cache on and joins a cluster if there is one."""
+  import jax
+
+  if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    cache = pathlib.Path("~/.cache/pivot_jax/xla").expanduser()
+    jax.config.update("jax_compilation_cache_dir", str(cache))
+  # Arms share executables; even a small one costs seconds to compile again.
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+  jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+  if "JAX_COORDINATOR_ADDRESS" in os.environ:
+    jax.distributed.initialize()
+
+
+def _farewell(workdir: pathlib.Path, seconds: float) -> None:
+  report = workdir / "report.html"
+  place = f"; open {report}" if report.exists() else ""
+  logging.info("finished in %.0f s%s", seconds, place)
+
+
+def _leave(message: str, code: int) -> None:
+  sys.stderr.write(" ".join(message.split()) + "\n")
+  sys.stderr.flush()
+  sys.exit(code)
+
+
+def run() -> None:
+  """Parses flags, answering a wrong one in a line, and runs `main`."""
+  flags.mark_flags_as_required(["config", "workdir"])
+  app.run(main, flags_parser=_parse)
+
+
+def _parse(argv: Sequence[str]) -> Sequence[str]:
+  try:
+    return flags.FLAGS(list(argv))
+  except (flags.Error, AttributeError, KeyError, ValueError, OSError) as error:
+    text = str(error).strip("\"'") or type(error).__name__
+    _leave(f"error: {text} (see --help)", EXIT_INPUT)
+    raise
+
+
+if __name__ == "__main__":
+  run()

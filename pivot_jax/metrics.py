@@ -1,0 +1,127 @@
+"""Metrics on their way out: jsonl, TensorBoard, one status line. Process 0.
+
+What a metric means is decided where it is computed; here they are plain floats
+by name. A measured number of a stage is `measured(...)`: value, n and standard
+error together, so that no table ever shows one without the others.
+"""
+
+import json
+import math
+import pathlib
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from pivot_jax.errors import InputError
+
+Measured = dict[str, Any]
+
+
+def measured(value: float, n: int, se: float | None) -> Measured:
+  """Returns one measured number: value, sample size, standard error."""
+  return {"value": float(value), "n": int(n), "se": se}
+
+
+def share(hits: float, n: int) -> Measured:
+  """Returns hits/n with its binomial standard error."""
+  if n == 0:
+    raise InputError("a share of nothing: the evaluation set is empty")
+  rate = hits / n
+  return measured(rate, n, math.sqrt(rate * (1 - rate) / n))
+
+
+class Writer:
+  """Appends metrics of a run to `metrics.jsonl`, and to TensorBoard if asked.
+
+  Lines after `step` are dropped when a run resumes there, so that a killed and
+  a straight run leave the same file.
+  """
+
+  def __init__(
+    self, folder: pathlib.Path, *, step: int, tensorboard: bool = False
+  ):
+    self._path = folder / "metrics.jsonl"
+    self._board = None
+    if jax.process_index() != 0:
+      return
+    kept = [line for line in _lines(self._path) if line["step"] <= step]
+    with self._path.open("w", encoding="utf-8") as file:
+      file.writelines(json.dumps(line) + "\n" for line in kept)
+    if tensorboard:
+      self._board = _summary_writer(folder)
+
+  def write(self, step: int, metrics: Mapping[str, float]) -> None:
+    """Appends one line `{"step": step, name: value, ...}`."""
+    if jax.process_index() != 0:
+      return
+    line = {"step": step} | {k: float(f"{v:.6g}") for k, v in metrics.items()}
+    with self._path.open("a", encoding="utf-8") as file:
+      file.write(json.dumps(line) + "\n")
+    if self._board is not None:
+      for name, value in metrics.items():
+        self._board.add_scalar(name, value, step)
+
+
+def read(folder: pathlib.Path) -> list[dict[str, float]]:
+  """Returns the lines of a run's metrics.jsonl, oldest first."""
+  return _lines(folder / "metrics.jsonl")
+
+
+class Status:
+  """One status line with the time left; a bar on a terminal."""
+
+  # Seconds between lines where the output is a file.
+  EVERY = 20.0
+
+  def __init__(self, name: str, total: int, *, start: int = 0):
+    self._name, self._total, self._start = name, total, start
+    self._began = self._shown = time.monotonic()
+    self._live = sys.stderr.isatty()
+
+  def show(self, step: int, text: str = "") -> None:
+    """Shows progress; on a file at most every `EVERY` seconds and at the end."""
+    now = time.monotonic()
+    done = step >= self._total
+    quiet = 0.1 if self._live else self.EVERY
+    if jax.process_index() != 0 or (now - self._shown < quiet and not done):
+      return
+    self._shown = now
+    rate = (now - self._began) / max(1, step - self._start)
+    left = rate * (self._total - step)
+    line = f"{self._name} {step}/{self._total} {text} {_clock(left)} left"
+    if self._live:
+      filled = int(24 * step / max(1, self._total))
+      bar = "█" * filled + "·" * (24 - filled)
+      end = "\n" if done else ""
+      sys.stderr.write(f"\r\x1b[2K{bar} {line}{end}")
+    else:
+      sys.stderr.write(line + "\n")
+    sys.stderr.flush()
+
+
+def _clock(seconds: float) -> str:
+  return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+
+
+def _lines(path: pathlib.Path) -> list[dict[str, float]]:
+  if not path.exists():
+    return []
+  lines = []
+  for text in path.read_text(encoding="utf-8").splitlines():
+    # A killed process may leave half of its last line.
+    if text.endswith("}"):
+      lines.append(json.loads(text))
+  return lines
+
+
+def _summary_writer(folder: pathlib.Path):
+  try:
+    import tensorboardX
+  except ImportError as error:
+    raise InputError(
+      "tensorboard=True needs tensorboardX: pip install pivot_jax[tensorboard]"
+    ) from error
+  return tensorboardX.SummaryWriter(str(folder / "tensorboard"))

@@ -1,0 +1,357 @@
+"""A recipe is data that flows one way: expand, check edges, run, resume.
+
+A stage is a named section of the config with a kind, inputs ("@stage" edges or
+addresses) and numbers. Each gets paths and leaves one folder, whose `done.json`
+is renamed into place last; a finished stage is skipped on rerun. This file
+knows the order of things and nothing of what a stage does.
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import importlib
+import json
+import os
+import pathlib
+import re
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from absl import logging
+from ml_collections import ConfigDict
+
+from pivot_jax import checkpoint, train
+from pivot_jax.errors import InputError
+
+KINDS = (
+  "train",
+  "score",
+  "detach",
+  "linear_probe",
+  "segment_probe",
+  "gradcam",
+  "evaluate",
+  "report",
+)
+# Fields that say how a run is shown or kept, not what it computes.
+LOGGING_KEYS = ("tensorboard", "save_every", "title")
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+  """One stage as it will run: its own name, config, inputs and folder."""
+
+  name: str
+  kind: str
+  config: ConfigDict
+  inputs: Mapping[str, str]
+  folder: pathlib.Path
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """What will run, in order, and what was left out with the reason."""
+
+  steps: tuple[Step, ...]
+  left_out: Mapping[str, str]
+
+
+def expand(config: ConfigDict, workdir: pathlib.Path) -> Plan:
+  """Returns the stages that will run, seeds repeated, missing data left out.
+
+  A stage is left out if its data is not given, if a stage that it needs is left
+  out, or if it only makes weights that are given. Raises InputError for an edge
+  to a stage that does not run before.
+  """
+  left_out: dict[str, str] = {}
+  steps: list[Step] = []
+  used = _edges(config)
+  for seed in range(config.seeds):
+    for name in config.order:
+      if name not in config:
+        raise InputError(f"order names {name!r}, which the config does not hold")
+      if seed and name in config.shared:
+        continue
+      reason = _reason(config, name, left_out, used)
+      if reason:
+        left_out[name] = reason
+        continue
+      steps.append(_step(config, name, seed, workdir, steps, left_out))
+  return Plan(tuple(steps), left_out)
+
+
+def run(plan: Plan, workdir: pathlib.Path, config: ConfigDict) -> None:
+  """Runs the plan; raises what a stage raises, having kept what is finished."""
+  workdir.mkdir(parents=True, exist_ok=True)
+  with _lock(workdir):
+    _claim(workdir, plan, config)
+    total = len(plan.steps)
+    for number, step in enumerate(plan.steps, 1):
+      if train.stop_requested():
+        raise train.Stopped(f"stopped before {step.name}; rerun to continue")
+      if _finished(step):
+        logging.info("[%d/%d] %s is done", number, total, step.name)
+        continue
+      logging.info("[%d/%d] %s (%s)", number, total, step.name, step.kind)
+      _run_step(step)
+
+
+def describe(plan: Plan) -> str:
+  """Returns the plan as lines a person reads before starting it."""
+  lines = [f"{len(plan.steps)} stages"]
+  for step in plan.steps:
+    given = ", ".join(f"{k}={v}" for k, v in sorted(step.inputs.items()))
+    lines.append(f"  {step.name:28s} {step.kind:13s} {_short(given)}")
+  for name, reason in plan.left_out.items():
+    lines.append(f"  {name:28s} left out: {reason}")
+  return "\n".join(lines)
+
+
+def fingerprint(step: Step) -> str:
+  """Returns the hash of a stage's own config, without logging keys."""
+  fields = {
+    key: value
+    for key, value in step.config.to_dict().items()
+    if key not in LOGGING_KEYS
+  }
+  text = json.dumps(fields, sort_keys=True, default=list)
+  return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _reason(config, name, left_out, used) -> str:
+  """Returns why a stage does not run, empty if it does."""
+  section = config[name]
+  for source in _sources(section):
+    if source not in config.sources:
+      raise InputError(
+        f"{name}.data names {source!r}; the config has {sorted(config.sources)}"
+      )
+    if config.sources[source].get("missing"):
+      return f"no data: set --config.files.{config.sources[source].missing}"
+  for edge in section.inputs.values():
+    target = _target(edge)
+    if target in left_out and not section.get("optional_inputs"):
+      return f"needs {target}, which is left out"
+  if section.get("only_if_used") and name not in used:
+    return "its weights are given"
+  return ""
+
+
+def _step(config, name, seed, workdir, steps, left_out) -> Step:
+  """Returns a stage with its inputs resolved to addresses."""
+  section = config[name]
+  folders = {step.name: step.folder for step in steps}
+  inputs = {}
+  for key, edge in section.inputs.items():
+    target = _target(edge)
+    if not edge or target in left_out:
+      continue
+    if target is None:
+      inputs[key] = edge
+      continue
+    local = _named(target, seed) if target not in config.shared else target
+    if local not in folders:
+      raise InputError(
+        f"{name}.inputs.{key}={edge!r}: {target} does not run before {name}; "
+        f"put it earlier in `order`"
+      )
+    _, colon, part = edge.partition(":")
+    inputs[key] = str(folders[local]) + colon + part
+  own = workdir if not seed else workdir / f"seed{seed}"
+  fields = _common(config, section) | section.to_dict()
+  fields |= {"name": _named(name, seed), "seed": section.seed + 1000 * seed}
+  fields["data_seed"] = section.data_seed + 1000 * seed
+  if section.kind == "report":
+    fields["left_out"] = dict(left_out)
+  kept = {k: v for k, v in fields.items() if k not in ("inputs",)}
+  return Step(
+    name=_named(name, seed),
+    kind=section.kind,
+    config=ConfigDict(kept),
+    inputs=inputs,
+    folder=own / name,
+  )
+
+
+def _common(config: ConfigDict, section: ConfigDict) -> dict[str, Any]:
+  """Returns what every stage gets beside its own section."""
+  names = _sources(section)
+  shared = ("tokenizer", "vision", "llm", "compute", "mesh", "tensorboard")
+  common = {
+    key: value.to_dict() if isinstance(value, ConfigDict) else value
+    for key, value in ((key, config[key]) for key in shared)
+  }
+  common["sources"] = {n: config.sources[n].to_dict() for n in names}
+  return common
+
+
+def _sources(section: ConfigDict) -> list[str]:
+  data = section.get("data") or ()
+  return [data] if isinstance(data, str) else [name for name, _ in data]
+
+
+def _target(edge: str) -> str | None:
+  """Returns the stage an edge names, None for an address."""
+  found = re.fullmatch(r"@([^:]+)(:.*)?", edge or "")
+  return found[1] if found else None
+
+
+def _named(name: str, seed: int) -> str:
+  return f"seed{seed}/{name}" if seed else name
+
+
+def _edges(config: ConfigDict) -> set[str]:
+  """Returns the stages that any stage of the order reads."""
+  edges = (e for n in config.order if n in config
+           for e in config[n].inputs.values())
+  return {target for target in map(_target, edges) if target}
+
+
+def _finished(step: Step) -> bool:
+  """Returns whether a stage is done; raises if it was done otherwise."""
+  path = step.folder / "done.json"
+  if not path.exists():
+    return False
+  done = checkpoint.read_json(path)
+  if done["config"] != fingerprint(step):
+    raise InputError(
+      f"{step.folder} was made with other settings "
+      f"({_difference(done['fields'], step.config.to_dict())}): use another "
+      "--workdir, or delete the folder to make it again"
+    )
+  if done["inputs"] != _input_hashes(step):
+    raise InputError(
+      f"{step.folder} was made from other inputs than there are now: delete it "
+      "to make it again"
+    )
+  return True
+
+
+def _run_step(step: Step) -> None:
+  """Runs one stage into its folder and commits `done.json` last."""
+  step.folder.mkdir(parents=True, exist_ok=True)
+  for path in step.folder.iterdir():
+    # Half a result of a killed process; committed checkpoints are kept.
+    if path.name not in ("checkpoints", "metrics.jsonl"):
+      shutil.rmtree(path) if path.is_dir() else path.unlink()
+  checkpoint.write_json(step.folder / "config.json", step.config.to_dict())
+  module = importlib.import_module(f"pivot_jax.stages.{step.kind}")
+  began = time.monotonic()
+  measured = module.run(step.config, step.inputs, step.folder)
+  checkpoint.write_json(
+    step.folder / "done.json",
+    {
+      "stage": step.name,
+      "kind": step.kind,
+      "config": fingerprint(step),
+      "fields": step.config.to_dict(),
+      "inputs": _input_hashes(step),
+      "outputs": _checksums(step.folder),
+      "metrics": measured,
+      "seconds": round(time.monotonic() - began, 2),
+      "versions": checkpoint.versions(),
+    },
+  )
+
+
+def _input_hashes(step: Step) -> dict[str, str]:
+  """Returns a hash per input: that of a stage's outputs, or of the address."""
+  hashes = {}
+  for name, address in sorted(step.inputs.items()):
+    folder = address if ":" in address[:9] else address.partition(":")[0]
+    done = pathlib.Path(folder) / "done.json"
+    if done.exists():
+      outputs = checkpoint.read_json(done)["outputs"]
+      text = json.dumps(outputs, sort_keys=True)
+    else:
+      text = address
+    hashes[name] = hashlib.sha256(text.encode()).hexdigest()[:16]
+  return hashes
+
+
+def _checksums(folder: pathlib.Path) -> dict[str, str]:
+  """Returns a CRC per result file; of parameters, their own fingerprint."""
+  sums = {}
+  for path in sorted(folder.iterdir()):
+    if path.is_file() and path.name not in ("done.json", "config.json"):
+      digest = hashlib.sha256(path.read_bytes()).hexdigest()
+      sums[path.name] = digest[:16]
+  return sums
+
+
+def _claim(workdir: pathlib.Path, plan: Plan, config: ConfigDict) -> None:
+  """Writes the run's config, or refuses a workdir of another configuration."""
+  path = workdir / "config.json"
+  now = json.loads(json.dumps(config.to_dict(), default=list))
+  if path.exists():
+    before = checkpoint.read_json(path)
+    if _without_logging(before) != _without_logging(now):
+      raise InputError(
+        f"{workdir} belongs to another configuration "
+        f"({_difference(before, now)}): use another --workdir"
+      )
+  else:
+    checkpoint.write_json(path, now)
+  (workdir / "plan.txt").write_text(describe(plan) + "\n", encoding="utf-8")
+
+
+def _without_logging(node: Any) -> Any:
+  if not isinstance(node, Mapping):
+    return node
+  return {
+    key: _without_logging(value)
+    for key, value in node.items()
+    if key not in LOGGING_KEYS
+  }
+
+
+def _difference(before: Mapping, now: Mapping) -> str:
+  """Returns the first few settings that differ, as `key: old -> new`."""
+  old, new = _leaves(before), _leaves(json.loads(json.dumps(now, default=list)))
+  changed = [
+    f"{key}: {old.get(key)!r} -> {new.get(key)!r}"
+    for key in sorted(old.keys() | new.keys())
+    if old.get(key) != new.get(key) and key.split(".")[-1] not in LOGGING_KEYS
+  ]
+  return "; ".join(changed[:4]) + (" ..." if len(changed) > 4 else "")
+
+
+def _leaves(node: Any, prefix: str = "") -> dict[str, Any]:
+  if not isinstance(node, Mapping):
+    return {prefix: node}
+  found: dict[str, Any] = {}
+  for key, value in node.items():
+    found |= _leaves(value, f"{prefix}.{key}" if prefix else str(key))
+  return found
+
+
+@contextlib.contextmanager
+def _lock(workdir: pathlib.Path) -> Iterator[None]:
+  """Holds the run's lock file; two runs of one workdir would mix."""
+  with (workdir / "lock").open("w") as file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+      raise InputError(
+        f"{workdir} is in use by another process: wait for it or use another "
+        "--workdir"
+      ) from error
+    file.write(str(os.getpid()))
+    yield
+
+
+def _short(text: str, limit: int = 100) -> str:
+  return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def seeds_of(names: Sequence[str]) -> list[int]:
+  """Returns the seeds that appear in stage names, 0 first."""
+  found = {0}
+  for name in names:
+    match = re.match(r"seed(\d+)/", name)
+    if match:
+      found.add(int(match[1]))
+  return sorted(found)

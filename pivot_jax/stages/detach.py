@@ -1,0 +1,46 @@
+"""Cuts encoder and projector out of an MLLM: the product of the recipe.
+
+  c.detach_dpo = stage("detach", inputs=dict(init="@stage2_dpo"))
+
+Leaves our artifact (`params/` with vision and projector) and `hf/`, a folder
+that `transformers.SiglipVisionModel.from_pretrained` loads: all N blocks, the
+features being `hidden_states[-2]`. The last block, which nobody reads, is
+inert unless the encoder came from weights that have one.
+"""
+
+import pathlib
+import shutil
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from pivot_jax import checkpoint, trees
+from pivot_jax.convert import hf
+from pivot_jax.errors import InputError
+
+
+def run(
+  config: ConfigDict, inputs: Mapping[str, str], out: pathlib.Path
+) -> dict[str, Any]:
+  """Writes both forms; returns the parameter count and the fingerprint."""
+  del config
+  address = inputs.get("init") or inputs["vision"]
+  loaded = checkpoint.load(address)
+  if "vision" not in loaded.params:
+    raise InputError(f"{address}: holds no vision encoder to detach")
+  kept = {
+    part: loaded.params[part]
+    for part in ("vision", "projector")
+    if part in loaded.params
+  }
+  meta = loaded.meta | {"parts": sorted(kept), "detached_from": address}
+  checkpoint.save(out, kept, meta=meta)
+  folder = checkpoint.parse(address)[1] / "tokenizer"
+  if folder.is_dir():
+    shutil.copytree(folder, out / "tokenizer", dirs_exist_ok=True)
+  hf.save_vision(out / "hf", loaded.vision, kept["vision"], last_block=None)
+  return {
+    "parameters": trees.count(kept["vision"]),
+    "fingerprint": trees.digest(trees.fingerprint(kept["vision"])),
+  }

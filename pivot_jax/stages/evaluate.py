@@ -1,0 +1,140 @@
+"""VQA by greedy generation: exact match per category, with predictions kept.
+
+  c.evaluate_dpo = stage("evaluate", inputs=dict(init="@pivot_full_dpo"), ...)
+
+An answer counts if it equals the reference after lower-casing, collapsing
+spaces and dropping a final full stop. Every prediction is written to
+`predictions.jsonl`, so that two models can be compared item by item.
+"""
+
+import collections
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from pivot_jax import checkpoint, generate, metrics, sharding
+from pivot_jax.data import packing, pipeline
+from pivot_jax.errors import InputError
+from pivot_jax.models import layers
+
+
+def run(
+  config: ConfigDict, inputs: Mapping[str, str], out: pathlib.Path
+) -> dict[str, Any]:
+  """Answers every question; returns accuracies per category and overall."""
+  compute = layers.Compute(**config.compute.to_dict())
+  model = checkpoint.load_model(inputs["init"], compute=compute)
+  source = pipeline.open_source(config.sources[config.data].to_dict())
+  if len(source) == 0:
+    raise InputError(f"{config.name}: the evaluation set is empty")
+  mesh = sharding.make_mesh(config.mesh)
+  with jax.set_mesh(mesh), layers.logical_rules(sharding.ACTIVATION_RULES):
+    answers = _answers(config, model, source, mesh)
+  records = []
+  for index, said in enumerate(answers):
+    row = source.text(index)
+    records.append(
+      {
+        "id": row["id"],
+        "category": row["category"],
+        "kind": row["kind"],
+        "question": row["question"],
+        "answer": row["answer"],
+        "said": said,
+        "correct": normalize(said) == normalize(row["answer"]),
+      }
+    )
+  out.mkdir(parents=True, exist_ok=True)
+  text = "".join(json.dumps(record) + "\n" for record in records)
+  (out / "predictions.jsonl").write_text(text, encoding="utf-8")
+  return summarize(records)
+
+
+def normalize(answer: str) -> str:
+  """Returns an answer in the form that is compared."""
+  return " ".join(answer.lower().split()).removesuffix(".").rstrip()
+
+
+def summarize(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+  """Returns shares with n and SE: "category/…", "kind/…", "all" (a mean).
+
+  "all" is the mean of the categories, as the paper averages (6.1); "majority/…"
+  is the share of a category's most frequent answer, which needs no image.
+  """
+  found: dict[str, Any] = {}
+  for field in ("category", "kind"):
+    groups = collections.defaultdict(list)
+    for record in records:
+      groups[record[field]].append(record["correct"])
+    for name in sorted(groups):
+      hits = groups[name]
+      found[f"{field}/{name}"] = metrics.share(sum(hits), len(hits))
+  categories = [v for k, v in found.items() if k.startswith("category/")]
+  errors = [c["se"] for c in categories]
+  found["all"] = metrics.measured(
+    np.mean([c["value"] for c in categories]),
+    len(records),
+    float(np.sqrt(np.sum(np.square(errors))) / len(categories)),
+  )
+  for name in sorted({record["category"] for record in records}):
+    given = [normalize(r["answer"]) for r in records if r["category"] == name]
+    most = collections.Counter(given).most_common(1)[0][1]
+    found[f"majority/{name}"] = metrics.share(most, len(given))
+  return found
+
+
+def _answers(config, model, source, mesh) -> list[str]:
+  """Returns what the model says to each row of a source."""
+  tokenizer, patches = model.tokenizer, model.mllm.vision.num_patches
+  coder = pipeline.Coder(
+    tokenizer=tokenizer,
+    template=config.template,
+    mask=config.mask,
+    pairs=False,
+    image_size=model.mllm.vision.image_size,
+    resample=config.resample,
+  )
+  tokens = pipeline.longest_prompt(source, coder, patches)
+  if tokens > config.max_length:
+    raise InputError(
+      f"{config.name}: the longest prompt has {tokens} tokens with its image, "
+      f"over max_length={config.max_length}: shorten it or raise the limit"
+    )
+  tokens = -(-tokens // 16) * 16
+  params = sharding.place(model.params, mesh)
+  status = metrics.Status(config.name, len(source))
+  answers: list[str] = []
+  shards = sharding.row_shards(mesh)
+  batch = -(-config.batch // shards) * shards
+  for start in range(0, len(source), batch):
+    indices = [
+      min(i, len(source) - 1) for i in range(start, start + batch)
+    ]
+    packed = pipeline.prompts(
+      source, indices, coder, tokens=tokens, patches=patches
+    )
+    ids = generate.generate(
+      model.mllm,
+      params,
+      sharding.place_rows(packed, mesh),
+      max_new_tokens=config.max_new_tokens,
+      eos_ids=tokenizer.stop_ids,
+    )
+    said = _decode(tokenizer, jax.device_get(ids))
+    answers += said[: len(source) - start]
+    status.show(len(answers))
+  return answers
+
+
+def _decode(tokenizer, ids) -> list[str]:
+  """Returns the text of each row up to its first stop token."""
+  texts = []
+  for row in np.asarray(ids):
+    stops = np.flatnonzero(np.isin(row, tokenizer.stop_ids))
+    texts.append(tokenizer.decode(row[: stops[0]] if len(stops) else row))
+  return texts

@@ -1,0 +1,369 @@
+"""Every training of an MLLM: stage 0, stage 1, stage 2 SFT or DPO, re-assembly.
+
+  c.stage2_dpo = stage("train", inputs=dict(init="@stage1_full",
+    reference="@reference"), objective="dpo", data="preference", ...)
+
+What differs is data: which parts come from where, which paths train, which
+objective. Leaves an artifact of the whole model and `metrics.jsonl`.
+"""
+
+import dataclasses
+import functools
+import json
+import pathlib
+import shutil
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+from ml_collections import ConfigDict
+
+from pivot_jax import (
+  checkpoint,
+  metrics,
+  objectives,
+  optim,
+  sharding,
+  train,
+  trees,
+)
+from pivot_jax.data import chat, pipeline
+from pivot_jax.errors import InputError
+from pivot_jax.models import layers, mllm, qwen2, vit
+
+
+def run(
+  config: ConfigDict, inputs: Mapping[str, str], out: pathlib.Path
+) -> dict[str, Any]:
+  """Trains, saves the artifact and returns what was measured."""
+  tokenizer = chat.load_tokenizer(checkpoint.tokenizer_folder(config.tokenizer))
+  start = assemble(config, inputs, tokenizer)
+  coder = make_coder(config, tokenizer, start.mllm)
+  mesh = sharding.make_mesh(config.mesh)
+  reference = read_reference(inputs, start, config, tokenizer)
+  stream = make_stream(config, coder, reference)
+  job = _Job(config, out, start, stream, coder, mesh)
+  with jax.set_mesh(mesh), layers.logical_rules(sharding.ACTIVATION_RULES):
+    state, rows = job.run()
+  after = jax.device_get(train.params_of(state))
+  _check_frozen(start.params, after, config.trainable)
+  save_model(out, after, start, config, tokenizer)
+  return _report(config, out, start, after, rows)
+
+
+def assemble(
+  config: ConfigDict, inputs: Mapping[str, str], tokenizer: chat.Tokenizer
+) -> checkpoint.Model:
+  """Returns the model a stage starts from, its parts from where inputs say.
+
+  `init` gives a whole model; `vision`, `projector` and `llm` give one part; a
+  part in `config.parts` that no input gives starts at random.
+  """
+  found = {name: checkpoint.load(inputs[name]) for name in _weights(inputs)}
+  vision = llm = None
+  for loaded in found.values():
+    vision = loaded.vision if "vision" in loaded.params else vision
+    llm = loaded.llm if "llm" in loaded.params else llm
+  if "vision" in config.parts:
+    vision = vision or vit.VisionConfig(**_fields(config.vision))
+  if "llm" in config.parts:
+    llm = llm or _new_llm(config, tokenizer)
+  given: dict[str, Any] = {}
+  for name, loaded in found.items():
+    wanted = config.parts if name == "init" else (name,)
+    absent = [part for part in wanted if part not in loaded.params]
+    if absent:
+      raise InputError(f"{inputs[name]}: holds no {absent[0]!r}")
+    given |= {part: loaded.params[part] for part in wanted}
+  model = mllm.MLLM(
+    llm=llm if "llm" in config.parts else None,
+    vision=vision if "vision" in config.parts else None,
+    compute=layers.Compute(**config.compute.to_dict()),
+  )
+  params = _complete(model, given, config.seed)
+  _check_vocabulary(llm, tokenizer, inputs)
+  sources = {name: str(inputs[name]) for name in found}
+  not_carried = [x for y in found.values() for x in y.meta["not_carried"]]
+  meta = {
+    "vision": None if vision is None else dataclasses.asdict(vision),
+    "llm": None if llm is None else dataclasses.asdict(llm),
+    "sources": sources | {"random": sorted(set(config.parts) - given.keys())},
+    "not_carried": not_carried,
+  }
+  return checkpoint.Model(model, params, tokenizer, meta)
+
+
+def make_coder(config, tokenizer, model: mllm.MLLM) -> pipeline.Coder:
+  """Returns how rows become examples for a model."""
+  return pipeline.Coder(
+    tokenizer=tokenizer,
+    template=config.template,
+    mask=config.mask,
+    pairs=config.objective == "dpo",
+    image_size=model.vision.image_size if model.vision else 1,
+    resample=config.resample,
+  )
+
+
+def make_stream(config, coder, reference=None) -> pipeline.Stream:
+  """Returns the stage's stream; `data` is one name or (name, weight) pairs."""
+  mix = ((config.data, 1.0),) if isinstance(config.data, str) else config.data
+  parts = [
+    (pipeline.open_source(config.sources[name].to_dict()), weight)
+    for name, weight in mix
+  ]
+  return pipeline.Stream(
+    parts, coder, seed=config.data_seed, reference=reference
+  )
+
+
+def read_reference(inputs, start, config, tokenizer):
+  """Returns the columns of the score stage, None without that input."""
+  if "reference" not in inputs:
+    return None
+  folder = pathlib.Path(inputs["reference"])
+  head = checkpoint.read_json(folder / "reference.json")
+  have = {
+    "weights": trees.digest(trees.fingerprint(start.params)),
+    "tokenizer": tokenizer.fingerprint,
+    "template": config.template,
+  }
+  wrong = [name for name in have if head[name] != have[name]]
+  if wrong:
+    raise InputError(
+      f"{folder}: the reference log-probabilities were made with another "
+      f"{wrong[0]} ({head[wrong[0]]}, here {have[wrong[0]]}): run the score "
+      "stage on the checkpoint that this stage starts from"
+    )
+  columns = np.load(folder / "reference.npz", allow_pickle=False)
+  return {
+    str(name): ((float(pair[0]), float(pair[1])), str(crc))
+    for name, pair, crc in zip(
+      columns["id"], columns["logps"], columns["crc"], strict=True
+    )
+  }
+
+
+def save_model(out, params, start, config, tokenizer) -> None:
+  """Writes the artifact: parameters, model.json, tokenizer."""
+  meta = start.meta | {
+    "parts": list(config.parts),
+    "preprocessing": {"resize": "squash", "resample": config.resample},
+    "template": config.template,
+    "mask": config.mask,
+    "tokenizer": tokenizer.fingerprint,
+    "stage": config.name,
+  }
+  checkpoint.save(out, params, meta=meta)
+  tokenizer.save(out / "tokenizer")
+
+
+class _Job:
+  """One training run: builds the state, resumes, fits."""
+
+  def __init__(self, config, out, start, stream, coder, mesh):
+    self.config, self.out, self.start = config, out, start
+    self.stream, self.coder, self.mesh = stream, coder, mesh
+
+  def run(self) -> tuple[train.TrainState, str]:
+    """Returns the last state and the digest of the rows seen, in order."""
+    config = self.config
+    state, tx = train.make_state(
+      self.start.params,
+      trainable=config.trainable,
+      tx=functools.partial(
+        optim.adamw,
+        lr=config.lr,
+        factor=optim.schedule(
+          config.schedule, steps=config.steps, warmup=config.warmup
+        ),
+        weight_decay=config.weight_decay,
+        clip=config.clip,
+      ),
+      mesh=self.mesh,
+      seed=config.seed,
+    )
+    optim.check_rules(config.lr, self.start.params, f"{config.name}.lr")
+    saved = checkpoint.Resumable(self.out / "checkpoints")
+    state, rows = self._resume(saved, state)
+    begin = int(state.step)
+    recorder = _Recorder(config, self.out, saved, begin, rows)
+    step_fn = train.make_train_step(
+      self._loss(),
+      tx,
+      accum=config.accum,
+      examples=config.batch,
+      shardings=jax.tree.map(lambda x: x.sharding, state),
+    )
+    state = train.fit(
+      state,
+      step_fn,
+      self._updates(int(state.examples)),
+      num_steps=config.steps,
+      hooks=[recorder],
+      should_stop=train.stop_requested,
+    )
+    saved.close()
+    if int(state.step) < config.steps:
+      raise train.Stopped(
+        f"{config.name} saved at step {int(state.step)} of {config.steps}; the "
+        "same command continues there"
+      )
+    shutil.rmtree(self.out / "checkpoints", ignore_errors=True)
+    return state, f"{recorder.rows:08x}"
+
+  def _resume(self, saved, state):
+    target = jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
+      _resumable(state),
+    )
+    found = saved.restore(target)
+    if found is None:
+      return state, 0
+    step, values, note = found
+    logging.info("%s resumes at step %d", self.config.name, step)
+    return state.replace(**values), note["rows"]
+
+  def _loss(self):
+    model, config = self.start.mllm, self.config
+    if config.objective == "dpo":
+      return objectives.dpo(model, beta=config.beta, chunk=config.chunk)
+    if config.objective == "sft":
+      return objectives.sft(model, chunk=config.chunk)
+    raise InputError(
+      f"{config.name}.objective={config.objective!r}: choose sft or dpo"
+    )
+
+  def _updates(self, start: int):
+    config = self.config
+    patches = self.start.mllm.vision.num_patches if self.start.mllm.vision else 1
+    layout = pipeline.choose_layout(
+      self.stream,
+      self.coder,
+      pack=config.pack.to_dict(),
+      batch=config.batch,
+      steps=config.steps,
+      patches=patches,
+      shards=sharding.row_shards(self.mesh) * config.accum,
+      max_length=config.max_length,
+    )
+    return pipeline.updates(
+      self.stream,
+      layout,
+      batch=config.batch,
+      start=start,
+      mesh=self.mesh,
+      sft_group=config.sft_group,
+    )
+
+
+class _Recorder:
+  """Writes metrics, shows progress, commits checkpoints, stops on non-finite."""
+
+  def __init__(self, config, out, saved, begin: int, rows: int):
+    self.config, self.saved, self.rows = config, saved, rows
+    self.kept = begin
+    self.writer = metrics.Writer(out, step=begin, tensorboard=config.tensorboard)
+    self.status = metrics.Status(config.name, config.steps, start=begin)
+
+  def metrics(self, step, values, update) -> None:
+    if values["finite"] < 1:
+      raise train.NonFiniteError(
+        f"{self.config.name}: the loss is not finite at step {step} (loss "
+        f"{values['losses/total']}, rows {', '.join(update.ids[:8])}"
+        f"{', ...' if len(update.ids) > 8 else ''}); the checkpoint of step "
+        f"{self.kept} is untouched: lower the learning rate or look at the rows"
+      )
+    self.rows = zlib.crc32("\n".join(update.ids).encode(), self.rows)
+    self.writer.write(step, {k: v for k, v in values.items() if k != "finite"})
+    self.status.show(step, f"loss {values['losses/total']:.3f}")
+
+  def due(self, step: int) -> bool:
+    return step % self.config.save_every == 0
+
+  def state(self, state, step: int) -> None:
+    self.saved.save(step, _resumable(state), {"rows": self.rows})
+    self.kept = step
+
+
+def _resumable(state: train.TrainState) -> dict[str, Any]:
+  return {
+    "step": state.step,
+    "examples": state.examples,
+    "trainable": state.trainable,
+    "opt_state": state.opt_state,
+    "rng": state.rng,
+  }
+
+
+def _weights(inputs: Mapping[str, str]) -> list[str]:
+  return [n for n in inputs if n in ("init", *checkpoint.PARTS)]
+
+
+def _fields(section: ConfigDict) -> dict[str, Any]:
+  return {k: v for k, v in section.to_dict().items() if k != "init"}
+
+
+def _new_llm(config, tokenizer) -> qwen2.LLMConfig:
+  fields = _fields(config.llm)
+  if not fields["vocab_size"]:
+    fields["vocab_size"] = -(-tokenizer.vocab_size // 64) * 64
+  return qwen2.LLMConfig(**fields)
+
+
+def _check_vocabulary(llm, tokenizer, inputs) -> None:
+  if llm is not None and llm.vocab_size < tokenizer.vocab_size:
+    raise InputError(
+      f"the tokenizer has {tokenizer.vocab_size} tokens, the language model "
+      f"({inputs.get('llm') or inputs.get('init') or 'new'}) only "
+      f"{llm.vocab_size}: give the tokenizer that belongs to it"
+    )
+
+
+def _complete(model: mllm.MLLM, given, seed: int):
+  """Returns full parameters: given parts checked, absent ones initialised."""
+  shapes = jax.eval_shape(
+    functools.partial(mllm.init_params, model), jax.random.PRNGKey(0)
+  )
+  problems = trees.diff({part: shapes[part] for part in given}, given)
+  if problems:
+    raise InputError(
+      f"the weights do not fit the model: {'; '.join(problems[:8])}"
+    )
+  if given.keys() == shapes.keys():
+    return given
+  fresh = jax.device_get(
+    jax.jit(functools.partial(mllm.init_params, model))(jax.random.PRNGKey(seed))
+  )
+  return {part: given.get(part, fresh[part]) for part in shapes}
+
+
+def _check_frozen(before, after, trainable) -> None:
+  """Raises if a frozen leaf does not leave with the bytes it came with."""
+  _, frozen_before = trees.split(before, trainable)
+  _, frozen_after = trees.split(after, trainable)
+  if trees.fingerprint(frozen_before) != trees.fingerprint(frozen_after):
+    raise ValueError("a frozen parameter changed during training")
+
+
+def _report(config, out, start, after, rows) -> dict[str, Any]:
+  lines = metrics.read(out)
+  tail = lines[-max(1, len(lines) // 10) :]
+  loss = float(np.mean([line["losses/total"] for line in tail]))
+  change = {
+    f"change/{part}": trees.relative_change(start.params[part], after[part])
+    for part in start.params
+  }
+  return change | {
+    "rows": rows,
+    "init": trees.digest(trees.fingerprint(start.params)),
+    "loss": float(f"{loss:.6g}"),
+    "steps": config.steps,
+    "examples": config.steps * config.batch,
+    "parameters": json.loads(json.dumps(
+      {part: trees.count(start.params[part]) for part in start.params}
+    )),
+  }

@@ -1,0 +1,255 @@
+"""TrainState, one jitted update and the loop around it.
+
+The loop knows no objective, no data and no file: a loss function, an iterator
+of placed batches and hooks are given to it. Frozen parameters are in the state
+as they came and are never differentiated.
+"""
+
+import signal
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Protocol
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from pivot_jax import losses, sharding, trees
+from pivot_jax.data import packing, pipeline
+
+Host = Mapping[str, float]
+
+
+@flax.struct.dataclass
+class TrainState:
+  """What a run is: the update count, examples seen, parameters, optimizer."""
+
+  step: jax.Array
+  examples: jax.Array
+  trainable: Any
+  frozen: Any
+  opt_state: Any
+  rng: jax.Array
+
+
+class Hook(Protocol):
+  """What watches a run."""
+
+  def metrics(self, step: int, metrics: Host, update: pipeline.Update) -> None:
+    """Sees the metrics of update `step`, up to one update late; may raise."""
+    ...
+
+  def due(self, step: int) -> bool:
+    """Returns whether `state` is to be called after update `step`."""
+    ...
+
+  def state(self, state: TrainState, step: int) -> None:
+    """Sees the state after update `step`, its metrics having been seen."""
+    ...
+
+
+class Stopped(Exception):
+  """A run was asked to stop; its state is saved and the command continues it."""
+
+
+class NonFiniteError(Exception):
+  """A loss or gradient was not finite; names the step and the rows."""
+
+
+_STOP = threading.Event()
+
+
+def stop_on_sigterm() -> None:
+  """Makes SIGTERM (preemption) end training after the running update.
+
+  A second SIGTERM ends the process at once.
+  """
+
+  def handle(signum, frame):
+    del frame
+    if _STOP.is_set():
+      signal.signal(signum, signal.SIG_DFL)
+      signal.raise_signal(signum)
+    _STOP.set()
+
+  signal.signal(signal.SIGTERM, handle)
+
+
+def stop_requested() -> bool:
+  """Returns whether SIGTERM has come."""
+  return _STOP.is_set()
+
+
+def make_state(
+  params: Any,
+  *,
+  trainable: Sequence[str],
+  tx: Callable[[Any], optax.GradientTransformation],
+  mesh: jax.sharding.Mesh,
+  seed: int,
+) -> tuple[TrainState, optax.GradientTransformation]:
+  """Returns the first state, placed on the mesh, and its optimizer.
+
+  `tx` makes the optimizer from the trainable parameters: there is no state for
+  what is frozen. The given tree is copied and stays valid.
+  """
+  inside, outside = trees.split(params, trainable)
+  optimizer = tx(inside)
+  placed = sharding.place(inside, mesh)
+  shapes = jax.eval_shape(optimizer.init, placed)
+  opt_shardings = sharding.like_params(shapes, placed, mesh)
+  opt_state = jax.jit(optimizer.init, out_shardings=opt_shardings)(placed)
+  zero = sharding.replicated(mesh)
+  state = TrainState(
+    step=jax.device_put(jnp.zeros((), jnp.int32), zero),
+    examples=jax.device_put(jnp.zeros((), jnp.int32), zero),
+    trainable=placed,
+    frozen=sharding.place(outside, mesh),
+    opt_state=opt_state,
+    rng=jax.device_put(jax.random.PRNGKey(seed), zero),
+  )
+  return state, optimizer
+
+
+def make_train_step(
+  loss_fn: Callable,
+  tx: optax.GradientTransformation,
+  *,
+  accum: int,
+  examples: int,
+  shardings: Any = None,
+) -> Callable[[TrainState, packing.Batch], tuple[TrainState, losses.Metrics]]:
+  """Returns the jitted update; the state is donated.
+
+  The rows are split into `accum` parts that run one after the other; since a
+  loss is a sum whose weights cover the whole update, gradients add. Metrics are
+  (sum, count) pairs over the update, with `losses/total`, `grad_norm` and
+  `finite`. A non-finite loss or gradient leaves the state as it was.
+  """
+
+  def value(trainable, frozen, batch, rng):
+    return loss_fn(trees.merge(trainable, frozen), batch, rng)
+
+  grad_fn = jax.value_and_grad(value, has_aux=True)
+
+  def gradients(state, batch, rng):
+    if accum == 1:
+      return grad_fn(state.trainable, state.frozen, batch, rng)
+    parts = _parts(batch, accum)
+    shapes = jax.eval_shape(
+      grad_fn, state.trainable, state.frozen, _first(parts), rng
+    )
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+    def body(total, part):
+      new = grad_fn(state.trainable, state.frozen, part, rng)
+      return jax.tree.map(jnp.add, total, new), None
+
+    return jax.lax.scan(body, zeros, parts)[0]
+
+  def step_fn(state, batch):
+    rng = jax.random.fold_in(state.rng, state.step)
+    (loss, metrics), grads = gradients(state, batch, rng)
+    norm = optax.global_norm(grads)
+    updates, opt_state = tx.update(grads, state.opt_state, state.trainable)
+    trainable = optax.apply_updates(state.trainable, updates)
+    finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+    new, old = (trainable, opt_state), (state.trainable, state.opt_state)
+    kept = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
+    metrics = metrics | {
+      "losses/total": (loss, jnp.ones(())),
+      "grad_norm": (norm, jnp.ones(())),
+      "finite": (finite.astype(jnp.float32), jnp.ones(())),
+    }
+    state = state.replace(
+      step=state.step + finite,
+      examples=state.examples + finite * examples,
+      trainable=kept[0],
+      opt_state=kept[1],
+    )
+    return state, metrics
+
+  if shardings is None:
+    return jax.jit(step_fn, donate_argnums=0)
+  return jax.jit(step_fn, donate_argnums=0, out_shardings=(shardings, None))
+
+
+def fit(
+  state: TrainState,
+  step_fn: Callable,
+  batches: Iterable[pipeline.Update],
+  *,
+  num_steps: int,
+  hooks: Sequence[Hook],
+  should_stop: Callable[[], bool] = lambda: False,
+) -> TrainState:
+  """Runs updates until `num_steps` and returns the last state.
+
+  Metrics are read one update late, so that the host prepares the next batch
+  while the devices work; before a hook is shown the state they are caught up
+  with, so that no hook sees the state of an update that went wrong.
+  `should_stop` is asked after each update; the last state is shown to hooks.
+  """
+  step = int(state.step)
+  pending = None
+
+  def flush():
+    if pending is not None:
+      at, metrics, update = pending
+      host = means(jax.device_get(metrics))
+      for hook in hooks:
+        hook.metrics(at, host, update)
+
+  iterator = iter(batches)
+  while step < num_steps:
+    update = next(iterator)
+    state, metrics = step_fn(state, update.batch)
+    flush()
+    step += 1
+    pending = (step, metrics, update)
+    last = step == num_steps or should_stop()
+    due = [hook for hook in hooks if last or hook.due(step)]
+    if due:
+      flush()
+      pending = None
+      for hook in due:
+        hook.state(state, step)
+    if last:
+      break
+  return state
+
+
+def means(metrics: losses.Metrics) -> dict[str, float]:
+  """Returns sum / count of every metric that counted anything."""
+  return {
+    name: float(total) / float(count)
+    for name, (total, count) in metrics.items()
+    if float(count) > 0
+  }
+
+
+def params_of(state: TrainState) -> Any:
+  """Returns all parameters of a state, trainable and frozen, as one tree."""
+  return trees.merge(state.trainable, state.frozen)
+
+
+def _parts(batch: packing.Batch, accum: int) -> packing.Batch:
+  """Returns the batch with rows [accum, R/accum], rows staying on their shard.
+
+  Splitting the row axis the other way round and transposing keeps the sharded
+  axis major, so that no row moves between devices.
+  """
+
+  def part(x):
+    if x.shape[0] % accum:
+      raise ValueError(f"{x.shape[0]} rows do not divide into {accum} parts")
+    return jnp.swapaxes(x.reshape(-1, accum, *x.shape[1:]), 0, 1)
+
+  return jax.tree.map(part, batch)
+
+
+def _first(parts):
+  return jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), parts
+  )
