@@ -8,7 +8,9 @@ import ml_collections
 
 ConfigDict = ml_collections.ConfigDict
 
-_TEXT = dict(template="qwen_1_5", mask="paper", resample="bicubic", max_length=2048)
+_TEXT = dict(
+  template="qwen_1_5", mask="paper", resample="bicubic", max_length=2048
+)
 
 _DEFAULTS = dict(
   # paper 2.1 and 2.2: AdamW, cosine to 0, 3 % warmup, clip 1.0, no decay; SFT
@@ -41,14 +43,29 @@ _DEFAULTS = dict(
     data=(("classify_train", 1.0), ("classify_test", 1.0)),
     batch=100,
     resample="bicubic",
+    lambdas=(1e-6, 1e6, 25),
+    validation=0.2,
+    tolerance=1e-7,
+    max_iterations=1000,
   ),
-  # paper 5.2.
+  # paper 5.2; -1 stands for none.
   segment_probe=dict(
     data=(("segment_train", 1.0), ("segment_test", 1.0)),
     batch=32,
     resample="bicubic",
+    epochs=5,
+    hidden=1024,
+    lr=1e-3,
+    lr_min=1e-4,
+    warmup=500,
+    weight_decay=0.01,
+    num_classes=151,
+    background=0,
+    ignore=-1,
+    resamples=200,
+    examples=6,
   ),
-  gradcam=dict(data="", batch=25, beta=0.1, chunk=4096, **_TEXT),
+  gradcam=dict(data="", batch=24, beta=0.1, chunk=4096, examples=6, **_TEXT),
   report=dict(title="PIVOT at toy scale", optional_inputs=True, **_TEXT),
 )
 
@@ -62,14 +79,11 @@ def stage(kind: str, *, inputs: dict | None = None, **fields) -> ConfigDict:
       gives it (init, vision, projector, llm, reference).
     **fields: what differs from the defaults of the kind.
   """
-  unknown = set(fields) - set(_DEFAULTS[kind]) - {"only_if_used", "seed", "data_seed"}
-  unknown -= _EXTRA.get(kind, set())
+  known = set(_DEFAULTS[kind]) | {"only_if_used", "seed", "data_seed", "llm"}
+  unknown = set(fields) - known
   if unknown:
     raise ValueError(f"{kind} has no fields {sorted(unknown)}")
   section = dict(kind=kind, seed=0, data_seed=0) | _DEFAULTS[kind] | fields
   config = ConfigDict(section)
   config.inputs = ConfigDict(inputs or {})
   return config
-
-
-_EXTRA: dict[str, set[str]] = {}

@@ -11,6 +11,7 @@ import dataclasses
 import importlib.metadata
 import importlib.resources
 import json
+import logging
 import pathlib
 import platform
 import shutil
@@ -20,7 +21,6 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from absl import logging
 from safetensors import numpy as safetensors_numpy
 
 from pivot_jax import trees
@@ -28,6 +28,8 @@ from pivot_jax.convert import hf
 from pivot_jax.data import chat
 from pivot_jax.errors import InputError
 from pivot_jax.models import layers, mllm, qwen2, vit
+
+LOG = logging.getLogger("pivot_jax")
 
 PARTS = ("vision", "projector", "llm")
 
@@ -85,7 +87,9 @@ def save_packaged(
     for name, leaf in trees.flatten(params).items()
   }
   safetensors_numpy.save_file(flat, path / "params.safetensors")
-  write_json(path / "fingerprint.json", trees.fingerprint(trees.unflatten(flat)))
+  write_json(
+    path / "fingerprint.json", trees.fingerprint(trees.unflatten(flat))
+  )
   write_json(path / "model.json", dict(meta) | {"versions": versions()})
 
 
@@ -190,7 +194,7 @@ class Resumable:
       read, problem = self._read(step, target)
       if problem is None:
         return step, read["state"], read["meta"]["note"]
-      logging.warning(
+      LOG.warning(
         "checkpoint %d is damaged (%s): set aside as %d.bad, trying the one "
         "before it",
         *(step, problem, step),
@@ -220,7 +224,9 @@ class Resumable:
     have = trees.fingerprint(_named(jax.device_get(read["state"])))
     want = read["meta"]["crc"]
     wrong = sorted(
-      name for name in want.keys() | have.keys() if want.get(name) != have.get(name)
+      name
+      for name in want.keys() | have.keys()
+      if want.get(name) != have.get(name)
     )
     return read, f"leaf {wrong[0]}: CRC32 differs" if wrong else None
 
@@ -277,7 +283,9 @@ def _check_free(folder: pathlib.Path, state: Any) -> None:
 def _config(kind, fields):
   if fields is None:
     return None
-  tupled = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+  tupled = {
+    k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()
+  }
   return kind(**tupled)
 
 
@@ -299,7 +307,9 @@ def _read_params(folder: pathlib.Path, part: str) -> Any:
     return trees.unflatten(safetensors_numpy.load_file(packaged))
   path = folder.absolute() / "params"
   if not path.is_dir():
-    raise InputError(f"{folder}: neither params/ nor params.safetensors is there")
+    raise InputError(
+      f"{folder}: neither params/ nor params.safetensors is there"
+    )
   try:
     with ocp.PyTreeCheckpointer() as reader:
       tree = reader.metadata(path).item_metadata.tree

@@ -8,13 +8,14 @@ with 75 (run the same command again to continue); a non-finite loss exits
 with 1.
 """
 
+import logging
 import os
 import pathlib
 import sys
 import time
 from collections.abc import Sequence
 
-from absl import app, flags, logging
+from absl import app, flags
 from ml_collections import config_flags
 
 from pivot_jax.errors import InputError
@@ -27,13 +28,14 @@ _DRY_RUN = flags.DEFINE_bool(
   "dry_run", False, "Print stages, shapes, memory and row counts, and exit."
 )
 
+LOG = logging.getLogger("pivot_jax")
 EXIT_INPUT, EXIT_STOPPED, EXIT_NON_FINITE = 2, 75, 1
 
 
 def main(argv: Sequence[str]) -> None:
   """Runs the recipe that the flags describe."""
   del argv
-  logging.set_verbosity(logging.INFO)
+  _setup_logging()
   # Imported here so that a wrong flag is answered at once.
   from pivot_jax import dry_run, recipe, train
 
@@ -47,7 +49,7 @@ def main(argv: Sequence[str]) -> None:
     if _DRY_RUN.value:
       sys.stdout.write(dry_run.describe(plan) + "\n")
       return
-    logging.info("%s", recipe.describe(plan))
+    LOG.info("%s", recipe.describe(plan))
     recipe.run(plan, workdir, config)
   except InputError as error:
     _leave(f"error: {error}", EXIT_INPUT)
@@ -56,6 +58,15 @@ def main(argv: Sequence[str]) -> None:
   except train.NonFiniteError as error:
     _leave(f"error: {error}", EXIT_NON_FINITE)
   _farewell(workdir, time.monotonic() - began)
+
+
+def _setup_logging() -> None:
+  """Shows the project's own lines, and of libraries only warnings."""
+  LOG.setLevel(logging.INFO)
+  LOG.propagate = False
+  handler = logging.StreamHandler(sys.stderr)
+  handler.setFormatter(logging.Formatter("%(message)s"))
+  LOG.addHandler(handler)
 
 
 def _setup_jax() -> None:
@@ -75,7 +86,7 @@ def _setup_jax() -> None:
 def _farewell(workdir: pathlib.Path, seconds: float) -> None:
   report = workdir / "report.html"
   place = f"; open {report}" if report.exists() else ""
-  logging.info("finished in %.0f s%s", seconds, place)
+  LOG.info("finished in %.0f s%s", seconds, place)
 
 
 def _leave(message: str, code: int) -> None:

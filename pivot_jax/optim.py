@@ -71,7 +71,9 @@ def _values(rules, tree) -> dict[str, float]:
   return {path: float(trees.first_match(rules, path)) for path in paths}
 
 
-def check_rules(rules: Sequence[tuple[str, Any]], tree: Any, field: str) -> None:
+def check_rules(
+  rules: Sequence[tuple[str, Any]], tree: Any, field: str
+) -> None:
   """Raises InputError where a rule matches no parameter of the whole model."""
   paths = list(trees.flatten(tree))
   for pattern, _ in rules:

@@ -12,6 +12,7 @@ import fcntl
 import hashlib
 import importlib
 import json
+import logging
 import os
 import pathlib
 import re
@@ -20,11 +21,12 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from absl import logging
 from ml_collections import ConfigDict
 
 from pivot_jax import checkpoint, train
 from pivot_jax.errors import InputError
+
+LOG = logging.getLogger("pivot_jax")
 
 KINDS = (
   "train",
@@ -72,7 +74,9 @@ def expand(config: ConfigDict, workdir: pathlib.Path) -> Plan:
   for seed in range(config.seeds):
     for name in config.order:
       if name not in config:
-        raise InputError(f"order names {name!r}, which the config does not hold")
+        raise InputError(
+          f"order names {name!r}, which the config does not hold"
+        )
       if seed and name in config.shared:
         continue
       reason = _reason(config, name, left_out, used)
@@ -93,9 +97,9 @@ def run(plan: Plan, workdir: pathlib.Path, config: ConfigDict) -> None:
       if train.stop_requested():
         raise train.Stopped(f"stopped before {step.name}; rerun to continue")
       if _finished(step):
-        logging.info("[%d/%d] %s is done", number, total, step.name)
+        LOG.info("[%d/%d] %s is done", number, total, step.name)
         continue
-      logging.info("[%d/%d] %s (%s)", number, total, step.name, step.kind)
+      LOG.info("[%d/%d] %s (%s)", number, total, step.name, step.kind)
       _run_step(step)
 
 
@@ -205,8 +209,9 @@ def _named(name: str, seed: int) -> str:
 
 def _edges(config: ConfigDict) -> set[str]:
   """Returns the stages that any stage of the order reads."""
-  edges = (e for n in config.order if n in config
-           for e in config[n].inputs.values())
+  edges = (
+    e for n in config.order if n in config for e in config[n].inputs.values()
+  )
   return {target for target in map(_target, edges) if target}
 
 
@@ -258,14 +263,16 @@ def _run_step(step: Step) -> None:
 
 
 def _input_hashes(step: Step) -> dict[str, str]:
-  """Returns a hash per input: that of a stage's outputs, or of the address."""
+  """Returns a hash per input: of a folder's results, or of the address."""
   hashes = {}
   for name, address in sorted(step.inputs.items()):
-    folder = address if ":" in address[:9] else address.partition(":")[0]
-    done = pathlib.Path(folder) / "done.json"
+    _, folder, _ = checkpoint.parse(address)
+    done, prints = folder / "done.json", folder / "fingerprint.json"
     if done.exists():
       outputs = checkpoint.read_json(done)["outputs"]
       text = json.dumps(outputs, sort_keys=True)
+    elif prints.exists():
+      text = prints.read_text(encoding="utf-8")
     else:
       text = address
     hashes[name] = hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -345,13 +352,3 @@ def _lock(workdir: pathlib.Path) -> Iterator[None]:
 
 def _short(text: str, limit: int = 100) -> str:
   return text if len(text) <= limit else text[: limit - 1] + "…"
-
-
-def seeds_of(names: Sequence[str]) -> list[int]:
-  """Returns the seeds that appear in stage names, 0 first."""
-  found = {0}
-  for name in names:
-    match = re.match(r"seed(\d+)/", name)
-    if match:
-      found.add(int(match[1]))
-  return sorted(found)

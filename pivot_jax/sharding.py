@@ -4,16 +4,18 @@ Parameters are placed by rules over their paths, activations by the logical axis
 names that the models use. Nothing here knows a model's code.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from absl import logging
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from pivot_jax import trees
 from pivot_jax.errors import InputError
+
+LOG = logging.getLogger("pivot_jax")
 
 AXES = ("data", "fsdp", "tensor")
 ROWS = ("data", "fsdp")
@@ -21,7 +23,10 @@ ROWS = ("data", "fsdp")
 # Pattern -> axes of the *last* dimensions, so that a stacked layer axis needs
 # no second rule. Column-parallel into a block, row-parallel out of it.
 PARAM_RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
-  (r".*/(q_proj|k_proj|v_proj|fc1|gate_proj|up_proj)/kernel", ("fsdp", "tensor")),
+  (
+    r".*/(q_proj|k_proj|v_proj|fc1|gate_proj|up_proj)/kernel",
+    ("fsdp", "tensor"),
+  ),
   (r".*/(o_proj|out_proj|fc2|down_proj)/kernel", ("tensor", "fsdp")),
   (r".*/(q_proj|k_proj|v_proj|fc1)/bias", ("tensor",)),
   (r"llm/embed_tokens/embedding", ("tensor", "fsdp")),
@@ -76,7 +81,7 @@ def infer(shapes: Any, mesh: Mesh, rules=PARAM_RULES) -> Any:
     spec: list[str | None] = [None] * (len(leaf.shape) - len(axes)) + list(axes)
     for dimension, axis in enumerate(spec):
       if axis and leaf.shape[dimension] % mesh.shape[axis]:
-        logging.info(
+        LOG.info(
           "%s: dimension %d of %s is not divided over %s",
           *(path, dimension, tuple(leaf.shape), axis),
         )
@@ -95,11 +100,9 @@ def like_params(state_shapes: Any, params: Any, mesh: Mesh) -> Any:
   shardings = infer(params, mesh)
 
   def is_copy(node):
-    return (
-      jax.tree.structure(node) == target
-      and [x.shape for x in jax.tree.leaves(node)]
-      == [x.shape for x in jax.tree.leaves(params)]
-    )
+    return jax.tree.structure(node) == target and [
+      x.shape for x in jax.tree.leaves(node)
+    ] == [x.shape for x in jax.tree.leaves(params)]
 
   def place(node):
     return shardings if is_copy(node) else replicated(mesh)

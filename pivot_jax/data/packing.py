@@ -405,4 +405,3 @@ def _check_length(example: Example, patches: int, limit: int) -> None:
 def _prompt_length(example: Example, patches: int) -> int:
   image = int((example.prompt == IMAGE_TOKEN).sum())
   return len(example.prompt) + image * (patches - 1)
-

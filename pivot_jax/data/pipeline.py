@@ -124,31 +124,28 @@ class Stream:
       else grain.MapDataset.mix(positions, weights=[w for _, w in parts])
     )
 
-  def id(self, position: int) -> str:
-    """Returns the row id at a position of the stream."""
-    source, index = self._at(position)
-    return source.text(index)["id"]
-
   def example(self, position: int, *, pixels: bool = True) -> packing.Example:
     """Returns the example at a position; without pixels, a stand-in of zeros."""
     source, index = self._at(position)
+    row = source[index] if pixels else source.text(index)
     try:
-      row = source[index] if pixels else source.text(index)
       encoded = self._coder.encode(row)
       image = self._coder.pixels(row["image"]) if pixels else _blank(row)
     except InputError as error:
       raise _located(error, source, index) from error
-    example = packing.Example(
-      id=row["id"], image=image, **encoded._asdict()
-    )
+    example = packing.Example(id=row["id"], image=image, **encoded._asdict())
     if self._reference is None:
       return example
     return dataclasses.replace(
       example, reference=lookup(self._reference, example, source.name(index))
     )
 
+  def place(self, position: int) -> tuple[int, int]:
+    """Returns (source number, row index) at a position of the stream."""
+    return self._order[position]
+
   def _at(self, position: int):
-    part, index = self._order[position]
+    part, index = self.place(position)
     return self._sources[part], index
 
 
@@ -194,8 +191,15 @@ def lookup(
 
 
 def choose_layout(
-  stream: Stream, coder: Coder, *, pack: Mapping[str, int], batch: int,
-  steps: int, patches: int, shards: int, max_length: int,
+  stream: Stream,
+  coder: Coder,
+  *,
+  pack: Mapping[str, int],
+  batch: int,
+  steps: int,
+  patches: int,
+  shards: int,
+  max_length: int,
 ) -> packing.Layout:
   """Returns the static sizes for `steps` updates of `batch` examples.
 
@@ -227,7 +231,7 @@ def choose_layout(
   known: dict[tuple[int, int], packing.Example] = {}
 
   def example(position):
-    key = stream._order[position]
+    key = stream.place(position)
     if key not in known:
       known[key] = stream.example(position, pixels=False)
     return known[key]
@@ -364,7 +368,10 @@ def images_and_maps(source: Any, image_size: int, resample: str = "bicubic"):
   """Returns (uint8 [N, H, W, 3], int32 [N, H, W]) of a segmentation source."""
   rows = [source[index] for index in range(len(source))]
   stacked = _stack([row["image"] for row in rows], image_size, resample)
-  maps = [images.resize_labels(row["labels"], image_size) for row in rows]
+  maps = [
+    images.resize_labels(row["labels"], image_size, resample=resample)
+    for row in rows
+  ]
   return stacked, np.stack(maps).astype(np.int32)
 
 

@@ -7,11 +7,12 @@ scene holds, how it looks and what is said of it live in `layout.py`,
 knows no token and no template.
 """
 
-import itertools
 import zlib
+from typing import NamedTuple
 
 import numpy as np
 
+from pivot_jax import errors
 from pivot_jax.data import layout, misnaming, questions
 
 # The evaluation takes the categories in turn, and the kinds within them.
@@ -29,6 +30,7 @@ PREFERENCE_KINDS = (*questions.KINDS, "describe", "describe")
 _DESCRIBE_SHARE = 1 / 6  # of conversations ask for a caption in one turn
 _FACTS_SHARE = 1 / 4  # of text conversations are about facts alone
 _MAX_TURNS = 8  # one lonely object allows ten different questions
+_MAX_ROUNDS = 64  # of questions of each kind; eight are found in far fewer
 
 
 class Scenes:
@@ -65,26 +67,70 @@ class Scenes:
       turns: questions of a "chat" or "text" conversation, 1 to 8.
     """
     if task not in TASKS:
-      raise ValueError(f"task is {task!r}, not one of {', '.join(TASKS)}")
+      raise errors.InputError(
+        f"scenes: task is {task!r}; give one of {', '.join(TASKS)}"
+      )
     if not 0 <= seed < 2**32:
-      raise ValueError(f"seed is {seed}, not in 0 .. 2**32 - 1")
+      raise errors.InputError(
+        f"scenes: seed is {seed}; give one in 0 .. 2**32 - 1"
+      )
     if size < 1:
-      raise ValueError(f"size is {size}, not at least 1")
+      raise errors.InputError(f"scenes: size is {size}; give at least 1")
     if not 1 <= turns <= _MAX_TURNS:
-      raise ValueError(f"turns is {turns}, not in 1 .. {_MAX_TURNS}")
-    self.name = f"scenes/{task}/{split}/{seed}"
+      raise errors.InputError(
+        f"scenes: turns is {turns}; give one in 1 .. {_MAX_TURNS}"
+      )
+    self._name = f"scenes/{task}/{split}/{seed}"
     self.task, self.seed, self.split = task, seed, split
     self.size, self.turns = size, turns
 
   def __len__(self) -> int:
     return self.size
 
+  def name(self, index: int) -> str:
+    """Returns what messages call a row: task, split, seed and index."""
+    return f"{self._name}/{index}"
+
+  def text(self, index: int) -> dict:
+    """Returns a row without its pixels, at a small part of the cost.
+
+    `image` is True where the row has one, and None where it has none;
+    `object_mask` and `labels` are left out. All else is as in `[index]`.
+    """
+    return self._row(index, self._said(index))
+
   def __getitem__(self, index: int) -> dict:
+    said = self._said(index)
+    row = self._row(index, said)
+    if said.description is not None:
+      one = _painted(self.seed, self.split, index, said.description)
+      row["image"] = one.image
+      if said.owners is not None:
+        row["object_mask"] = one.mask(said.owners)
+      if self.task == "segment":
+        row["labels"] = one.labels
+    return row
+
+  def _said(self, index):
     if not 0 <= index < self.size:
       raise IndexError(f"row {index} of {self.size}")
-    row = {"id": f"{self.name}/{index}"}
-    row.update(TASKS[self.task](self, int(index)))
-    return row
+    return TASKS[self.task](self, int(index))
+
+  def _row(self, index, said):
+    image = None if said.description is None else True
+    return {"id": self.name(index), "image": image, **said.fields}
+
+
+class _Said(NamedTuple):
+  """A row but for its pixels.
+
+  `description` is of the picture, None where there is none; `owners` are the
+  things asked about, None where the row has no mask.
+  """
+
+  fields: dict
+  description: layout.Description | None
+  owners: tuple[int, ...] | None = None
 
 
 def scene(seed: int, split: str, index: int) -> layout.Scene:
@@ -146,79 +192,78 @@ def _crc(name):
 
 
 def _caption_row(source, index):
-  one = scene(source.seed, source.split, index)
-  turns = [("", questions.caption(one.description))]
-  return {"image": one.image, "conversations": _conversation("<image>", turns)}
+  description = _description(source.seed, source.split, index)
+  turns = [("", questions.caption(description))]
+  return _Said(_conversation("<image>", turns), description)
 
 
 def _chat_row(source, index):
-  one = scene(source.seed, source.split, index)
+  description = _description(source.seed, source.split, index)
   rng = _stream(source.seed, source.split, index, "chat")
-  turns = _turns(one.description, rng, source.turns, questions.TAUGHT)
-  return {"image": one.image, "conversations": _conversation("<image>", turns)}
+  turns = _turns(description, rng, source.turns, questions.TAUGHT)
+  return _Said(_conversation("<image>", turns), description)
 
 
 def _text_row(source, index):
   rng = _stream(source.seed, source.split, index, "text")
   if rng.random() < _FACTS_SHARE:
     turns = questions.fact_turns(rng, source.turns)
-    return {"image": None, "conversations": _conversation("", turns)}
+    return _Said(_conversation("", turns), None)
   description = _description(source.seed, source.split, index)
   turns = _turns(description, rng, source.turns, layout.LETTERS)
   text = questions.caption(description)
-  return {"image": None, "conversations": _conversation(text, turns)}
+  return _Said(_conversation(text, turns), None)
 
 
 def _preference_row(source, index):
   description, asked = pair(source.seed, source.split, index)
-  one = _painted(source.seed, source.split, index, description)
-  return {
-    "image": one.image,
+  fields = {
     "question": asked.question,
     "chosen": asked.answer,
     "rejected": asked.rejected,
     "category": asked.category,
     "kind": asked.kind,
-    "object_mask": one.mask(asked.owners),
   }
+  return _Said(fields, description, asked.owners)
 
 
 def _eval_row(source, index):
   description, asked = exam(source.seed, source.split, index)
-  one = _painted(source.seed, source.split, index, description)
-  return {
-    "image": one.image,
+  fields = {
     "question": asked.question,
     "answer": asked.answer,
     "category": asked.category,
     "kind": asked.kind,
-    "object_mask": one.mask(asked.owners),
   }
+  return _Said(fields, description, asked.owners)
 
 
 def _classify_row(source, index):
-  one = scene(source.seed, source.split, index)
-  return {"image": one.image, "label": one.description.label}
+  description = _description(source.seed, source.split, index)
+  return _Said({"label": description.label}, description)
 
 
 def _segment_row(source, index):
-  one = scene(source.seed, source.split, index)
-  return {"image": one.image, "labels": one.labels}
+  return _Said({}, _description(source.seed, source.split, index))
 
 
 def _turns(description, rng, count, letters):
-  """Draws `count` different questions: kinds in random order, then again."""
+  """Draws `count` different questions: kinds in random order, then again.
+
+  Some kinds have one question per scene, so a round may add nothing new. After
+  `_MAX_ROUNDS` it ends with as many as it has found.
+  """
   fits = questions.askable(description, letters)
   kinds = [fits[place] for place in rng.permutation(len(fits)).tolist()]
   turns = {}
-  for kind in itertools.cycle(kinds):
+  for kind in kinds * _MAX_ROUNDS:
     asked = questions.ask(description, kind, rng, letters=letters)
     turns[asked.question] = asked.answer
     if len(turns) == count:
       break
   pairs = list(turns.items())
   if rng.random() < _DESCRIBE_SHARE:
-    place = rng.integers(count)
+    place = rng.integers(len(pairs))
     pairs[place] = (questions.DESCRIBE, questions.caption(description))
   return pairs
 
@@ -230,7 +275,7 @@ def _conversation(opening, turns):
     value = f"{opening}\n{question}" if place == 0 and opening else question
     conversation.append({"from": "human", "value": value})
     conversation.append({"from": "gpt", "value": answer})
-  return conversation
+  return {"conversations": conversation}
 
 
 TASKS = {

@@ -190,3 +190,8 @@ def stack(
     length=length,
     unroll=1 if compute.scan else length,
   )
+
+
+def logical_rules(rules):
+  """Returns a context in which logical axes mean the given mesh axes."""
+  return nn.logical_axis_rules(rules)

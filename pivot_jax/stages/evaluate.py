@@ -18,9 +18,15 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from pivot_jax import checkpoint, generate, metrics, sharding
-from pivot_jax.data import packing, pipeline
+from pivot_jax.data import pipeline
 from pivot_jax.errors import InputError
 from pivot_jax.models import layers
+
+_generate = jax.jit(
+  generate.generate,
+  static_argnums=0,
+  static_argnames=("max_new_tokens", "eos_ids"),
+)
 
 
 def run(
@@ -112,18 +118,16 @@ def _answers(config, model, source, mesh) -> list[str]:
   shards = sharding.row_shards(mesh)
   batch = -(-config.batch // shards) * shards
   for start in range(0, len(source), batch):
-    indices = [
-      min(i, len(source) - 1) for i in range(start, start + batch)
-    ]
+    indices = [min(i, len(source) - 1) for i in range(start, start + batch)]
     packed = pipeline.prompts(
       source, indices, coder, tokens=tokens, patches=patches
     )
-    ids = generate.generate(
+    ids = _generate(
       model.mllm,
       params,
       sharding.place_rows(packed, mesh),
       max_new_tokens=config.max_new_tokens,
-      eos_ids=tokenizer.stop_ids,
+      eos_ids=tokenizer.eos_ids,
     )
     said = _decode(tokenizer, jax.device_get(ids))
     answers += said[: len(source) - start]
@@ -135,6 +139,6 @@ def _decode(tokenizer, ids) -> list[str]:
   """Returns the text of each row up to its first stop token."""
   texts = []
   for row in np.asarray(ids):
-    stops = np.flatnonzero(np.isin(row, tokenizer.stop_ids))
+    stops = np.flatnonzero(np.isin(row, tokenizer.eos_ids))
     texts.append(tokenizer.decode(row[: stops[0]] if len(stops) else row))
   return texts

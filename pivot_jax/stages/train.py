@@ -10,6 +10,7 @@ objective. Leaves an artifact of the whole model and `metrics.jsonl`.
 import dataclasses
 import functools
 import json
+import logging
 import pathlib
 import shutil
 import zlib
@@ -18,7 +19,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from absl import logging
 from ml_collections import ConfigDict
 
 from pivot_jax import (
@@ -33,6 +33,8 @@ from pivot_jax import (
 from pivot_jax.data import chat, pipeline
 from pivot_jax.errors import InputError
 from pivot_jax.models import layers, mllm, qwen2, vit
+
+LOG = logging.getLogger("pivot_jax")
 
 
 def run(
@@ -224,7 +226,7 @@ class _Job:
     if found is None:
       return state, 0
     step, values, note = found
-    logging.info("%s resumes at step %d", self.config.name, step)
+    LOG.info("%s resumes at step %d", self.config.name, step)
     return state.replace(**values), note["rows"]
 
   def _loss(self):
@@ -239,7 +241,9 @@ class _Job:
 
   def _updates(self, start: int):
     config = self.config
-    patches = self.start.mllm.vision.num_patches if self.start.mllm.vision else 1
+    patches = (
+      self.start.mllm.vision.num_patches if self.start.mllm.vision else 1
+    )
     layout = pipeline.choose_layout(
       self.stream,
       self.coder,
@@ -266,7 +270,9 @@ class _Recorder:
   def __init__(self, config, out, saved, begin: int, rows: int):
     self.config, self.saved, self.rows = config, saved, rows
     self.kept = begin
-    self.writer = metrics.Writer(out, step=begin, tensorboard=config.tensorboard)
+    self.writer = metrics.Writer(
+      out, step=begin, tensorboard=config.tensorboard
+    )
     self.status = metrics.Status(config.name, config.steps, start=begin)
 
   def metrics(self, step, values, update) -> None:
@@ -336,7 +342,9 @@ def _complete(model: mllm.MLLM, given, seed: int):
   if given.keys() == shapes.keys():
     return given
   fresh = jax.device_get(
-    jax.jit(functools.partial(mllm.init_params, model))(jax.random.PRNGKey(seed))
+    jax.jit(functools.partial(mllm.init_params, model))(
+      jax.random.PRNGKey(seed)
+    )
   )
   return {part: given.get(part, fresh[part]) for part in shapes}
 
@@ -363,7 +371,9 @@ def _report(config, out, start, after, rows) -> dict[str, Any]:
     "loss": float(f"{loss:.6g}"),
     "steps": config.steps,
     "examples": config.steps * config.batch,
-    "parameters": json.loads(json.dumps(
-      {part: trees.count(start.params[part]) for part in start.params}
-    )),
+    "parameters": json.loads(
+      json.dumps(
+        {part: trees.count(start.params[part]) for part in start.params}
+      )
+    ),
   }

@@ -1,0 +1,47 @@
+"""Package metadata. `pip install -e .` runs the loop, `.[test]` the tests."""
+
+import pathlib
+
+import setuptools
+
+README = pathlib.Path(__file__).parent / "README.md"
+
+setuptools.setup(
+  name="pivot_jax",
+  version="0.1.0",
+  description="PIVOT: preference-instructed vision optimization in JAX",
+  long_description=README.read_text(encoding="utf-8"),
+  long_description_content_type="text/markdown",
+  license="Apache-2.0",
+  python_requires=">=3.11",
+  packages=setuptools.find_packages(include=["pivot_jax", "pivot_jax.*"]),
+  package_data={"pivot_jax": ["assets/**/*"]},
+  install_requires=[
+    "absl-py>=2.1",
+    "einops>=0.8",
+    "flax>=0.12.8,<0.13",
+    "grain>=0.2.18",
+    "jax>=0.10.2,<0.13",
+    "jaxtyping>=0.3",
+    "ml_collections>=1.1",
+    "numpy>=2",
+    "optax>=0.2.8",
+    "orbax-checkpoint>=0.12.8",
+    "pillow>=11",
+    "safetensors>=0.6",
+    "tokenizers>=0.22",
+    "transformers>=5",
+  ],
+  extras_require={
+    "tensorboard": ["tensorboardX>=2.6"],
+    "test": [
+      "hypothesis",
+      "pyright",
+      "pytest>=8",
+      "ruff",
+      "scikit-learn",
+      # The release with a CPU wheel; tests compare with it, nothing runs on it.
+      "torch==2.13.0",
+    ],
+  },
+)
