@@ -66,7 +66,7 @@ _DEFAULTS = dict(
     examples=6,
   ),
   gradcam=dict(data="", batch=24, beta=0.1, chunk=4096, examples=6, **_TEXT),
-  report=dict(title="PIVOT at toy scale", optional_inputs=True, **_TEXT),
+  report=dict(title="PIVOT at toy scale", **_TEXT),
 )
 
 

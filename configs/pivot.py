@@ -84,7 +84,7 @@ def toy() -> ConfigDict:
     probes(c, arm)
     reassembly(c, arm)
   evaluations(c)
-  c.report = stage("report", inputs={})
+  c.report = stage("report")
   c.order = order()
   # What runs once, however many seeds; everything else is repeated for each.
   c.shared = (
@@ -93,9 +93,7 @@ def toy() -> ConfigDict:
     "stage1_proj",
     "stage1_full",
     "reference",
-    "report",
   )
-  connect_report(c)
   return c
 
 
@@ -284,11 +282,6 @@ def evaluations(c: ConfigDict) -> None:
     )
 
 
-def connect_report(c: ConfigDict) -> None:
-  """Gives the report every stage that runs before it."""
-  c.report.inputs = {name: f"@{name}" for name in c.order if name != "report"}
-
-
 def from_scratch(c: ConfigDict) -> ConfigDict:
   """Makes the stage-0 weights instead of taking the shipped ones."""
   c.vision.init = "@stage0_vision:vision"
@@ -344,5 +337,62 @@ def sweep(c: ConfigDict) -> ConfigDict:
 
 
 def files(c: ConfigDict) -> ConfigDict:
-  """Runs the loop on your own files; what is not given is left out."""
+  """Runs the loop on your own files; what is not given is left out.
+
+  files.pretrain  LLaVA records (.json or .jsonl), for stage 1 and re-assembly
+  files.preference  MMPR rows (.jsonl): image, question, chosen, rejected
+  files.eval  LLaVA records whose last turn is the answer
+  files.images  the folder that image paths are relative to
+  files.classify  DIR/{train,val}/CLASS/*; files.segment
+  DIR/{train,val}/{images,labels}, with segment_ignore (-1: none) and
+  segment_background ("none", or the index of the background class)
+  """
+  c.files = dict(
+    pretrain="",
+    preference="",
+    eval="",
+    images="",
+    classify="",
+    segment="",
+    segment_ignore=-1,
+    segment_background="none",
+  )
+
+  def given(kind, name, **fields):
+    return dict(
+      kind=kind,
+      path=c.files.get_ref(name),
+      given_by=f"set --config.files.{name}",
+      **fields,
+    )
+
+  images = dict(image_root=c.files.get_ref("images"))
+  c.sources = dict(
+    text=given("llava_text", "pretrain", **images),
+    pretrain=given("llava", "pretrain", **images),
+    caption=given("llava", "pretrain", **images),
+    chat=given("llava", "pretrain", **images),
+    preference=given("preference", "preference", **images),
+    eval=given("eval", "eval", **images),
+    classify_train=given("classify", "classify", split="train"),
+    classify_test=given("classify", "classify", split="val"),
+    segment_train=given("segment", "segment", split="train"),
+    segment_test=given("segment", "segment", split="val"),
+    gradcam=dict(kind="none", path="", given_by="needs masks of objects"),
+  )
+  # Conversations of any number of turns, rows as long as the longest example.
+  for name in c.order:
+    section = c[name]
+    if section.kind == "train":
+      section.template = "qwen_1_5"
+      section.steps, section.batch = 40, 16
+      section.pack = dict(tokens=0, losses=0, images=1)
+      if name == "stage0_llm":
+        section.pack.images = 0
+      elif section.data == "caption" or not isinstance(section.data, str):
+        section.data = "chat"
+    if section.kind == "segment_probe":
+      section.num_classes = 0
+      section.ignore = c.files.get_ref("segment_ignore")
+      section.background = c.files.get_ref("segment_background")
   return c

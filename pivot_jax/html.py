@@ -85,7 +85,9 @@ def page(title: str, sections: Iterable[str]) -> str:
     f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
     '<meta name="viewport" content="width=device-width,initial-scale=1">'
     f"<title>{text(title)}</title><style>{_STYLE}</style></head><body><main>"
-    f"<h1>{text(title)}</h1>\n" + "\n".join(sections) + "\n</main></body></html>\n"
+    f"<h1>{text(title)}</h1>\n"
+    + "\n".join(sections)
+    + "\n</main></body></html>\n"
   )
 
 
@@ -131,9 +133,7 @@ def plain_table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 def details(title: str, content: Any) -> str:
   """Returns a folded block of JSON."""
   shown = json.dumps(content, indent=2, sort_keys=True, default=str)
-  return (
-    f"<details><summary>{text(title)}</summary><pre>{text(shown)}</pre></details>"
-  )
+  return f"<details><summary>{text(title)}</summary><pre>{text(shown)}</pre></details>"
 
 
 def chart(
@@ -181,7 +181,9 @@ def chart(
     f'y="{height - 4}" text-anchor="middle">update</text>'
   )
   for points, colour in zip(lines.values(), COLOURS * len(lines)):
-    places = " ".join(f"{x:.1f},{y:.1f}" for x, y in (place(*p) for p in points))
+    places = " ".join(
+      f"{x:.1f},{y:.1f}" for x, y in (place(*p) for p in points)
+    )
     parts.append(
       f'<polyline points="{places}" fill="none" stroke="{colour}" '
       'stroke-width="1.6" stroke-linejoin="round"/>'
@@ -196,10 +198,14 @@ def chart(
 
 def legend(entries: Iterable[tuple[str, str]]) -> str:
   """Returns names beside squares of their "#rrggbb" colours."""
-  return '<div class="note">' + "".join(
-    f'<span class="swatch" style="background:{colour}"></span>{text(name)}'
-    for name, colour in entries
-  ) + "</div>"
+  return (
+    '<div class="note">'
+    + "".join(
+      f'<span class="swatch" style="background:{colour}"></span>{text(name)}'
+      for name, colour in entries
+    )
+    + "</div>"
+  )
 
 
 def thin(
@@ -210,7 +216,8 @@ def thin(
   size = -(-len(kept) // limit) or 1
   groups = (kept[i : i + size] for i in range(0, len(kept), size))
   return [
-    (sum(x for x, _ in g) / len(g), sum(y for _, y in g) / len(g)) for g in groups
+    (sum(x for x, _ in g) / len(g), sum(y for _, y in g) / len(g))
+    for g in groups
   ]
 
 
@@ -270,7 +277,7 @@ def ramp(values: Float[np.ndarray, "H W"]) -> Float[np.ndarray, "H W 3"]:
   return np.stack([np.interp(clipped, at, c) for c in _RAMP.T], axis=-1)
 
 
-def outlined(
+def spotlight(
   image: UInt8[np.ndarray, "H W 3"], mask: np.ndarray
 ) -> UInt8[np.ndarray, "H W 3"]:
   """Returns the image with a mask kept bright and the rest darkened."""
@@ -334,6 +341,7 @@ def _table(rows, columns, cell) -> str:
 def _head(column: Column, rows) -> str:
   sizes = {row[column.key]["n"] for row in rows.values() if column.key in row}
   size = f"n={min(sizes)}" + (f"–{max(sizes)}" if len(sizes) > 1 else "")
+  size = "" if sizes == {1} else size
   return f'{text(column.label)}<span class="se">{size}</span>'
 
 
@@ -352,9 +360,7 @@ def _difference(column: Column, found: Mapping[str, Any] | None) -> str:
   if found["shown"]:
     name = "up" if found["value"] > 0 else "down"
     return f'<td {title}><span class="{name}">{number}</span>{error}</td>'
-  return (
-    f'<td {title}>{number}{error}<span class="none">no difference shown</span></td>'
-  )
+  return f'<td {title}>{number}{error}<span class="none">no difference shown</span></td>'
 
 
 def _error(column: Column, found: Mapping[str, Any]) -> str:

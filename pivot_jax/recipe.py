@@ -18,7 +18,7 @@ import pathlib
 import re
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -70,6 +70,9 @@ def expand(config: ConfigDict, workdir: pathlib.Path) -> Plan:
   """
   left_out: dict[str, str] = {}
   steps: list[Step] = []
+  if config.tokenizer != "package:toy" and config.llm.init == "package:toy:llm":
+    # The shipped LLM speaks the shipped tokenizer only.
+    config.llm.init = "@stage0_llm:llm"
   used = _edges(config)
   for seed in range(config.seeds):
     for name in config.order:
@@ -77,13 +80,19 @@ def expand(config: ConfigDict, workdir: pathlib.Path) -> Plan:
         raise InputError(
           f"order names {name!r}, which the config does not hold"
         )
-      if seed and name in config.shared:
+      if config[name].kind == "report" or (seed and name in config.shared):
         continue
       reason = _reason(config, name, left_out, used)
       if reason:
         left_out[name] = reason
         continue
       steps.append(_step(config, name, seed, workdir, steps, left_out))
+  for name in config.order:
+    if config[name].kind == "report":
+      report = _step(config, name, 0, workdir, steps, left_out)
+      # A report reads every stage that ran, of every seed.
+      inputs = {step.name: str(step.folder) for step in steps}
+      steps.append(dataclasses.replace(report, inputs=inputs))
   return Plan(tuple(steps), left_out)
 
 
@@ -133,11 +142,12 @@ def _reason(config, name, left_out, used) -> str:
       raise InputError(
         f"{name}.data names {source!r}; the config has {sorted(config.sources)}"
       )
-    if config.sources[source].get("missing"):
-      return f"no data: set --config.files.{config.sources[source].missing}"
+    spec = config.sources[source]
+    if "given_by" in spec and not spec.get("path"):
+      return f"no data: {spec.given_by}"
   for edge in section.inputs.values():
     target = _target(edge)
-    if target in left_out and not section.get("optional_inputs"):
+    if target in left_out:
       return f"needs {target}, which is left out"
   if section.get("only_if_used") and name not in used:
     return "its weights are given"
@@ -169,7 +179,7 @@ def _step(config, name, seed, workdir, steps, left_out) -> Step:
   fields |= {"name": _named(name, seed), "seed": section.seed + 1000 * seed}
   fields["data_seed"] = section.data_seed + 1000 * seed
   if section.kind == "report":
-    fields["left_out"] = dict(left_out)
+    fields |= {"left_out": dict(left_out), "seeds": config.seeds}
   kept = {k: v for k, v in fields.items() if k not in ("inputs",)}
   return Step(
     name=_named(name, seed),

@@ -26,8 +26,10 @@ MAY_IMPORT = (
   (r"data\..+|objectives|generate|logistic|segmentation", _BASE),
   (r"convert\..+", _BASE + r"|convert\..+"),
   (r"checkpoint", _TOOLS),
+  (r"html", r""),
+  (r"compare", _TOOLS + r"|checkpoint"),
   (r"train|export|", _TOOLS + r"|checkpoint"),
-  (r"stages\..+", _TOOLS + r"|checkpoint|train"),
+  (r"stages\..+", _TOOLS + r"|checkpoint|train|compare|html"),
   (r"recipe", _TOOLS + r"|checkpoint|train|stages\..+"),
   (r"main|dry_run", _TOOLS + r"|checkpoint|train|stages\..+|recipe|dry_run"),
 )

@@ -345,6 +345,7 @@ def open_source(spec: Mapping[str, Any]) -> Any:
   kinds = {
     "scenes": scenes.Scenes,
     "llava": sources.LlavaJson,
+    "llava_text": WithoutImages,
     "preference": sources.JsonLines,
     "eval": sources.EvalJson,
     "classify": sources.ImageFolder,
@@ -352,9 +353,43 @@ def open_source(spec: Mapping[str, Any]) -> Any:
   }
   fields = dict(spec)
   kind = fields.pop("kind")
+  fields.pop("given_by", None)
+  if kind in ("classify", "segment"):
+    fields["folder"] = fields.pop("path")
+  if fields.get("image_root") == "":
+    fields["image_root"] = None
   if kind not in kinds:
     raise InputError(f"data kind {kind!r}: choose one of {sorted(kinds)}")
   return kinds[kind](**fields)
+
+
+class WithoutImages:
+  """The conversations of a LLaVA file as text alone, for a language model."""
+
+  def __init__(self, path: str, image_root: str | None = None):
+    self._source = sources.LlavaJson(path, image_root)
+
+  def __len__(self) -> int:
+    return len(self._source)
+
+  def __getitem__(self, index: int) -> Row:
+    return self.text(index)
+
+  def name(self, index: int) -> str:
+    """Returns where a row stands."""
+    return self._source.name(index)
+
+  def text(self, index: int) -> Row:
+    """Returns a row without its image and image tags."""
+    row = self._source.text(index)
+    turns = [
+      {
+        "from": turn["from"],
+        "value": turn["value"].replace("<image>", "").strip(),
+      }
+      for turn in row["conversations"]
+    ]
+    return dict(row) | {"image": None, "conversations": turns}
 
 
 def images_and_labels(source: Any, image_size: int, resample: str = "bicubic"):

@@ -4,65 +4,27 @@
 
 Reads the folders of the stages that ran and writes `report.json` and a
 self-contained `report.html`, here and at the root of the run. It computes no
-metric of its own: only means, differences and their standard errors, paired
-item by item. How it looks is html.py's; what is drawn, report_view.py's part
-below. A stage that did not run leaves its columns out.
+metric: the comparison is compare.py's, how it looks html.py's. A stage that
+did not run leaves its columns out. Of several seeds the tables show the means,
+curves and pictures the first. Legend: K examples, g grid side, H W pixels.
 """
 
-import json
 import pathlib
-import re
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
 from ml_collections import ConfigDict
 
-from pivot_jax import checkpoint, html, metrics, segmentation
+from pivot_jax import checkpoint, compare, html, metrics
 from pivot_jax.data import layout
-from pivot_jax.errors import InputError
 
-ARMS = {
+LABELS = {
   "original": "original encoder",
   "stage1": "stage 1 only",
   "sft": "SFT",
   "dpo": "DPO (PIVOT)",
 }
-PAIRS = (
-  ("dpo", "sft"),
-  ("dpo", "original"),
-  ("dpo", "stage1"),
-  ("sft", "stage1"),
-)
-# The stage that measures an arm, by the first part of a measure's name.
-MEASURED_BY = {
-  "vqa": "evaluate_pivot",
-  "linear": "linear_probe",
-  "segment": "segment_probe",
-  "gradient": "gradcam",
-}
-HEADLINES = {
-  "vqa/all": "VQA of the re-assembled model",
-  "linear/encoder/top1": "the linear probe of the encoder",
-  "linear/projector/top1": "the linear probe of the projector",
-  "segment/macro_recall": "segmentation macro recall",
-  "segment/miou": "segmentation mIoU",
-  "gradient/encoder/sft": "gradient localisation at the encoder (SFT loss)",
-  "gradient/encoder/dpo_total": "gradient localisation at the encoder (DPO loss)",
-  "gradient/projector/sft": "gradient localisation at the projector (SFT loss)",
-  "gradient/projector/dpo_total": (
-    "gradient localisation at the projector (DPO loss)"
-  ),
-}
-CAUTION = (
-  "This is an experiment at toy scale: it demonstrates the pipeline and can "
-  "neither confirm nor refute the paper."
-)
-RESAMPLES = 500
-Measures = dict[str, metrics.Measured]
-# Per stage its done.json and, under "folder", where it is.
-Stages = Mapping[str, Mapping[str, Any]]
 
 
 def run(
@@ -75,10 +37,10 @@ def run(
   `versions`, `seeds` and `comparison`. Raises InputError if the arms of stage
   2 did not see the same rows in the same order from the same weights.
   """
-  seeds = by_seed(inputs)
+  seeds = compare.by_seed(inputs)
   record = {
-    "comparison": compare_stage2(seeds),
-    "results": results(seeds),
+    "comparison": compare.compare_stage2(seeds),
+    "results": compare.results(seeds),
     "left_out": _plain(config.get("left_out", {})),
     "stages": {
       done["stage"]: {"kind": done["kind"], "seconds": done["seconds"]}
@@ -89,7 +51,7 @@ def run(
     "versions": _versions(seeds),
     "seeds": len(seeds),
   }
-  document = render(config.get("title", "PIVOT"), record, seeds.get(0, {}))
+  document = page(config.get("title", "PIVOT"), record, seeds.get(0, {}))
   out.mkdir(parents=True, exist_ok=True)
   for folder in (out, out.parent):
     checkpoint.write_json(folder / "report.json", record)
@@ -99,267 +61,302 @@ def run(
   return {"stages": len(record["stages"]), "seeds": len(seeds)}
 
 
-def by_seed(inputs: Mapping[str, str]) -> dict[int, dict[str, dict[str, Any]]]:
-  """Returns per seed the stages' records, by names without their seed."""
-  found: dict[int, dict[str, dict[str, Any]]] = {}
-  for name, address in inputs.items():
-    match = re.fullmatch(r"(?:seed(\d+)/)?(.+)", name)
-    folder = pathlib.Path(address)
-    done = checkpoint.read_json(folder / "done.json")
-    done |= {"stage": name, "folder": folder}
-    found.setdefault(int(match[1] or 0), {})[match[2]] = done
-  return dict(sorted(found.items()))
+def page(title: str, record: Mapping[str, Any], stages: compare.Stages) -> str:
+  """Returns the whole document."""
+  found, seeds = record["results"], record["seeds"]
+  error = f"over {seeds} seeds" if seeds > 1 else "over the items of one run"
+  columns = _columns(found)
+  return html.page(
+    title,
+    [
+      f'<p class="verdict">{html.text(compare.verdict(found))}</p>',
+      _left_out(record["left_out"]),
+      html.section(
+        "Arms",
+        html.measures(_named(found["arms"], found["majority"]), columns),
+        note=f"Value ± standard error {error}. Shares in percent; gradients: "
+        "their share on the asked-about object over the object's share of the "
+        "image (1 = not looking for it). Majority: always the most frequent "
+        "answer of a category.",
+      ),
+      html.section(
+        "Differences",
+        html.differences(_pairs(found["differences"]), columns),
+        note="Value ± paired standard error " + error + ". Within 2 standard "
+        "errors no difference is shown; of twenty comparisons of equal arms "
+        "about one is still beyond them.",
+      ),
+      _mllms(found),
+      _changes_table(found["change"]),
+      html.section("Training", _curves(stages)),
+      html.section(
+        "Where the gradient is",
+        *_gradient_examples(stages),
+        note="The gradient of each loss on the encoder's output, cleaned as in "
+        "the paper, drawn from blue (none) to red over the darkened image.",
+      ),
+      html.section("Segmentation", *_segment_examples(stages)),
+      _what_ran(record),
+    ],
+  )
 
 
-def compare_stage2(seeds: Mapping[int, Stages]) -> dict[str, dict[str, str]]:
-  """Returns rows and start of the two arms; raises if they are not the same."""
-  found = {}
-  for seed, stages in seeds.items():
-    if "stage2_sft" not in stages or "stage2_dpo" not in stages:
-      continue
-    sft, dpo = (stages[f"stage2_{arm}"] for arm in ("sft", "dpo"))
-    for field in ("rows", "init"):
-      if sft["metrics"][field] != dpo["metrics"][field]:
-        raise InputError(
-          f"{dpo['folder']}/done.json: {field} is {dpo['metrics'][field]}, in "
-          f"{sft['folder']} {sft['metrics'][field]}: SFT and DPO are only "
-          "comparable on the same rows from the same weights; give both the "
-          "same data, data_seed, batch, steps and init"
-        )
-    found[f"seed{seed}"] = {f: sft["metrics"][f] for f in ("rows", "init")}
-  return found
+def _columns(found: Mapping[str, Any]) -> list[html.Column]:
+  """Returns the main table's columns; those without numbers are not shown."""
+  names = {name for one in found["arms"].values() for name in one}
+  vqa = "Re-assembled MLLM: VQA, %"
+  linear, segment = "Linear probe, %", "Segmentation, %"
+  gradient = "Gradient on the object, ratio"
+  categories = sorted(n for n in names if n.startswith("vqa/category/"))
+  return [
+    *(html.Column(n, vqa, n.split("/", 2)[2], 100, 1) for n in categories),
+    html.Column("vqa/all", vqa, "mean", 100, 1),
+    html.Column("linear/encoder/top1", linear, "encoder", 100, 1),
+    html.Column("linear/projector/top1", linear, "projector", 100, 1),
+    html.Column("segment/macro_recall", segment, "macro recall", 100, 1),
+    html.Column("segment/miou", segment, "mIoU", 100, 1),
+    html.Column("gradient/encoder/sft", gradient, "encoder, SFT", 1, 2),
+    html.Column("gradient/encoder/dpo_total", gradient, "encoder, DPO", 1, 2),
+    html.Column("gradient/projector/sft", gradient, "projector, SFT", 1, 2),
+    html.Column(
+      "gradient/projector/dpo_total", gradient, "projector, DPO", 1, 2
+    ),
+  ]
 
 
-def results(seeds: Mapping[int, Stages]) -> dict[str, Any]:
-  """Returns every number of the report, without times."""
-  first = next(iter(seeds.values()), {})
+def _named(found, majority) -> dict[str, Any]:
+  """Returns the rows of a table of arms, under the names a reader knows."""
+  rows = {LABELS[arm]: measures for arm, measures in found.items()}
+  return rows | ({"majority answer": majority} if majority else {})
+
+
+def _pairs(found) -> dict[str, Any]:
   return {
-    "arms": over_seeds([arms(x, MEASURED_BY) for x in seeds.values()]),
-    "differences": judged(
-      over_seeds([differences(x, MEASURED_BY) for x in seeds.values()])
-    ),
-    "majority": _majority(first),
-    "mllms": over_seeds(
-      [arms(x, {"mllm": "evaluate"}) for x in seeds.values()]
-    ),
-    "mllm_differences": judged(
-      over_seeds(
-        [differences(x, {"mllm": "evaluate"}) for x in seeds.values()]
-      )
-    ),
-    "change": over_seeds([_changes(x) for x in seeds.values()]),
-    "training": {
-      done["stage"]: {
-        key: value
-        for key, value in done["metrics"].items()
-        if isinstance(value, int | float | str)
-      }
-      for stages in seeds.values()
-      for done in stages.values()
-      if done["kind"] == "train"
-    },
-  }
-
-
-def arms(stages: Stages, kinds: Mapping[str, str]) -> dict[str, Measures]:
-  """Returns what was measured, by arm and "GROUP/metric" name."""
-  found: dict[str, Measures] = {}
-  for arm in ARMS:
-    for group, stage in kinds.items():
-      measured = stages.get(f"{stage}_{arm}", {"metrics": {}})["metrics"]
-      for name, value in measured.items():
-        if isinstance(value, Mapping) and "value" in value:
-          found.setdefault(arm, {})[f"{group}/{name}"] = dict(value)
-  for measures in found.values():
-    for name in [n for n in measures if "/majority/" in n]:
-      del measures[name]
-  return found
-
-
-def differences(
-  stages: Stages, kinds: Mapping[str, str]
-) -> dict[str, Measures]:
-  """Returns paired differences by "A-B" and measure."""
-  compare = {
-    "vqa": _answers_differ,
-    "mllm": _answers_differ,
-    "linear": _labels_differ,
-    "segment": _maps_differ,
-    "gradient": _gradients_differ,
-  }
-  found: dict[str, Measures] = {}
-  for one, other in PAIRS:
-    for group, stage in kinds.items():
-      names = f"{stage}_{one}", f"{stage}_{other}"
-      if all(name in stages for name in names):
-        folders = [stages[name]["folder"] for name in names]
-        for name, value in compare[group](*folders).items():
-          found.setdefault(f"{one}-{other}", {})[f"{group}/{name}"] = value
-  return found
-
-
-def paired(
-  one: Float[np.ndarray, "N"], other: Float[np.ndarray, "N"]
-) -> metrics.Measured:
-  """Returns the mean of one - other, its SE that of the items' differences."""
-  values = np.asarray(one, np.float64) - np.asarray(other, np.float64)
-  values = values[np.isfinite(values)]
-  error = None
-  if len(values) > 1:
-    error = float(values.std(ddof=1) / len(values) ** 0.5)
-  mean = values.mean() if len(values) else 0.0
-  return metrics.measured(mean, len(values), error)
-
-
-def is_shown(difference: Mapping[str, Any]) -> bool:
-  """Returns whether a difference is over two standard errors."""
-  error = difference["se"]
-  return error is not None and abs(difference["value"]) > 2 * error
-
-
-def judged(found: Mapping[str, Measures]) -> dict[str, Measures]:
-  """Returns differences with `shown`."""
-  return {
-    pair: {k: v | {"shown": is_shown(v)} for k, v in measures.items()}
+    " − ".join(LABELS[arm] for arm in pair.split("-")): measures
     for pair, measures in found.items()
   }
 
 
-def over_seeds(found: list[dict[str, Measures]]) -> dict[str, Measures]:
-  """Returns means over the seeds that hold a measure, SE across them.
-
-  A measure of one seed keeps its own standard error, over its items.
-  """
-  merged: dict[str, Measures] = {}
-  for row in dict.fromkeys(name for one in found for name in one):
-    rows = [one[row] for one in found if row in one]
-    merged[row] = {}
-    for name in dict.fromkeys(name for one in rows for name in one):
-      values = [one[name] for one in rows if name in one]
-      merged[row][name] = values[0]
-      if len(values) > 1:
-        numbers = np.array([value["value"] for value in values])
-        error = float(numbers.std(ddof=1) / len(numbers) ** 0.5)
-        merged[row][name] = metrics.measured(
-          numbers.mean(), values[0]["n"], error
-        ) | {"seeds": len(values)}
-  return merged
-
-
-def verdict(found: Mapping[str, Any]) -> str:
-  """Returns in plain words how DPO compares with SFT, from the numbers."""
-  measured = found["differences"].get("dpo-sft", {})
-  groups: dict[str, list[str]] = {"higher": [], "lower": [], "none": []}
-  for key, name in HEADLINES.items():
-    if key in measured:
-      one = measured[key]
-      side = "higher" if one["value"] > 0 else "lower"
-      groups[side if one["shown"] else "none"].append(name)
-  said = [
-    f"{start} {_listed(groups[key])}."
-    for key, start in (
-      ("higher", "DPO is higher than SFT in"),
-      ("lower", "DPO is lower than SFT in"),
-      ("none", "No difference between DPO and SFT is shown in"),
-    )
-    if groups[key]
+def _mllms(found: Mapping[str, Any]) -> str:
+  """Returns the tables of the MLLMs that the encoders were cut out of."""
+  names = {name for one in found["mllms"].values() for name in one}
+  columns = [
+    html.Column(name, group, name.split("/", 2)[2], 100, 1)
+    for group in ("category", "kind")
+    for name in sorted(n for n in names if n.startswith(f"mllm/{group}/"))
   ]
-  if not said:
-    said = ["DPO and SFT were not both measured, so nothing is compared."]
-  return " ".join([*said, CAUTION])
-
-
-def render(title: str, record: Mapping[str, Any], stages: Stages) -> str:
-  """Returns the whole page; pictures and curves are those of the first seed."""
-  # Split from this file for its length only.
-  from pivot_jax.stages import report_view
-
-  return report_view.page(title, record, stages, verdict(record["results"]))
-
-
-def _answers_differ(one: pathlib.Path, other: pathlib.Path) -> Measures:
-  """Compares two `predictions.jsonl`, as evaluate.summarize groups them."""
-  left, right = (
-    {row["id"]: row for row in _json_lines(folder / "predictions.jsonl")}
-    for folder in (one, other)
+  columns.append(html.Column("mllm/all", "mean", "of categories", 100, 1))
+  return html.section(
+    "The MLLMs before their encoders are cut out",
+    html.measures(_named(found["mllms"], {}), columns),
+    html.differences(_pairs(found["mllm_differences"]), columns),
+    note="VQA by generation, exact match in percent.",
   )
-  _check_same(list(left), list(right), one, other)
-  found: Measures = {}
-  for field in ("category", "kind"):
-    for name in sorted({row[field] for row in left.values()}):
-      ids = [i for i, row in left.items() if row[field] == name]
-      found[f"{field}/{name}"] = paired(
-        np.array([left[i]["correct"] for i in ids]),
-        np.array([right[i]["correct"] for i in ids]),
-      )
-  each = [v for k, v in found.items() if k.startswith("category/")]
-  errors = [one["se"] for one in each]
-  found["all"] = metrics.measured(
-    np.mean([one["value"] for one in each]),
-    len(left),
-    None
-    if None in errors
-    else float(np.sqrt(np.sum(np.square(errors))) / len(errors)),
-  )
-  return found
 
 
-def _labels_differ(one: pathlib.Path, other: pathlib.Path) -> Measures:
-  left, right = _arrays(one, other, "predictions.npz")
-  _check_same(left["label"].tolist(), right["label"].tolist(), one, other)
-  found = {}
-  for key in left.keys() & right.keys():
-    if key.endswith("_correct"):
-      kind, _, way = key.removesuffix("_correct").partition("_")
-      name = f"{kind}/{way}_top1" if way else f"{kind}/top1"
-      found[name] = paired(left[key], right[key])
-  return dict(sorted(found.items()))
-
-
-def _maps_differ(one: pathlib.Path, other: pathlib.Path) -> Measures:
-  """Bootstraps the images, the same ones for both arms."""
-  left, right = _arrays(one, other, "counts.npz")
-  _check_same(left["id"].tolist(), right["id"].tolist(), one, other)
-  images = len(left["id"])
-  draws = np.random.default_rng(0).multinomial(
-    images, np.full(images, 1 / images), size=RESAMPLES
-  )
-  whole, drawn = [], []
-  for side in (left, right):
-    counts = segmentation.Counts(
-      **{name: side[name] for name in segmentation.Counts._fields}
+def _changes_table(change: Mapping[str, Any]) -> str:
+  parts = ("vision", "projector", "llm")
+  columns = [
+    html.Column(
+      f"change/{part}", "‖after − before‖ / ‖before‖, %", part, 100, 2
     )
-    whole.append(segmentation.scores(segmentation.total(counts)))
-    resampled = segmentation.Counts(*(draws @ field for field in counts))
-    drawn.append(segmentation.scores(resampled))
-  return {
-    name: metrics.measured(
-      whole[0][name] - whole[1][name],
-      images,
-      float((drawn[0][name] - drawn[1][name]).std(ddof=1)),
-    )
-    for name in whole[0]
+    for part in parts
+  ]
+  return html.section(
+    "How far the weights moved",
+    html.measures(change, columns),
+    note="Relative to what each stage started from.",
+  )
+
+
+def _left_out(reasons: Mapping[str, str]) -> str:
+  if not reasons:
+    return ""
+  items = "".join(
+    f"<li>{html.text(name)}: {html.text(why)}</li>"
+    for name, why in sorted(reasons.items())
+  )
+  return f'<div class="note">Left out:<ul>{items}</ul></div>'
+
+
+def _curves(stages: compare.Stages) -> str:
+  """Returns the charts of stages 1 and 2, from their metrics.jsonl."""
+  lines = {
+    name: metrics.read(stages[name]["folder"])
+    for name in ("stage1_proj", "stage1_full", "stage2_sft", "stage2_dpo")
+    if name in stages
   }
-
-
-def _gradients_differ(one: pathlib.Path, other: pathlib.Path) -> Measures:
-  left, right = _arrays(one, other, "values.npz")
-  _check_same(left["id"].tolist(), right["id"].tolist(), one, other)
-  names = sorted(k for k in left.keys() & right.keys() if "/" in k)
-  return {name: paired(left[name], right[name]) for name in names}
-
-
-def _check_same(left: list, right: list, one, other) -> None:
-  if sorted(left) != sorted(right) or (left != right and len(set(left)) < len(left)):
-    raise InputError(
-      f"{one} and {other}: measured on different items, so they cannot be "
-      "compared; delete both and run again on one data set"
+  charts = (
+    ("Stage 1: loss", ("stage1_proj", "stage1_full"), ("losses/total",)),
+    ("Stage 2, SFT: loss", ("stage2_sft",), ("losses/total",)),
+    ("Stage 2, DPO: loss", ("stage2_dpo",), ("losses/total",)),
+    (
+      "Stage 2, DPO: rewards",
+      ("stage2_dpo",),
+      ("rewards/margins", "rewards/chosen", "rewards/rejected"),
+    ),
+    (
+      "Stage 2, DPO: share of pairs ranked right",
+      ("stage2_dpo",),
+      ("rewards/accuracies",),
+    ),
+  )
+  drawn = [
+    html.chart(
+      title,
+      {
+        (stage if len(fields) == 1 else field): [
+          (line["step"], line[field]) for line in lines[stage] if field in line
+        ]
+        for stage in names
+        if stage in lines
+        for field in fields
+      },
     )
+    for title, names, fields in charts
+  ]
+  found = "".join(drawn)
+  return f'<div class="grid">{found}</div>' if found else ""
 
 
-def _arrays(one, other, name: str) -> list[dict[str, np.ndarray]]:
-  found = []
-  for folder in (one, other):
-    with np.load(folder / name, allow_pickle=False) as file:
-      found.append({key: file[key] for key in file.files})
+def _gradient_examples(stages: compare.Stages, count: int = 4) -> list[str]:
+  """Returns examples with each arm's maps, of as many kinds as there are."""
+  runs = _pictures(stages, "gradcam")
+  if not runs:
+    return []
+  texts = {
+    arm: checkpoint.read_json(
+      stages[f"gradcam_{arm}"]["folder"] / "examples.json"
+    )
+    for arm in runs
+  }
+  first = next(iter(runs))
+  # An arm that drew other examples is not beside these.
+  runs = {arm: maps for arm, maps in runs.items() if texts[arm] == texts[first]}
+  kinds = [row["kind"] for row in texts[first]]
+  fresh = [i for i, kind in enumerate(kinds) if kind not in kinds[:i]]
+  rest = [i for i in range(len(kinds)) if i not in fresh]
+  shown = []
+  for index in sorted([*fresh, *rest][:count]):
+    row, maps = texts[first][index], runs[first]
+    image, mask = maps["images"][index], maps["masks"][index]
+    rows = []
+    for loss, name in (("sft", "SFT loss"), ("dpo_total", "DPO loss")):
+      key = f"picture/encoder/{loss}"
+      start = (
+        (html.picture(image, "image"),)
+        if loss == "sft"
+        else (html.picture(html.spotlight(image, mask), "asked-about object"),)
+      )
+      rows.append(
+        html.picture_row(
+          *start,
+          *(
+            html.picture(
+              html.overlay(one["images"][index], one[key][index]),
+              f"{LABELS[arm]}, {name}",
+            )
+            for arm, one in runs.items()
+            if key in one
+          ),
+        )
+      )
+    names = ("question", "chosen", "rejected")
+    shown.append(html.example({n.capitalize(): row[n] for n in names}, *rows))
+  return shown
+
+
+def _segment_examples(stages: compare.Stages, count: int = 6) -> list[str]:
+  """Returns a few images with their true and predicted class maps."""
+  runs = _pictures(stages, "segment_probe")
+  if not runs:
+    return []
+  first = next(iter(runs.values()))
+  held = [first["labels"], *(maps["predicted"] for maps in runs.values())]
+  used = np.unique(np.concatenate([one.ravel() for one in held]))
+  used = used[(used >= 0) & (used < 10_000)]
+  colours = html.class_colours(int(used.max(initial=0)) + 1)
+  names = _class_names(stages, int(used.max(initial=0)) + 1)
+  rows = []
+  for index in range(min(count, len(first["images"]))):
+    drawn = [
+      html.picture(
+        html.class_map(maps["predicted"][index], colours), LABELS[arm]
+      )
+      for arm, maps in runs.items()
+      if index < len(maps["predicted"])
+    ]
+    truth = html.class_map(first["labels"][index], colours)
+    rows.append(
+      html.picture_row(
+        html.picture(first["images"][index], "image"),
+        html.picture(truth, "labels"),
+        *drawn,
+      )
+    )
+  key = html.legend(
+    (names[i], html.hexadecimal(colours[i])) for i in used.tolist()
+  )
+  return [key, *rows]
+
+
+def _class_names(stages: compare.Stages, count: int) -> list[str]:
+  """Returns the scenes' class names, of other data the numbers."""
+  fields = next(
+    done["fields"]
+    for done in stages.values()
+    if done["kind"] == "segment_probe"
+  )
+  sources = fields.get("sources", {}).values()
+  scenes = sources and all(one.get("kind") == "scenes" for one in sources)
+  if scenes and count <= len(layout.LABELS):
+    return list(layout.LABELS[:count])
+  return [f"class {index}" for index in range(count)]
+
+
+def _pictures(stages: compare.Stages, kind: str) -> dict[str, Any]:
+  """Returns the arrays of `maps.npz` by arm."""
+  found = {}
+  for arm in compare.ARMS:
+    if f"{kind}_{arm}" in stages:
+      path = stages[f"{kind}_{arm}"]["folder"] / "maps.npz"
+      with np.load(path, allow_pickle=False) as file:
+        found[arm] = {key: file[key] for key in file.files}
   return found
+
+
+def _what_ran(record: Mapping[str, Any]) -> str:
+  ran = record["stages"]
+  total = sum(one["seconds"] for one in ran.values())
+  rows = [(n, one["kind"], f"{one['seconds']:.1f}") for n, one in ran.items()]
+  return html.section(
+    "What ran",
+    html.plain_table(
+      ("stage", "kind", "seconds"), [*rows, ("total", "", f"{total:.1f}")]
+    ),
+    html.details("Configuration", record["config"]),
+    html.details("Versions", record["versions"]),
+    html.details("Rows and start of stage 2", record["comparison"]),
+    note=f"{len(ran)} stages, {record['seeds']} seed(s).",
+  )
+
+
+def _run_config(config: ConfigDict, out: pathlib.Path) -> Any:
+  """Returns the run's config, or the report's own where there is none."""
+  path = out.parent / "config.json"
+  return checkpoint.read_json(path) if path.exists() else _plain(config)
+
+
+def _versions(seeds: Mapping[int, compare.Stages]) -> dict[str, str]:
+  """Returns each package's version, all of them where stages differ."""
+  found: dict[str, set[str]] = {}
+  for stages in seeds.values():
+    for done in stages.values():
+      for name, version in done["versions"].items():
+        found.setdefault(name, set()).add(version)
+  return {name: ", ".join(sorted(found[name])) for name in sorted(found)}
+
+
+def _plain(section: Any) -> Any:
+  """Returns a config section as a dict."""
+  return section.to_dict() if isinstance(section, ConfigDict) else dict(section)

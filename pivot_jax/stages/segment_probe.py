@@ -59,6 +59,7 @@ def run(
   recall and IoU by class of the last) and `maps.npz` (`images`, `labels`,
   `predicted`: a few rows, cut to the pixels that patches cover).
   """
+  config = _counted(config)
   model = checkpoint.load_model(
     inputs["init"], compute=layers.Compute(**config.compute.to_dict())
   )
@@ -208,9 +209,27 @@ def _nullable(values):
   return [None if np.isnan(value) else float(value) for value in values]
 
 
-def _optional(index: int) -> int | None:
-  """Returns a class index of the config, None where it is -1."""
-  return None if index < 0 else index
+def _optional(index: int | str) -> int | None:
+  """Returns a class index of the config, None where it is -1 or "none"."""
+  if index == "none":
+    return None
+  return None if int(index) < 0 else int(index)
+
+
+def _counted(config: ConfigDict) -> ConfigDict:
+  """Returns the config with `num_classes`, where it is 0, read off the data."""
+  if config.num_classes:
+    return config
+  highest = 0
+  for name, _ in config.data:
+    source = pipeline.open_source(config.sources[name].to_dict())
+    for index in range(len(source)):
+      labels = source[index]["labels"]
+      known = labels[labels != config.ignore]
+      highest = max(highest, int(known.max(initial=0)))
+  counted = config.copy_and_resolve_references()
+  counted.num_classes = highest + 1
+  return counted
 
 
 def _check_classes(labels, config, source, index: int) -> None:

@@ -1,16 +1,14 @@
-"""Tests the embedded data: rows are repeatable, right, and not guessable.
+"""Tests the embedded data: rows are repeatable, and what they say is right.
 
 Answers are worked out again here from the description and the question's words
 alone, so a slip in `questions.py` cannot hide in its own rules.
 """
 
 import re
-import sys
 
 import numpy as np
 import pytest
 from scipy import stats
-from sklearn import feature_extraction, linear_model
 
 from pivot_jax import errors
 from pivot_jax.data import layout, questions, scenes
@@ -192,10 +190,11 @@ def test_a_scene_with_too_few_questions_gives_fewer_turns():
     letter=None,
     chart=None,
   )
-  rng = np.random.default_rng(0)
-  turns = scenes._turns(lonely, rng, 50, questions.TAUGHT)
-  assert 8 <= len(turns) <= 11
-  assert len({question for question, _ in turns}) == len(turns)
+  for seed in range(20):
+    rng = np.random.default_rng(seed)
+    turns = scenes._turns(lonely, rng, 50, questions.TAUGHT)
+    assert 8 <= len(turns) <= 10
+    assert len({question for question, _ in turns}) == len(turns)
 
 
 @pytest.mark.parametrize("task", ["preference", "eval"])
@@ -286,73 +285,3 @@ def test_held_out_facts_are_asked_only_in_the_evaluation(split):
   assert len(facts["chat"]) == len(facts["preference"]) == 6
   assert facts["eval"] == held_out
   assert held_out <= facts["text"]
-
-
-def test_words_alone_do_not_tell_chosen_from_rejected():
-  """A classifier of words, and of question and answer words together."""
-  train, test = _pairs("train"), _pairs("val")
-  guess = _fitted(train)
-  right = guess(test)
-  sys.stdout.write(f"bag of words: {right.mean():.4f}\n")
-  kinds = np.repeat([kind for kind, *_ in test], 2)
-  for kind in sorted(set(kinds)):
-    sys.stdout.write(f"  {kind}: {right[kinds == kind].mean():.3f}\n")
-    # Four standard errors of a fair coin over the kind's pairs.
-    slack = 4 * 0.5 / np.sqrt((kinds == kind).sum() / 2)
-    assert right[kinds == kind].mean() <= 0.5 + slack, kind
-  assert right.mean() <= 0.53
-
-
-def test_the_classifier_of_words_finds_a_planted_habit():
-  """The control of the test above: one in eight wrong answers is odd."""
-  train, test = (
-    [
-      (kind, q, a, "purple" if i % 8 == 0 else b)
-      for i, (kind, q, a, b) in enumerate(_pairs(split, 2000))
-    ]
-    for split in ("train", "val")
-  )
-  assert _fitted(train)(test).mean() > 0.53
-
-
-def _pairs(split, count=10_000):
-  source = _source("preference", split=split)
-  rows = (source.text(i) for i in range(count))
-  return [
-    (row["kind"], row["question"], row["chosen"], row["rejected"])
-    for row in rows
-  ]
-
-
-def _fitted(pairs):
-  """Fits on pairs; returns a function that marks both answers of each pair."""
-  vectors = feature_extraction.text.CountVectorizer(analyzer=_features)
-  known = vectors.fit_transform(_answers(pairs))
-  model = linear_model.LogisticRegression(C=0.1, max_iter=300, tol=1e-3)
-  model.fit(known, _truth(pairs))
-
-  def marks(others):
-    found = model.predict(vectors.transform(_answers(others)))
-    return found == _truth(others)
-
-  return marks
-
-
-def _answers(pairs):
-  return [(k, q, answer) for k, q, *both in pairs for answer in both]
-
-
-def _truth(pairs):
-  return np.tile([1, 0], len(pairs))
-
-
-def _features(said):
-  kind, question, answer = said
-  asked, words = question.split(), answer.split()
-  yield from asked
-  for word in words:
-    yield f"-> {word}"
-    yield f"{kind} -> {word}"
-  for first, second in zip(words, words[1:]):
-    yield f"-> {first} {second}"
-  yield f"{question} -> {answer if len(words) < 4 else ''}"
