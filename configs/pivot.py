@@ -389,8 +389,8 @@ def files(c: ConfigDict) -> ConfigDict:
       section.pack = dict(tokens=0, losses=0, images=1)
       if name == "stage0_llm":
         section.pack.images = 0
-      elif section.data == "caption" or not isinstance(section.data, str):
-        section.data = "chat"
+      elif not isinstance(section.data, str):
+        section.data = (("chat", 1.0),)
     if section.kind == "segment_probe":
       section.num_classes = 0
       section.ignore = c.files.get_ref("segment_ignore")

@@ -38,7 +38,7 @@ h2{font-size:20px;margin:44px 0 8px}h3{font-size:15px;margin:20px 0 4px}
 p{margin:8px 0;max-width:80ch}.note{color:var(--soft);font-size:14px}
 .verdict{background:var(--band);border-left:4px solid var(--soft);
 padding:12px 18px;max-width:none}
-.wide{overflow-x:auto}
+.wide{overflow-x:auto;margin:0 0 20px}
 table{border-collapse:collapse;font-size:13px;width:100%;
 font-variant-numeric:tabular-nums}
 th,td{padding:5px 7px;text-align:right;border-bottom:1px solid var(--line);
@@ -48,10 +48,10 @@ tbody th{font-weight:600;white-space:nowrap}
 thead th{color:var(--soft);vertical-align:bottom;line-height:1.3}
 thead th.group{text-align:center;color:var(--ink);font-weight:600}
 .se,.none{display:block;color:var(--soft);font-size:11px}
-.se{white-space:nowrap}
+.se{white-space:nowrap}.none{line-height:1.25}
 .up{color:var(--up);font-weight:600}.down{color:var(--down);font-weight:600}
 .grid{display:flex;flex-wrap:wrap;gap:20px}
-figure{margin:0}figcaption{font-size:12px;color:var(--soft);text-align:center}
+figure{margin:0}.row figure{width:144px}figcaption{font-size:12px;color:var(--soft);text-align:center}
 .example{border-top:1px solid var(--line);padding:12px 0}
 .row{display:flex;flex-wrap:wrap;gap:10px;margin:6px 0;align-items:end}
 img{width:144px;height:144px;image-rendering:pixelated;display:block}
@@ -356,6 +356,7 @@ def _difference(column: Column, found: Mapping[str, Any] | None) -> str:
   if found is None:
     return "<td>–</td>"
   number = f"{found['value'] * column.scale:+.{column.digits}f}"
+  number = number.replace("-", "−")
   error, title = _error(column, found), f'title="n = {found["n"]}"'
   if found["shown"]:
     name = "up" if found["value"] > 0 else "down"

@@ -244,7 +244,9 @@ def _parts(batch: packing.Batch, accum: int) -> packing.Batch:
   def part(x):
     if x.shape[0] % accum:
       raise ValueError(f"{x.shape[0]} rows do not divide into {accum} parts")
-    return jnp.swapaxes(x.reshape(-1, accum, *x.shape[1:]), 0, 1)
+    # No -1: a text-only batch has no images and a supervised one no pairs.
+    shape = (x.shape[0] // accum, accum, *x.shape[1:])
+    return jnp.swapaxes(x.reshape(shape), 0, 1)
 
   return jax.tree.map(part, batch)
 

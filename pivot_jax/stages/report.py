@@ -25,6 +25,12 @@ LABELS = {
   "sft": "SFT",
   "dpo": "DPO (PIVOT)",
 }
+SHORT = {
+  "original": "original",
+  "stage1": "stage 1",
+  "sft": "SFT",
+  "dpo": "DPO",
+}
 
 
 def run(
@@ -64,7 +70,11 @@ def run(
 def page(title: str, record: Mapping[str, Any], stages: compare.Stages) -> str:
   """Returns the whole document."""
   found, seeds = record["results"], record["seeds"]
-  error = f"over {seeds} seeds" if seeds > 1 else "over the items of one run"
+  error = (
+    f"across {seeds} seeds on the same items"
+    if seeds > 1
+    else "over the items of one run"
+  )
   columns = _columns(found)
   return html.page(
     title,
@@ -132,7 +142,7 @@ def _named(found, majority) -> dict[str, Any]:
 
 def _pairs(found) -> dict[str, Any]:
   return {
-    " − ".join(LABELS[arm] for arm in pair.split("-")): measures
+    " − ".join(SHORT[arm] for arm in pair.split("-")): measures
     for pair, measures in found.items()
   }
 
@@ -254,7 +264,7 @@ def _gradient_examples(stages: compare.Stages, count: int = 4) -> list[str]:
           *(
             html.picture(
               html.overlay(one["images"][index], one[key][index]),
-              f"{LABELS[arm]}, {name}",
+              f"{SHORT[arm]}: {name}",
             )
             for arm, one in runs.items()
             if key in one

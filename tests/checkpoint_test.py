@@ -1,0 +1,192 @@
+"""What is saved comes back bit for bit; what is damaged is named."""
+
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pivot_jax import checkpoint, trees
+from pivot_jax.errors import InputError
+
+META = {"vision": None, "llm": None, "sources": {}, "not_carried": []}
+
+
+def _params():
+  rng = np.random.default_rng(0)
+  return {
+    "vision": {"fc": {"kernel": rng.normal(size=(64, 32)).astype(np.float32)}},
+    "llm": {"norm": {"scale": rng.normal(size=8).astype(np.float32)}},
+  }
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("artifact") / "a"
+  checkpoint.save(folder, _params(), meta=META)
+  return folder
+
+
+def test_an_artifact_comes_back_bit_for_bit(artifact):
+  loaded = checkpoint.load(str(artifact))
+  assert trees.fingerprint(loaded.params) == trees.fingerprint(_params())
+  assert loaded.vision is None and loaded.meta["sources"] == {}
+  assert "jax" in loaded.meta["versions"]
+
+
+def test_a_subtree_comes_under_its_own_name(artifact):
+  loaded = checkpoint.load(f"{artifact}:vision")
+  assert list(trees.flatten(loaded.params)) == ["vision/fc/kernel"]
+  np.testing.assert_array_equal(
+    loaded.params["vision"]["fc"]["kernel"], _params()["vision"]["fc"]["kernel"]
+  )
+
+
+def test_a_subtree_that_is_not_there_is_named(artifact):
+  with pytest.raises(InputError, match="projector"):
+    checkpoint.load(f"{artifact}:projector")
+
+
+def test_a_packaged_artifact_comes_back_as_float32_of_its_bfloat16(tmp_path):
+  checkpoint.save_packaged(tmp_path, _params(), meta=META)
+  kernel = checkpoint.load(str(tmp_path)).params["vision"]["fc"]["kernel"]
+  assert kernel.dtype == np.float32
+  rounded = jnp.asarray(_params()["vision"]["fc"]["kernel"], jnp.bfloat16)
+  np.testing.assert_array_equal(kernel, np.asarray(rounded, np.float32))
+
+
+def test_a_flipped_bit_of_a_packaged_leaf_is_named(tmp_path):
+  checkpoint.save_packaged(tmp_path, _params(), meta=META)
+  path = tmp_path / "params.safetensors"
+  content = bytearray(path.read_bytes())
+  content[-1] ^= 1
+  path.write_bytes(content)
+  with pytest.raises(InputError, match=r"1 leaves.*(vision/fc|llm/norm)/"):
+    checkpoint.load(str(tmp_path))
+
+
+def test_another_value_of_a_leaf_is_named(tmp_path):
+  checkpoint.save(tmp_path, _params(), meta=META)
+  crcs = checkpoint.read_json(tmp_path / "fingerprint.json")
+  crcs["llm/norm/scale"] = "00000000"
+  checkpoint.write_json(tmp_path / "fingerprint.json", crcs)
+  with pytest.raises(InputError, match="first llm/norm/scale"):
+    checkpoint.load(str(tmp_path))
+  # The other part is sound.
+  checkpoint.load(f"{tmp_path}:vision")
+
+
+def _data_file(folder: pathlib.Path) -> pathlib.Path:
+  files = [path for path in folder.rglob("*") if path.is_file()]
+  inside = [path for path in files if path.parent.name == "d"]
+  return max(inside, key=lambda path: path.stat().st_size)
+
+
+def _flip(path: pathlib.Path) -> None:
+  content = bytearray(path.read_bytes())
+  content[len(content) // 2] ^= 0xFF
+  path.write_bytes(content)
+
+
+def test_a_flipped_byte_of_an_artifact_is_an_input_error(tmp_path):
+  checkpoint.save(tmp_path, _params(), meta=META)
+  _flip(_data_file(tmp_path / "params"))
+  with pytest.raises(InputError, match="damaged") as caught:
+    checkpoint.load(str(tmp_path))
+  assert "\n" not in str(caught.value)
+
+
+def test_a_folder_that_is_no_artifact_is_refused(tmp_path):
+  with pytest.raises(InputError, match="no model.json"):
+    checkpoint.load(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+  "address, wanted",
+  [
+    ("out/a", ("dir", "out/a", "")),
+    ("out/a:vision", ("dir", "out/a", "vision")),
+    ("hf:models/x:llm", ("hf", "models/x", "llm")),
+  ],
+)
+def test_addresses_are_parsed(address, wanted):
+  kind, folder, part = checkpoint.parse(address)
+  assert (kind, str(folder), part) == wanted
+
+
+def test_a_packaged_address_is_inside_the_package():
+  kind, folder, part = checkpoint.parse("package:toy:vision")
+  assert (kind, part) == ("package", "vision")
+  assert folder.parts[-3:] == ("pivot_jax", "assets", "toy")
+
+
+@pytest.mark.parametrize("address", ["", ":vision", "hf:", "bv:x", "timm:x"])
+def test_addresses_of_nothing_are_refused(address):
+  with pytest.raises(InputError):
+    checkpoint.parse(address)
+
+
+# --- resuming ----------------------------------------------------------------
+
+
+def _state(step):
+  return {
+    "step": jnp.int32(step),
+    "w": jnp.asarray(
+      np.random.default_rng(step).normal(size=(64, 32)), jnp.float32
+    ),
+  }
+
+
+def _target():
+  return jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
+    _state(0),
+  )
+
+
+def _saved(folder, steps):
+  saver = checkpoint.Resumable(folder)
+  for step in steps:
+    saver.save(step, _state(step), {"examples": 10 * step})
+  saver.close()
+
+
+def test_the_newest_state_comes_back_bit_for_bit(tmp_path):
+  _saved(tmp_path, [1, 2, 3])
+  saver = checkpoint.Resumable(tmp_path)
+  step, state, note = saver.restore(_target())
+  saver.close()
+  assert (step, note) == (3, {"examples": 30})
+  np.testing.assert_array_equal(state["w"], _state(3)["w"])
+  # Two are kept.
+  assert not (tmp_path / "1").exists()
+
+
+def test_nothing_saved_gives_none(tmp_path):
+  saver = checkpoint.Resumable(tmp_path)
+  assert saver.restore(_target()) is None
+  saver.close()
+
+
+def test_a_damaged_newest_state_is_set_aside_and_the_one_before_taken(tmp_path):
+  _saved(tmp_path, [1, 2])
+  _flip(_data_file(tmp_path / "2"))
+  saver = checkpoint.Resumable(tmp_path)
+  step, state, note = saver.restore(_target())
+  assert (step, note) == (1, {"examples": 10})
+  np.testing.assert_array_equal(state["w"], _state(1)["w"])
+  assert (tmp_path / "2.bad").is_dir() and not (tmp_path / "2").exists()
+  # The run goes on and passes the step again.
+  saver.save(2, _state(2), {"examples": 20})
+  assert saver.restore(_target())[0] == 2
+  saver.close()
+
+
+def test_a_state_without_its_arrays_is_set_aside(tmp_path):
+  _saved(tmp_path, [1, 2])
+  _data_file(tmp_path / "2").unlink()
+  saver = checkpoint.Resumable(tmp_path)
+  assert saver.restore(_target())[0] == 1
+  saver.close()

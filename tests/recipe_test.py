@@ -1,0 +1,141 @@
+"""A recipe expands, refuses wrong edges, skips what is done, and locks."""
+
+import json
+
+import ml_collections
+import pytest
+
+from configs import pivot
+from pivot_jax import recipe
+from pivot_jax.errors import InputError
+from pivot_jax.stages import detach
+
+
+def test_the_default_recipe_has_every_arm_and_no_stage_zero(tmp_path):
+  plan = recipe.expand(pivot.get_config(), tmp_path)
+  names = [step.name for step in plan.steps]
+  for arm in pivot.ARMS:
+    assert f"detach_{arm}" in names and f"evaluate_pivot_{arm}" in names
+  assert names[0] == "stage1_proj" and names[-1] == "report"
+  assert plan.left_out["stage0_llm"] == "its weights are given"
+
+
+def test_from_scratch_makes_stage_zero_first(tmp_path):
+  plan = recipe.expand(pivot.get_config("from_scratch"), tmp_path)
+  assert [s.name for s in plan.steps[:2]] == ["stage0_llm", "stage0_vision"]
+
+
+def test_both_arms_start_from_one_checkpoint_on_one_stream(tmp_path):
+  plan = recipe.expand(pivot.get_config(), tmp_path)
+  step = {s.name: s for s in plan.steps}
+  sft, dpo = step["stage2_sft"], step["stage2_dpo"]
+  assert sft.inputs["init"] == dpo.inputs["init"]
+  for field in ("data", "data_seed", "batch", "steps", "sources"):
+    assert sft.config[field] == dpo.config[field]
+
+
+def test_seeds_repeat_the_arms_only_and_the_report_is_last(tmp_path):
+  config = pivot.get_config()
+  config.seeds = 2
+  plan = recipe.expand(config, tmp_path)
+  names = [step.name for step in plan.steps]
+  assert "seed1/stage2_dpo" in names and "seed1/stage1_full" not in names
+  assert names[-1] == "report" and names.count("report") == 1
+  step = {s.name: s for s in plan.steps}
+  assert step["seed1/stage2_dpo"].inputs["init"].endswith("stage1_full")
+  assert step["seed1/detach_dpo"].inputs["init"] == str(
+    tmp_path / "seed1" / "stage2_dpo"
+  )
+  assert step["seed1/stage2_dpo"].config.seed != step["stage2_dpo"].config.seed
+
+
+def test_an_edge_to_a_later_stage_is_refused(tmp_path):
+  config = pivot.get_config()
+  config.stage1_full.inputs.init = "@stage2_dpo"
+  with pytest.raises(InputError, match="does not run before"):
+    recipe.expand(config, tmp_path)
+
+
+def test_stages_without_data_are_left_out_with_what_to_set(tmp_path):
+  config = pivot.get_config("files")
+  config.files.pretrain = "pairs.json"
+  plan = recipe.expand(config, tmp_path)
+  names = {step.name for step in plan.steps}
+  assert "stage1_full" in names and "stage2_dpo" not in names
+  assert "--config.files.preference" in plan.left_out["stage2_dpo"]
+  assert plan.left_out["detach_dpo"] == "needs stage2_dpo, which is left out"
+
+
+def test_another_tokenizer_trains_the_llm_anew(tmp_path):
+  config = pivot.get_config()
+  config.tokenizer = "elsewhere"
+  plan = recipe.expand(config, tmp_path)
+  step = {s.name: s for s in plan.steps}
+  assert "stage0_llm" in step and "stage0_vision" not in step
+  assert step["pivot_proj_dpo"].inputs["llm"] == str(
+    tmp_path / "stage0_llm:llm"
+  )
+
+
+@pytest.fixture
+def small(tmp_path, monkeypatch):
+  """A recipe of one stage that counts its runs."""
+  runs = []
+
+  def run(config, inputs, out):
+    runs.append(config.name)
+    (out / "result.txt").write_text("42")
+    return {"parameters": 42}
+
+  monkeypatch.setattr(detach, "run", run)
+  config = pivot.get_config()
+  config.order = ("detach_dpo",)
+  config.detach_dpo.inputs = ml_collections.ConfigDict(
+    {"init": "package:toy:vision"}
+  )
+  return config, tmp_path / "w", runs
+
+
+def _run(config, workdir):
+  recipe.run(recipe.expand(config, workdir), workdir, config)
+
+
+def test_a_finished_stage_is_skipped(small):
+  config, workdir, runs = small
+  _run(config, workdir)
+  _run(config, workdir)
+  assert runs == ["detach_dpo"]
+  done = json.loads((workdir / "detach_dpo" / "done.json").read_text())
+  assert done["metrics"] == {"parameters": 42} and done["outputs"]
+
+
+def test_half_a_result_is_made_again(small):
+  config, workdir, runs = small
+  folder = workdir / "detach_dpo"
+  folder.mkdir(parents=True)
+  (folder / "half.txt").write_text("half")
+  _run(config, workdir)
+  assert runs and not (folder / "half.txt").exists()
+
+
+def test_a_workdir_of_another_configuration_is_refused(small):
+  config, workdir, _ = small
+  _run(config, workdir)
+  config.detach_dpo.seed = 5
+  with pytest.raises(InputError, match=r"detach_dpo.seed: 0 -> 5"):
+    _run(config, workdir)
+
+
+def test_logging_keys_do_not_make_another_configuration(small):
+  config, workdir, runs = small
+  _run(config, workdir)
+  config.tensorboard = True
+  _run(config, workdir)
+  assert len(runs) == 1
+
+
+def test_a_workdir_in_use_is_refused(small):
+  config, workdir, _ = small
+  workdir.mkdir()
+  with recipe._lock(workdir), pytest.raises(InputError, match="in use"):
+    _run(config, workdir)
