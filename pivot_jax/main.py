@@ -16,6 +16,7 @@ import time
 from collections.abc import Sequence
 
 from absl import app, flags
+from absl import logging as absl_logging
 from ml_collections import config_flags
 
 from pivot_jax.errors import InputError
@@ -62,6 +63,7 @@ def main(argv: Sequence[str]) -> None:
 
 def _setup_logging() -> None:
   """Shows the project's own lines, and of libraries only warnings."""
+  absl_logging.set_verbosity(absl_logging.WARNING)
   LOG.setLevel(logging.INFO)
   LOG.propagate = False
   handler = logging.StreamHandler(sys.stderr)
