@@ -36,7 +36,6 @@ setuptools.setup(
     "tensorboard": ["tensorboardX>=2.6"],
     "test": [
       "hypothesis",
-      "pyright",
       "pytest>=8",
       "ruff",
       "scikit-learn",

@@ -31,7 +31,10 @@ PARAM_RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
   (r".*/(q_proj|k_proj|v_proj|fc1)/bias", ("tensor",)),
   (r"llm/embed_tokens/embedding", ("tensor", "fsdp")),
   (r"llm/lm_head/kernel", ("fsdp", "tensor")),
-  (r"projector/.*/kernel", ("fsdp", "tensor")),
+  # Row-parallel out: column-parallel twice, XLA gives the first layer and the
+  # tower a wrong gradient on a mesh of three axes.
+  (r"projector/linear_1/kernel", ("fsdp", "tensor")),
+  (r"projector/linear_2/kernel", ("tensor", "fsdp")),
   (r"vision/embeddings/.*/(kernel|embedding)", (None, "fsdp")),
   (r".*", ()),
 )

@@ -60,9 +60,6 @@ def _two_linears(x, hidden, features, dtype):
     kernel_init=first,
     bias_init=first,
   )(x)
-  # Without a stated place the partitioner spoils the gradient that comes back
-  # through the second layer on a mesh of three axes.
-  x = nn.with_logical_constraint(x, ("rows", *[None] * (x.ndim - 2), "mlp"))
   return layers.linear(
     features,
     name="linear_2",

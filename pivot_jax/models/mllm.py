@@ -69,9 +69,6 @@ class MLLM(nn.Module):
     # The ids at image positions and in the padding are placeholders.
     x = self.parts.llm.embed(jnp.where(present & ~is_image, batch.tokens, 0))
     if visual is not None:
-      # Whole in width: the partitioner spoils the gradient of this gather
-      # where rows and width are both split over devices.
-      visual = nn.with_logical_constraint(visual, ("rows", "patches", "embed"))
       index = jnp.maximum(batch.image_index, 0)[..., None]
       placed = jnp.take_along_axis(visual, index, axis=1).astype(x.dtype)
       x = jnp.where(is_image[..., None], placed, x)
