@@ -1,5 +1,6 @@
 """What is saved comes back bit for bit; what is damaged is named."""
 
+import gc
 import pathlib
 
 import jax
@@ -11,6 +12,12 @@ from pivot_jax import checkpoint, trees
 from pivot_jax.errors import InputError
 
 META = {"vision": None, "llm": None, "sources": {}, "not_carried": []}
+
+
+# Orbax leaves its other reads unawaited where one of them fails.
+_BROKEN_READ = pytest.mark.filterwarnings(
+  "ignore::pytest.PytestUnraisableExceptionWarning"
+)
 
 
 def _params():
@@ -89,12 +96,14 @@ def _flip(path: pathlib.Path) -> None:
   path.write_bytes(content)
 
 
+@_BROKEN_READ
 def test_a_flipped_byte_of_an_artifact_is_an_input_error(tmp_path):
   checkpoint.save(tmp_path, _params(), meta=META)
   _flip(_data_file(tmp_path / "params"))
   with pytest.raises(InputError, match="damaged") as caught:
     checkpoint.load(str(tmp_path))
   assert "\n" not in str(caught.value)
+  gc.collect()
 
 
 def test_a_folder_that_is_no_artifact_is_refused(tmp_path):
@@ -170,6 +179,7 @@ def test_nothing_saved_gives_none(tmp_path):
   saver.close()
 
 
+@_BROKEN_READ
 def test_a_damaged_newest_state_is_set_aside_and_the_one_before_taken(tmp_path):
   _saved(tmp_path, [1, 2])
   _flip(_data_file(tmp_path / "2"))
@@ -182,11 +192,14 @@ def test_a_damaged_newest_state_is_set_aside_and_the_one_before_taken(tmp_path):
   saver.save(2, _state(2), {"examples": 20})
   assert saver.restore(_target())[0] == 2
   saver.close()
+  gc.collect()
 
 
+@_BROKEN_READ
 def test_a_state_without_its_arrays_is_set_aside(tmp_path):
   _saved(tmp_path, [1, 2])
   _data_file(tmp_path / "2").unlink()
   saver = checkpoint.Resumable(tmp_path)
   assert saver.restore(_target())[0] == 1
   saver.close()
+  gc.collect()

@@ -50,6 +50,7 @@ def test_matrices_are_split_and_norms_are_whole(mesh):
   assert specs[block + "self_attn/q_proj/bias"] == (None, "tensor")
   assert not any(specs[block + "input_layernorm/scale"])
   assert specs["projector/linear_1/kernel"] == ("fsdp", "tensor")
+  assert specs["projector/linear_2/kernel"] == ("tensor", "fsdp")
   assert specs["llm/embed_tokens/embedding"] == ("tensor", "fsdp")
 
 

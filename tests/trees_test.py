@@ -106,7 +106,9 @@ def test_a_crc_does_not_depend_on_memory_order_and_takes_scalars():
 
 
 def test_a_digest_does_not_depend_on_the_order_of_keys():
-  assert trees.digest({"a": "1", "b": "2"}) == trees.digest({"b": "2", "a": "1"})
+  assert trees.digest({"a": "1", "b": "2"}) == trees.digest(
+    {"b": "2", "a": "1"}
+  )
   assert trees.digest({"a": "1"}) != trees.digest({"a": "2"})
 
 

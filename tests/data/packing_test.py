@@ -315,7 +315,21 @@ def test_the_arrays_of_two_pairs_are_as_written_by_hand():
   batch = packing.pack(examples, layout)
   assert batch.tokens.shape == (1, 16)
   # image prompt: 5 IIII 6 | 7 8 | 9; text: 10 11 | 12 | 13 14; two spare.
-  assert _row(batch.tokens) == [5, *[0] * 4, 6, 7, 8, 9, 10, 11, 12, 13, 14, 0, 0]
+  assert _row(batch.tokens) == [
+    5,
+    *[0] * 4,
+    6,
+    7,
+    8,
+    9,
+    10,
+    11,
+    12,
+    13,
+    14,
+    0,
+    0,
+  ]
   assert _row(batch.positions) == [
     *(0, 1, 2, 3, 4, 5, 6, 7, 6),
     *(0, 1, 2, 2, 3),
