@@ -48,7 +48,7 @@ _DEFAULTS = dict(
     tolerance=1e-7,
     max_iterations=1000,
   ),
-  # paper 5.2; -1 stands for none.
+  # paper 5.2; "none" or -1 stands for none.
   segment_probe=dict(
     data=(("segment_train", 1.0), ("segment_test", 1.0)),
     batch=32,
@@ -60,7 +60,7 @@ _DEFAULTS = dict(
     warmup=500,
     weight_decay=0.01,
     num_classes=151,
-    background=0,
+    background="0",
     ignore=-1,
     resamples=200,
     examples=6,

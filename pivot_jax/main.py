@@ -107,8 +107,11 @@ def _parse(argv: Sequence[str]) -> Sequence[str]:
   try:
     return flags.FLAGS(list(argv))
   except (flags.Error, AttributeError, KeyError, ValueError, OSError) as error:
-    text = str(error).strip("\"'") or type(error).__name__
-    _leave(f"error: {text} (see --help)", EXIT_INPUT)
+    text = str(error).replace("\\n", " ").replace("\\'", "'").strip("\"'")
+    if "Traceback" in text:
+      # A config file that raises: its last line is the reason.
+      text = text.strip().splitlines()[-1]
+    _leave(f"error: {text or type(error).__name__} (see --help)", EXIT_INPUT)
     raise
 
 
