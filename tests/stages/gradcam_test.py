@@ -83,6 +83,7 @@ def packed(found, *, copies=(0, 1, 2)):
   )
   layout = packing.Layout(
     rows=len(examples),
+    examples=0,
     tokens=256,
     images=1,
     image_size=48,
