@@ -57,7 +57,9 @@ def run(
     "versions": _versions(seeds),
     "seeds": len(seeds),
   }
-  document = page(config.get("title", "PIVOT"), record, seeds.get(0, {}))
+  lead = config.get("lead") or compare.verdict(record["results"])
+  title = config.get("title", "PIVOT")
+  document = page(title, lead, record, seeds.get(0, {}))
   out.mkdir(parents=True, exist_ok=True)
   for folder in (out, out.parent):
     checkpoint.write_json(folder / "report.json", record)
@@ -67,8 +69,10 @@ def run(
   return {"stages": len(record["stages"]), "seeds": len(seeds)}
 
 
-def page(title: str, record: Mapping[str, Any], stages: compare.Stages) -> str:
-  """Returns the whole document."""
+def page(
+  title: str, lead: str, record: Mapping[str, Any], stages: compare.Stages
+) -> str:
+  """Returns the whole document; `lead` is what it says first."""
   found, seeds = record["results"], record["seeds"]
   error = (
     f"across {seeds} seeds on the same items"
@@ -79,7 +83,7 @@ def page(title: str, record: Mapping[str, Any], stages: compare.Stages) -> str:
   return html.page(
     title,
     [
-      f'<p class="verdict">{html.text(compare.verdict(found))}</p>',
+      f'<p class="verdict">{html.text(lead)}</p>',
       _left_out(record["left_out"]),
       html.section(
         "Arms",
