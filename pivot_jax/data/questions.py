@@ -147,7 +147,7 @@ def ask(
   """
   rule = KINDS[kind]
   if kind == "fact":
-    asked = _ask_fact(description, rng, letters)
+    asked = rule.ask(description, rng, letters)
   else:
     asked = rule.ask(description, rng)
   return Question(kind, rule.category, *asked)
@@ -280,7 +280,7 @@ def _ask_fact(description, rng, letters):
 class _Kind:
   category: str
   needs: tuple[str, ...]
-  ask: Callable | None
+  ask: Callable[..., tuple[str, str, str, tuple[int, ...]]]
 
 
 KINDS = {
@@ -294,5 +294,5 @@ KINDS = {
   "relation": _Kind("vision", ("pair",), _ask_relation),
   "size": _Kind("vision", ("pair",), _ask_size),
   "where": _Kind("vision", (), _ask_where),
-  "fact": _Kind("knowledge", ("letter",), None),
+  "fact": _Kind("knowledge", ("letter",), _ask_fact),
 }
