@@ -168,7 +168,7 @@ def assign(
     )
     spot = next(fits, None)
     if spot is None:
-      _check_fits(size, tokens, "tokens")
+      _check_fits(size, tokens, "tokens", examples[index].id)
       bins.append([])
       room.append(tokens)
       spot = len(bins) - 1
@@ -224,7 +224,8 @@ def pack_in_order(examples: Sequence[Example], layout: Layout) -> Batch:
   """Returns a batch with example i alone in row i, for generation."""
   batch = _empty(layout)
   for row, example in enumerate(examples):
-    _check_fits(length(example, layout.patches), layout.tokens, "tokens")
+    size = length(example, layout.patches)
+    _check_fits(size, layout.tokens, "tokens", example.id)
     _fill_row(batch, row, [(example, 0.0)], layout, 0.0)
   return batch
 
@@ -249,7 +250,7 @@ def _fill_row(batch, row, members, layout, pair_weight) -> None:
       ).astype(np.int64)
       position = position[position > 0]
       end = cursor.loss + len(position)
-      _check_fits(end, layout.losses, "losses")
+      _check_fits(end, layout.losses, "losses", example.id)
       span = slice(cursor.loss, end)
       batch.loss_source[row, span] = sequence[position - 1]
       batch.loss_target[row, span] = ids[position]
@@ -384,11 +385,12 @@ def _put(array, place, values, name) -> None:
   array[row, slot, : len(values)] = values
 
 
-def _check_fits(needed: int, have: int, name: str) -> None:
+def _check_fits(needed: int, have: int, name: str, example: str = "") -> None:
   if needed > have:
+    holding = f" with {example}" if example else ""
     raise InputError(
-      f"a row needs {needed} {name} but the layout has {have}: raise it in "
-      "`pack`, or set pack.tokens to 0 to have the layout chosen"
+      f"a row{holding} needs {needed} {name} but the layout has {have}: raise "
+      "it in `pack`, or set pack.tokens to 0 to have the layout chosen"
     )
 
 

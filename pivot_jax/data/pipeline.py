@@ -52,9 +52,7 @@ class Coder:
   def encode(self, row: Row) -> chat.Encoded:
     """Returns the tokens of a row; raises InputError without its name."""
     if self.pairs:
-      missing = [k for k in ("question", "chosen", "rejected") if k not in row]
-      if missing:
-        raise InputError(f"field {missing[0]!r} is missing: a pair needs it")
+      _check_fields(row, "question", "chosen", "rejected")
       encoded = chat.encode_pair(
         self.tokenizer,
         row["question"],
@@ -86,6 +84,7 @@ def conversation(row: Row) -> Sequence[Mapping[str, str]]:
   """Returns the turns of a conversation row, or of a preference row's chosen."""
   if "conversations" in row:
     return row["conversations"]
+  _check_fields(row, "question", "chosen")
   return (
     {"from": "human", "value": row["question"]},
     {"from": "gpt", "value": row["chosen"]},
@@ -328,12 +327,13 @@ def prompts(
 def _prompt(source, index, coder, *, pixels: bool = True) -> packing.Example:
   row = source[index] if pixels else source.text(index)
   try:
+    _check_fields(row, "question")
     encoded = chat.encode_prompt(
       coder.tokenizer, row["question"], has_image=row["image"] is not None
     )
+    image = coder.pixels(row["image"]) if pixels else _blank(row)
   except InputError as error:
     raise _located(error, source, index) from error
-  image = coder.pixels(row["image"]) if pixels else _blank(row)
   return packing.Example(id=row["id"], image=image, **encoded._asdict())
 
 
@@ -383,9 +383,11 @@ class WithoutImages:
     """Returns a row without its image and image tags."""
     row = self._source.text(index)
     turns = [
-      {
-        "from": turn["from"],
-        "value": turn["value"].replace("<image>", "").strip(),
+      turn
+      | {
+        key: turn[key].replace("<image>", "").strip()
+        for key in ("value", "content")
+        if key in turn
       }
       for turn in row["conversations"]
     ]
@@ -422,6 +424,12 @@ def _stack(pictures, size, resample):
 
 def _blank(row: Row):
   return None if row["image"] is None else np.zeros((1, 1, 3), np.uint8)
+
+
+def _check_fields(row: Row, *names: str) -> None:
+  missing = [name for name in names if name not in row]
+  if missing:
+    raise InputError(f"{missing[0]!r}: the row has no such field")
 
 
 def _located(error: InputError, source: Any, index: int) -> InputError:
