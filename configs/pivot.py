@@ -156,7 +156,7 @@ def stage0(c: ConfigDict) -> None:
     data="text",
     trainable=("llm/.*",),
     batch=32,
-    steps=1000,
+    steps=1500,
     lr=((".*", 2e-3),),
     pack=dict(tokens=192, losses=112, images=0),
   )
@@ -171,7 +171,7 @@ def stage0(c: ConfigDict) -> None:
     template="plain",
     trainable=(".*",),
     batch=32,
-    steps=3000,
+    steps=5000,
     lr=((".*", 2e-3),),
     pack=dict(tokens=112, losses=72, images=1),
   )
