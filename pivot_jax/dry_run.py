@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from pivot_jax import checkpoint, recipe, trees
-from pivot_jax.data import chat, pipeline
+from pivot_jax.data import chat, registry
 from pivot_jax.stages import train
 
 
@@ -26,7 +26,7 @@ def describe(plan: recipe.Plan) -> str:
 def _rows(step: recipe.Step) -> list[str]:
   found = []
   for name in sorted(step.config.sources):
-    source = pipeline.open_source(step.config.sources[name].to_dict())
+    source = registry.open_source(step.config.sources[name].to_dict())
     found.append(f"{name}: {len(source)} rows")
   return found
 

@@ -6,6 +6,7 @@ and scoring what the ids say is a stage's business.
 Axes: R rows (one prompt each), T prompt tokens, E llm width.
 """
 
+import functools
 from typing import Any
 
 import jax
@@ -42,18 +43,11 @@ def generate(
     raise ValueError("generate needs max_new_tokens >= 1 and one eos id")
   if prompt_lengths is None:
     prompt_lengths = (batch.segments > 0).sum(axis=1, dtype=jnp.int32)
-
-  def apply(method, *arguments):
-    return model.apply({"params": params}, *arguments, method=method)
-
+  apply = functools.partial(_apply, model, params)
   rows, width = batch.tokens.shape
-  embeddings = apply("embed", apply("see", batch.images), batch)
   # The last token is never fed back, so it needs no slot.
   slots = width + max_new_tokens - 1
-  hidden, cache = apply("prefill", embeddings, batch, slots)
-  last = jnp.maximum(prompt_lengths - 1, 0)[:, None, None]
-  logits = apply("logits", jnp.take_along_axis(hidden, last, axis=1)[:, 0])
-
+  logits, cache = _prefill(apply, batch, prompt_lengths, slots)
   ends = jnp.asarray(eos_ids, jnp.int32)
   done = prompt_lengths == 0
   tokens = _pick(logits, done, ends[0])
@@ -79,6 +73,18 @@ def generate(
 
   carry = (jnp.int32(1), tokens, done | _is_end(tokens, ends), answers, cache)
   return jax.lax.while_loop(unfinished, step, carry)[3]
+
+
+def _apply(model, params, method, *arguments):
+  return model.apply({"params": params}, *arguments, method=method)
+
+
+def _prefill(apply, batch, prompt_lengths, slots):
+  """Returns the logits [R, V] behind each prompt and the filled cache."""
+  embeddings = apply("embed", apply("see", batch.images), batch)
+  hidden, cache = apply("prefill", embeddings, batch, slots)
+  last = jnp.maximum(prompt_lengths - 1, 0)[:, None, None]
+  return apply("logits", jnp.take_along_axis(hidden, last, axis=1)[:, 0]), cache
 
 
 def _pick(logits, done, end):

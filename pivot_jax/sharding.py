@@ -41,10 +41,7 @@ PARAM_RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
 
 ACTIVATION_RULES: tuple[tuple[str, Any], ...] = (
   ("rows", ROWS),
-  ("images", ROWS),
   ("heads", "tensor"),
-  ("mlp", "tensor"),
-  ("vocab", "tensor"),
   ("tokens", None),
   ("patches", None),
   ("embed", None),

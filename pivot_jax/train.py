@@ -128,25 +128,7 @@ def make_train_step(
   `finite`. A non-finite loss or gradient leaves the state as it was.
   """
 
-  def value(trainable, frozen, batch, rng):
-    return loss_fn(trees.merge(trainable, frozen), batch, rng)
-
-  grad_fn = jax.value_and_grad(value, has_aux=True)
-
-  def gradients(state, batch, rng):
-    if accum == 1:
-      return grad_fn(state.trainable, state.frozen, batch, rng)
-    parts = _parts(batch, accum)
-    shapes = jax.eval_shape(
-      grad_fn, state.trainable, state.frozen, _first(parts), rng
-    )
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-
-    def body(total, part):
-      new = grad_fn(state.trainable, state.frozen, part, rng)
-      return jax.tree.map(jnp.add, total, new), None
-
-    return jax.lax.scan(body, zeros, parts)[0]
+  gradients = _gradients(loss_fn, accum)
 
   def step_fn(state, batch):
     rng = jax.random.fold_in(state.rng, state.step)
@@ -173,6 +155,34 @@ def make_train_step(
   if shardings is None:
     return jax.jit(step_fn, donate_argnums=0)
   return jax.jit(step_fn, donate_argnums=0, out_shardings=(shardings, None))
+
+
+def _gradients(loss_fn: Callable, accum: int) -> Callable:
+  """Returns f(state, batch, rng) -> ((loss, metrics), gradients)."""
+
+  def value(trainable, frozen, batch, rng):
+    return loss_fn(trees.merge(trainable, frozen), batch, rng)
+
+  grad_fn = jax.value_and_grad(value, has_aux=True)
+  if accum == 1:
+    return lambda state, batch, rng: grad_fn(
+      state.trainable, state.frozen, batch, rng
+    )
+
+  def summed(state, batch, rng):
+    parts = _parts(batch, accum)
+    shapes = jax.eval_shape(
+      grad_fn, state.trainable, state.frozen, _first(parts), rng
+    )
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+    def body(total, part):
+      new = grad_fn(state.trainable, state.frozen, part, rng)
+      return jax.tree.map(jnp.add, total, new), None
+
+    return jax.lax.scan(body, zeros, parts)[0]
+
+  return summed
 
 
 def fit(

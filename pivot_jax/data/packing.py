@@ -235,16 +235,17 @@ def _fill_row(batch, row, members, layout, pair_weight) -> None:
   cursor = _Cursor()
   for segment, (example, weight) in enumerate(members, 1):
     start = cursor.token
-    sources = _write_prompt(batch, row, segment, example, layout, cursor)
+    written = _write_prompt(batch, row, segment, example, layout, cursor)
+    prompt_ids, prompt_flags = written
     prompt = np.arange(start, cursor.token)
-    prompt_loss = np.flatnonzero(sources.flags[1:]) + 1
+    prompt_loss = np.flatnonzero(prompt_flags[1:]) + 1
     for branch in range(1, max(1, len(example.answers)) + 1):
       tokens, flags = _answer(example, branch)
       begin = cursor.token
       _write_answer(batch, row, segment, branch, tokens, len(prompt), cursor)
       sequence = np.concatenate([prompt, np.arange(begin, cursor.token)])
       _put(batch.sequences, (row, cursor.sequence), sequence, "sequences")
-      ids = np.concatenate([sources.ids, tokens])
+      ids = np.concatenate([prompt_ids, tokens])
       position = np.concatenate(
         [prompt_loss, len(prompt) + np.flatnonzero(flags)]
       ).astype(np.int64)
@@ -274,13 +275,7 @@ class _Cursor:
   sequence: int = 0
 
 
-@dataclasses.dataclass(frozen=True)
-class _Prompt:
-  ids: np.ndarray
-  flags: np.ndarray
-
-
-def _write_prompt(batch, row, segment, example, layout, cursor) -> _Prompt:
+def _write_prompt(batch, row, segment, example, layout, cursor):
   """Writes the prompt with its image expanded; returns its ids and targets."""
   ids, flags, index = _expand(example, layout.patches)
   if (index >= 0).any():
@@ -294,7 +289,7 @@ def _write_prompt(batch, row, segment, example, layout, cursor) -> _Prompt:
   batch.segments[row, span] = segment
   batch.image_index[row, span] = index
   cursor.token += len(ids)
-  return _Prompt(ids, flags)
+  return ids, flags
 
 
 def _write_answer(batch, row, segment, branch, tokens, offset, cursor) -> None:

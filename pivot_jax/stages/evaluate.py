@@ -18,7 +18,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from pivot_jax import checkpoint, generate, metrics, sharding
-from pivot_jax.data import pipeline
+from pivot_jax.data import pipeline, registry
 from pivot_jax.errors import InputError
 from pivot_jax.models import layers
 
@@ -35,7 +35,7 @@ def run(
   """Answers every question; returns accuracies per category and overall."""
   compute = layers.Compute(**config.compute.to_dict())
   model = checkpoint.load_model(inputs["init"], compute=compute)
-  source = pipeline.open_source(config.sources[config.data].to_dict())
+  source = registry.open_source(config.sources[config.data].to_dict())
   if len(source) == 0:
     raise InputError(f"{config.name}: the evaluation set is empty")
   mesh = sharding.make_mesh(config.mesh)

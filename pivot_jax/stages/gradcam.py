@@ -30,7 +30,7 @@ from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from pivot_jax import checkpoint, metrics, objectives, sharding
-from pivot_jax.data import packing, pipeline
+from pivot_jax.data import packing, pipeline, registry
 from pivot_jax.errors import InputError
 from pivot_jax.models import layers, mllm
 
@@ -188,7 +188,7 @@ def run(
   """
   compute = layers.Compute(**config.compute.to_dict())
   model = checkpoint.load_model(inputs["init"], compute=compute)
-  source = pipeline.open_source(config.sources[config.data].to_dict())
+  source = registry.open_source(config.sources[config.data].to_dict())
   scenes, empty = read_scenes(config, model, source)
   mesh = sharding.make_mesh(config.mesh)
   with jax.set_mesh(mesh), layers.logical_rules(sharding.ACTIVATION_RULES):

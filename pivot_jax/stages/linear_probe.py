@@ -24,7 +24,7 @@ from jaxtyping import Bool, Float, Int
 from ml_collections import ConfigDict
 
 from pivot_jax import checkpoint, errors, logistic, metrics, sharding
-from pivot_jax.data import pipeline
+from pivot_jax.data import pipeline, registry
 from pivot_jax.models import heads, layers
 
 
@@ -176,7 +176,7 @@ def accuracies(
 
 def _features(config, model, spec, mesh):
   """Returns ({kind: float32 [N, D]}, labels [N]) of a classification source."""
-  source = pipeline.open_source(spec)
+  source = registry.open_source(spec)
   if len(source) == 0:
     raise errors.InputError(f"{config.name}: the data {spec} is empty")
   parts = {k: v for k, v in model.params.items() if k != "llm"}

@@ -18,7 +18,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from pivot_jax import checkpoint, metrics, objectives, sharding, trees
-from pivot_jax.data import packing, pipeline
+from pivot_jax.data import packing, pipeline, registry
 from pivot_jax.models import layers
 
 
@@ -36,7 +36,7 @@ def run(
     image_size=model.mllm.vision.image_size,
     resample=config.resample,
   )
-  source = pipeline.open_source(config.sources[config.data].to_dict())
+  source = registry.open_source(config.sources[config.data].to_dict())
   mesh = sharding.make_mesh(config.mesh)
   with jax.set_mesh(mesh), layers.logical_rules(sharding.ACTIVATION_RULES):
     columns = _columns(config, model, coder, source, mesh)

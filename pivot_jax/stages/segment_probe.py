@@ -22,7 +22,7 @@ from jaxtyping import Float, Int, UInt8
 from ml_collections import ConfigDict
 
 from pivot_jax import checkpoint, errors, metrics, segmentation, sharding
-from pivot_jax.data import pipeline
+from pivot_jax.data import pipeline, registry
 from pivot_jax.models import heads, layers
 
 
@@ -80,6 +80,22 @@ def run(
   head = heads.SegmentationHead(
     config.hidden, config.num_classes, model.mllm.compute
   )
+  params, epochs = _train(config, head, recipe, train, test)
+  out.mkdir(parents=True, exist_ok=True)
+  shown = segmentation.predict(
+    head, params, test.features[: len(test.images)], batch=config.batch
+  )
+  _write(
+    out,
+    test,
+    segmentation.pixel_classes(shown, patch=model.mllm.vision.patch_size),
+    epochs,
+  )
+  return summarize(epochs, resamples=config.resamples, seed=config.seed)
+
+
+def _train(config, head, recipe, train: Split, test: Split):
+  """Returns the last parameters of the head, and all epochs' evaluations."""
   background = _optional(config.background)
   epochs: list[Epoch] = []
   for params in segmentation.train_head(
@@ -98,20 +114,9 @@ def run(
       background=background,
       batch=config.batch,
     )
-    epochs.append(
-      Epoch(counts, segmentation.scores(segmentation.total(counts)))
-    )
-  out.mkdir(parents=True, exist_ok=True)
-  shown = segmentation.predict(
-    head, params, test.features[: len(test.images)], batch=config.batch
-  )
-  _write(
-    out,
-    test,
-    segmentation.pixel_classes(shown, patch=model.mllm.vision.patch_size),
-    epochs,
-  )
-  return summarize(epochs, resamples=config.resamples, seed=config.seed)
+    scores = segmentation.scores(segmentation.total(counts))
+    epochs.append(Epoch(counts, scores))
+  return params, epochs
 
 
 def summarize(
@@ -140,7 +145,7 @@ def summarize(
 
 def extract(config, model, spec: Mapping[str, Any], mesh) -> Split:
   """Returns the encoder's features and the patch labels of a source."""
-  source = pipeline.open_source(spec)
+  source = registry.open_source(spec)
   if len(source) == 0:
     raise errors.InputError(f"{config.name}: the data {spec} is empty")
   vision = model.mllm.vision
@@ -222,7 +227,7 @@ def _counted(config: ConfigDict) -> ConfigDict:
     return config
   highest = 0
   for name, _ in config.data:
-    source = pipeline.open_source(config.sources[name].to_dict())
+    source = registry.open_source(config.sources[name].to_dict())
     for index in range(len(source)):
       labels = source[index]["labels"]
       known = labels[labels != config.ignore]

@@ -9,7 +9,6 @@ objective. Leaves an artifact of the whole model and `metrics.jsonl`.
 
 import dataclasses
 import functools
-import json
 import logging
 import pathlib
 import shutil
@@ -30,7 +29,7 @@ from pivot_jax import (
   train,
   trees,
 )
-from pivot_jax.data import chat, pipeline
+from pivot_jax.data import chat, pipeline, registry
 from pivot_jax.errors import InputError
 from pivot_jax.models import layers, mllm, qwen2, vit
 
@@ -114,7 +113,7 @@ def make_stream(config, coder, reference=None) -> pipeline.Stream:
   """Returns the stage's stream; `data` is one name or (name, weight) pairs."""
   mix = ((config.data, 1.0),) if isinstance(config.data, str) else config.data
   parts = [
-    (pipeline.open_source(config.sources[name].to_dict()), weight)
+    (registry.open_source(config.sources[name].to_dict()), weight)
     for name, weight in mix
   ]
   return pipeline.Stream(
@@ -371,9 +370,5 @@ def _report(config, out, start, after, rows) -> dict[str, Any]:
     "loss": float(f"{loss:.6g}"),
     "steps": config.steps,
     "examples": config.steps * config.batch,
-    "parameters": json.loads(
-      json.dumps(
-        {part: trees.count(start.params[part]) for part in start.params}
-      )
-    ),
+    "parameters": {part: trees.count(x) for part, x in start.params.items()},
   }

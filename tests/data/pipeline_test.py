@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from pivot_jax import checkpoint, sharding
-from pivot_jax.data import chat, images, packing, pipeline, scenes
+from pivot_jax.data import chat, images, packing, pipeline, registry, scenes
 from pivot_jax.errors import InputError
 
 TOKENIZER = chat.load_tokenizer(checkpoint.tokenizer_folder("package:toy"))
@@ -94,7 +94,7 @@ def test_sources_are_mixed_by_weight_in_any_stretch():
 def test_an_empty_source_is_refused_by_name(tmp_path):
   path = tmp_path / "none.jsonl"
   path.write_text("")
-  empty = pipeline.open_source(dict(kind="preference", path=str(path)))
+  empty = registry.open_source(dict(kind="preference", path=str(path)))
   with pytest.raises(InputError, match=r"none\.jsonl.*empty"):
     stream((empty, 1.0))
 
@@ -149,7 +149,7 @@ def written(tmp_path, kind, records, name="rows.jsonl"):
   Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save(tmp_path / "a.png")
   path = tmp_path / name
   path.write_text("".join(json.dumps(r) + "\n" for r in records))
-  return pipeline.open_source(
+  return registry.open_source(
     dict(kind=kind, path=str(path), image_root="", given_by="set a flag")
   )
 
@@ -220,7 +220,7 @@ def test_a_bad_question_is_named_before_its_picture_is_read(tmp_path):
 
 def test_a_kind_that_is_not_there_is_answered_with_the_kinds():
   with pytest.raises(InputError, match=r"'lava': choose one of .*'llava'"):
-    pipeline.open_source(dict(kind="lava", path="x.json"))
+    registry.open_source(dict(kind="lava", path="x.json"))
 
 
 @pytest.mark.parametrize("keys", [("from", "value"), ("role", "content")])

@@ -192,6 +192,6 @@ def test_features_do_not_depend_on_the_batch(model, tmp_path, monkeypatch):
 
 def test_empty_data_is_named(model, tmp_path, monkeypatch):
   monkeypatch.setattr(checkpoint, "load_model", lambda *_, **__: model)
-  monkeypatch.setattr(linear_probe.pipeline, "open_source", lambda _: [])
+  monkeypatch.setattr(linear_probe.registry, "open_source", lambda _: [])
   with pytest.raises(errors.InputError, match="linear_probe: the data"):
     linear_probe.run(config(), {"init": "x"}, tmp_path)

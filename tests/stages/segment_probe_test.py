@@ -115,7 +115,7 @@ def test_a_class_beyond_the_config_is_refused_by_row(tmp_path, monkeypatch):
   rows[0]["labels"] = np.zeros((48, 48), np.int32)
   rows[1]["labels"] = np.full((48, 48), 255, np.int32)
   opened = Source(rows)
-  monkeypatch.setattr(segment_probe.pipeline, "open_source", lambda _: opened)
+  monkeypatch.setattr(segment_probe.registry, "open_source", lambda _: opened)
   with pytest.raises(errors.InputError, match="folder#1: labels .* class 255"):
     segment_probe.run(config(), {"init": "x"}, tmp_path)
 

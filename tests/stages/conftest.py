@@ -1,0 +1,55 @@
+"""One tiny model, scored and post-trained once for all tests of stages."""
+
+import pytest
+
+from pivot_jax.stages import score, train
+from tests.stages import tiny
+
+ROWS = tiny.source("preference", 40)
+# The encoder is frozen, so that there is a frozen part to look at.
+ARM = dict(
+  trainable=("projector/.*", "llm/.*"),
+  batch=8,
+  steps=4,
+  lr=((".*", 3e-3),),
+  save_every=2,
+  pack=dict(tokens=128, losses=112, images=1),
+)
+
+
+@pytest.fixture(scope="session")
+def init(tmp_path_factory):
+  """Returns the address of the model that both arms start from."""
+  return tiny.save(tmp_path_factory.mktemp("init"), tiny.params())
+
+
+@pytest.fixture(scope="session")
+def reference(init, tmp_path_factory):
+  """Returns the folder of the log-probabilities under `init`."""
+  out = tmp_path_factory.mktemp("reference")
+  score.run(tiny.config("score", ROWS), {"init": init}, out)
+  return out
+
+
+@pytest.fixture(scope="session")
+def arm(init, reference):
+  """Returns fn(objective, ...) -> (config, inputs) of one arm."""
+
+  def make(objective, **fields):
+    inputs = {"init": init}
+    if objective == "dpo":
+      inputs["reference"] = str(reference)
+    fields = ARM | {"objective": objective} | fields
+    return tiny.config("train", ROWS, **fields), inputs
+
+  return make
+
+
+@pytest.fixture(scope="session")
+def finished(arm, tmp_path_factory):
+  """Returns {objective: (what the stage reports, its folder)}."""
+  found = {}
+  for objective in ("sft", "dpo"):
+    out = tmp_path_factory.mktemp(objective)
+    found[objective] = train.run(*arm(objective), out), out
+  return found
