@@ -348,10 +348,13 @@ def _meta_of_hf(found: Mapping[str, Any], info: Mapping[str, Any]):
   def fields(config):
     return None if config is None else dataclasses.asdict(config)
 
+  folder = str(pathlib.Path(info["source"]).absolute())
   return {
     "vision": fields(found["vision"]),
     "llm": fields(found["llm"]),
     "sources": {"all": info["source"]},
+    # Where the blocks are that nobody reads, for `detach` to give back.
+    "hf_vision": folder if found["vision"] else None,
     "not_carried": info["not_carried"],
   }
 

@@ -4,8 +4,8 @@
 
 Leaves our artifact (`params/` with vision and projector) and `hf/`, a folder
 that `transformers.SiglipVisionModel.from_pretrained` loads: all N blocks, the
-features being `hidden_states[-2]`. The last block, which nobody reads, is
-inert unless the encoder came from weights that have one.
+features being `hidden_states[-2]`. The last block, which nobody reads, is that
+of the Hugging Face folder the encoder came from; of another origin, inert.
 """
 
 import pathlib
@@ -39,7 +39,11 @@ def run(
   folder = checkpoint.parse(address)[1] / "tokenizer"
   if folder.is_dir():
     shutil.copytree(folder, out / "tokenizer", dirs_exist_ok=True)
-  hf.save_vision(out / "hf", loaded.vision, kept["vision"], last_block=None)
+  origin = loaded.meta.get("hf_vision")
+  last_block = hf.read_unread_vision(origin) if origin else None
+  hf.save_vision(
+    out / "hf", loaded.vision, kept["vision"], last_block=last_block
+  )
   return {
     "parameters": trees.count(kept["vision"]),
     "fingerprint": trees.digest(trees.fingerprint(kept["vision"])),

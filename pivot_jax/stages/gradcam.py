@@ -26,11 +26,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 from ml_collections import ConfigDict
 
 from pivot_jax import checkpoint, metrics, objectives, sharding
-from pivot_jax.data import packing, pipeline, registry
+from pivot_jax.data import images, packing, pipeline, registry
 from pivot_jax.errors import InputError
 from pivot_jax.models import layers, mllm
 
@@ -49,6 +49,7 @@ class Scene(NamedTuple):
 
   row: Mapping[str, Any]
   examples: tuple[packing.Example, packing.Example, packing.Example]
+  mask: Bool[np.ndarray, "H W"]
   share: Float[np.ndarray, "P"]
 
 
@@ -223,35 +224,43 @@ def read_scenes(config, model, source) -> tuple[list[Scene], int]:
     resample=config.resample,
   )
   supervised = dataclasses.replace(coder, pairs=False, mask="answer")
+  vision = model.mllm.vision
+  grid = grid_size(vision.num_patches)
   found = []
   for index in range(len(source)):
     row = source[index]
     try:
-      share = _object_share(row, model.mllm.vision)
+      mask = _object_mask(row, coder)
       examples = _lay_out(row, supervised, coder)
     except InputError as error:
       raise InputError(f"{source.name(index)}: {error}") from error
+    share = patch_share(mask, patch=vision.patch_size, grid=grid)
     if share.any():
-      found.append(Scene(row, examples, share))
+      found.append(Scene(row, examples, mask, share))
   if not found:
     raise InputError(f"{config.name}: no row of {config.data} has an object")
   return found, len(source) - len(found)
 
 
-def _object_share(row, vision) -> Float[np.ndarray, "P"]:
+def _object_mask(row, coder) -> Bool[np.ndarray, "H W"]:
+  """Returns the mask of the asked-about object, framed as the encoder's image."""
   if "object_mask" not in row:
-    raise InputError("field 'object_mask' is missing: gradcam needs it")
-  mask, size = row["object_mask"], vision.image_size
-  if mask.shape != (size, size):
-    raise InputError(f"object_mask is {mask.shape}, not {(size, size)}")
-  grid = grid_size(vision.num_patches)
-  return patch_share(mask, patch=vision.patch_size, grid=grid)
+    raise InputError("'object_mask': the row has no such field")
+  if row["image"] is None:
+    raise InputError("'image': none, so there is nothing to differentiate")
+  mask, shape = row["object_mask"], row["image"].shape[:2]
+  if mask.shape != shape:
+    raise InputError(f"'object_mask': {mask.shape} for an image of {shape}")
+  if shape == (coder.image_size,) * 2:
+    return mask
+  labels = mask.astype(np.int32)
+  return (
+    images.resize_labels(labels, coder.image_size, resample=coder.resample) > 0
+  )
 
 
 def _lay_out(row, supervised, coder) -> tuple[packing.Example, ...]:
   """Returns the chosen answer twice and the rejected one, an image each."""
-  if row["image"] is None:
-    raise InputError("image is missing: there is nothing to differentiate")
   image = coder.pixels(row["image"])
   pair = coder.encode(row)
   alone = [
@@ -311,7 +320,7 @@ def _write_examples(out, scenes: Sequence[Scene], maps, seed: int) -> None:
   """Writes images, masks, raw and cleaned maps and the texts of a few scenes."""
   arrays = {
     "images": np.stack([scene.examples[0].image for scene in scenes]),
-    "masks": np.stack([scene.row["object_mask"] for scene in scenes]),
+    "masks": np.stack([scene.mask for scene in scenes]),
   }
   for name, values in maps.items():
     kept = values[: len(scenes)]

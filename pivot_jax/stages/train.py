@@ -64,9 +64,10 @@ def assemble(
   part in `config.parts` that no input gives starts at random.
   """
   found = {name: checkpoint.load(inputs[name]) for name in _weights(inputs)}
-  vision = llm = None
+  vision = llm = hf_vision = None
   for loaded in found.values():
-    vision = loaded.vision if "vision" in loaded.params else vision
+    if "vision" in loaded.params:
+      vision, hf_vision = loaded.vision, loaded.meta.get("hf_vision")
     llm = loaded.llm if "llm" in loaded.params else llm
   if "vision" in config.parts:
     vision = vision or vit.VisionConfig(**_fields(config.vision))
@@ -93,6 +94,7 @@ def assemble(
     "llm": None if llm is None else dataclasses.asdict(llm),
     "sources": sources | {"random": sorted(set(config.parts) - given.keys())},
     "not_carried": not_carried,
+    "hf_vision": hf_vision,
   }
   return checkpoint.Model(model, params, tokenizer, meta)
 
