@@ -37,7 +37,8 @@ _DEFAULTS = dict(
   ),
   score=dict(data="", batch=64, chunk=4096, pack=dict(tokens=0), **_TEXT),
   detach=dict(),
-  evaluate=dict(data="", batch=100, max_new_tokens=16, **_TEXT),
+  # `blind` names rows to fit the question-only baseline on; empty: none.
+  evaluate=dict(data="", blind="", batch=100, max_new_tokens=16, **_TEXT),
   # paper 5.1: no standardisation, lambda chosen on a validation share of train.
   linear_probe=dict(
     data=(("classify_train", 1.0), ("classify_test", 1.0)),

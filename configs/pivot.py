@@ -138,6 +138,7 @@ def scenes() -> ConfigDict:
       preference=source("preference", "train", 2_000),
       validation=source("eval", "val", 1_200),
       eval=source("eval", "test", 1_200),
+      blind=source("eval", "train", 5_000),
       classify_train=source("classify", "probe_train", 2_000),
       classify_test=source("classify", "probe_test", 2_000),
       segment_train=source("segment", "probe_train", 1_000),
@@ -272,11 +273,17 @@ def evaluations(c: ConfigDict) -> None:
   """Asks the test questions of every MLLM, by generation."""
   for arm in ARMS[1:]:
     c[f"evaluate_{arm}"] = stage(
-      "evaluate", inputs=dict(init=f"@{MLLM[arm]}"), data="eval"
+      "evaluate",
+      inputs=dict(init=f"@{MLLM[arm]}"),
+      data="eval",
+      blind="blind",
     )
   for arm in ARMS:
     c[f"evaluate_pivot_{arm}"] = stage(
-      "evaluate", inputs=dict(init=f"@pivot_full_{arm}"), data="eval"
+      "evaluate",
+      inputs=dict(init=f"@pivot_full_{arm}"),
+      data="eval",
+      blind="blind",
     )
 
 
@@ -394,6 +401,8 @@ def files(c: ConfigDict) -> ConfigDict:
         section.pack.images = 0
       elif not isinstance(section.data, str):
         section.data = (("chat", 1.0),)
+    if section.kind == "evaluate":
+      section.blind = ""
     if section.kind == "segment_probe":
       section.num_classes = 0
       section.ignore = c.files.get_ref("segment_ignore")

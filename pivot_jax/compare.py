@@ -97,6 +97,7 @@ def results(seeds: Mapping[int, Stages]) -> dict[str, Any]:
       over_seeds([differences(x, MEASURED_BY) for x in seeds.values()])
     ),
     "majority": _majority(first),
+    "blind": _blind(first),
     "mllms": over_seeds(
       [arms(x, {"mllm": "evaluate"}) for x in seeds.values()]
     ),
@@ -150,7 +151,7 @@ def arms(stages: Stages, kinds: Mapping[str, str]) -> dict[str, Measures]:
         if isinstance(value, Mapping) and "value" in value:
           found.setdefault(arm, {})[f"{group}/{name}"] = dict(value)
   for measures in found.values():
-    for name in [n for n in measures if "/majority/" in n]:
+    for name in [n for n in measures if re.search("/(majority|blind)/", n)]:
       del measures[name]
   return found
 
@@ -321,18 +322,42 @@ def _arrays(one, other, name: str) -> list[dict[str, np.ndarray]]:
 
 def _majority(stages: Stages) -> Measures:
   """Returns the majority's shares, under the names of what they compare with."""
-  for arm in ARMS:
-    found = stages.get(f"evaluate_pivot_{arm}", {"metrics": {}})["metrics"]
-    shares = {
-      f"vqa/category/{name.removeprefix('majority/')}": dict(value)
-      for name, value in found.items()
-      if name.startswith("majority/")
-    }
-    if shares:
-      mean = np.mean([share["value"] for share in shares.values()])
-      count = sum(share["n"] for share in shares.values())
-      return shares | {"vqa/all": metrics.measured(mean, count, None)}
+  shares = {
+    f"vqa/category/{name}": value
+    for name, value in _baseline(stages, "majority/").items()
+  }
+  return shares | _mean_of_categories(shares)
+
+
+def _blind(stages: Stages) -> Measures:
+  """Returns what the question alone answers, by what it compares with."""
+  shares = {
+    f"vqa/{name}": value for name, value in _baseline(stages, "blind/").items()
+  }
+  return shares | _mean_of_categories(shares)
+
+
+def _baseline(stages: Stages, prefix: str) -> Measures:
+  """Returns the shares of a baseline from the first evaluation that has it."""
+  for done in stages.values():
+    if done["kind"] == "evaluate":
+      shares = {
+        name.removeprefix(prefix): dict(value)
+        for name, value in done["metrics"].items()
+        if name.startswith(prefix)
+      }
+      if shares:
+        return shares
   return {}
+
+
+def _mean_of_categories(shares: Measures) -> Measures:
+  every = [x for name, x in shares.items() if name.startswith("vqa/category/")]
+  if not every:
+    return {}
+  mean = np.mean([share["value"] for share in every])
+  count = sum(share["n"] for share in every)
+  return {"vqa/all": metrics.measured(mean, count, None)}
 
 
 def _changes(stages: Stages) -> dict[str, Measures]:

@@ -18,7 +18,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from pivot_jax import checkpoint, generate, metrics, sharding
-from pivot_jax.data import pipeline, registry
+from pivot_jax.data import blind, pipeline, registry
 from pivot_jax.errors import InputError
 from pivot_jax.models import layers
 
@@ -58,7 +58,7 @@ def run(
   out.mkdir(parents=True, exist_ok=True)
   text = "".join(json.dumps(record) + "\n" for record in records)
   (out / "predictions.jsonl").write_text(text, encoding="utf-8")
-  return summarize(records)
+  return summarize(records) | _blind(config, records)
 
 
 def normalize(answer: str) -> str:
@@ -92,6 +92,23 @@ def summarize(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     most = collections.Counter(given).most_common(1)[0][1]
     found[f"majority/{name}"] = metrics.share(most, len(given))
   return found
+
+
+def _blind(config, records) -> dict[str, Any]:
+  """Returns what the question alone answers: "blind/category/…", "blind/kind/…".
+
+  The most frequent answer to each question, learnt from the rows that
+  `config.blind` names; nothing without it.
+  """
+  if not config.blind:
+    return {}
+  source = registry.open_source(config.sources[config.blind].to_dict())
+  baseline = blind.fit(source.text(i) for i in range(len(source)))
+  return {
+    f"blind/{by}/{name}": metrics.share(right, asked)
+    for by in ("category", "kind")
+    for name, (right, asked) in blind.accuracy(baseline, records, by=by).items()
+  }
 
 
 def _answers(config, model, source, mesh) -> list[str]:

@@ -87,11 +87,12 @@ def page(
       _left_out(record["left_out"]),
       html.section(
         "Arms",
-        html.measures(_named(found["arms"], found["majority"]), columns),
+        html.measures(_named(found["arms"]) | _baselines(found), columns),
         note=f"Value ± standard error {error}. Shares in percent; gradients: "
         "their share on the asked-about object over the object's share of the "
-        "image (1 = not looking for it). Majority: always the most frequent "
-        "answer of a category.",
+        "image (1 = not looking for it). Majority answer: always the "
+        "most frequent answer of a category. Question alone: the most frequent "
+        "answer to each question.",
       ),
       html.section(
         "Differences",
@@ -138,10 +139,18 @@ def _columns(found: Mapping[str, Any]) -> list[html.Column]:
   ]
 
 
-def _named(found, majority) -> dict[str, Any]:
+def _named(found) -> dict[str, Any]:
   """Returns the rows of a table of arms, under the names a reader knows."""
-  rows = {LABELS[arm]: measures for arm, measures in found.items()}
-  return rows | ({"majority answer": majority} if majority else {})
+  return {LABELS[arm]: measures for arm, measures in found.items()}
+
+
+def _baselines(found) -> dict[str, Any]:
+  """Returns the rows of what needs no image; those without numbers are absent."""
+  rows = {
+    "majority answer": found["majority"],
+    "question alone": found["blind"],
+  }
+  return {name: measures for name, measures in rows.items() if measures}
 
 
 def _pairs(found) -> dict[str, Any]:
@@ -160,9 +169,14 @@ def _mllms(found: Mapping[str, Any]) -> str:
     for name in sorted(n for n in names if n.startswith(f"mllm/{group}/"))
   ]
   columns.append(html.Column("mllm/all", "mean", "of categories", 100, 1))
+  blind = {
+    name.replace("vqa/", "mllm/", 1): value
+    for name, value in found["blind"].items()
+  }
+  baseline = {"question alone": blind} if blind else {}
   return html.section(
     "The MLLMs before their encoders are cut out",
-    html.measures(_named(found["mllms"], {}), columns),
+    html.measures(_named(found["mllms"]) | baseline, columns),
     html.differences(_pairs(found["mllm_differences"]), columns),
     note="VQA by generation, exact match in percent.",
   )
