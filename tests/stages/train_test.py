@@ -1,0 +1,269 @@
+"""Whole trainings of a tiny model: what they leave, promise and refuse."""
+
+import json
+import logging
+import math
+
+import pytest
+
+from pivot_jax import checkpoint, metrics, trees
+from pivot_jax import train as training
+from pivot_jax.data import chat
+from pivot_jax.errors import InputError
+from pivot_jax.stages import train
+from tests.stages import tiny
+
+# paper 3.2, beside the loss and what every update reports.
+DPO_METRICS = {
+  "losses/dpo",
+  "rewards/chosen",
+  "rewards/rejected",
+  "rewards/accuracies",
+  "rewards/margins",
+  "logps/chosen",
+  "logps/rejected",
+  "ref_logps/chosen",
+  "ref_logps/rejected",
+}
+EVERY = {"step", "losses/total", "grad_norm"}
+# metrics.jsonl keeps six digits.
+DIGITS = 2e-5
+
+
+@pytest.fixture(scope="module")
+def lines(finished):
+  return {name: metrics.read(out) for name, (_, out) in finished.items()}
+
+
+@pytest.fixture(scope="module")
+def before(init):
+  return checkpoint.load(init).params
+
+
+@pytest.fixture(scope="module")
+def after(finished):
+  return {
+    name: checkpoint.load(str(out)).params
+    for name, (_, out) in finished.items()
+  }
+
+
+# --- what a training leaves --------------------------------------------------
+
+
+def test_the_artifact_holds_the_model_its_tokenizer_and_its_choices(
+  finished, init
+):
+  _, out = finished["dpo"]
+  model = checkpoint.load_model(str(out))
+  assert set(model.params) == {"vision", "projector", "llm"}
+  assert model.mllm.llm == tiny.LLM and model.mllm.vision == tiny.VISION
+  assert model.tokenizer.fingerprint == tiny.TOKENIZER.fingerprint
+  meta = json.loads((out / "model.json").read_text())
+  wanted = {
+    "parts": ["vision", "projector", "llm"],
+    "preprocessing": {"resize": "squash", "resample": "bicubic"},
+    "template": "qwen_1_5",
+    "mask": "paper",
+    "tokenizer": tiny.TOKENIZER.fingerprint,
+    "stage": "train",
+    "sources": {"init": init, "random": []},
+  }
+  assert {key: meta[key] for key in wanted} == wanted
+  assert not (out / "checkpoints").exists()
+
+
+def test_every_update_has_a_line_with_the_metrics_of_its_objective(lines):
+  for name, own in (("sft", {"logps/token"}), ("dpo", DPO_METRICS)):
+    assert [line["step"] for line in lines[name]] == [1, 2, 3, 4]
+    assert all(set(line) == EVERY | own for line in lines[name]), name
+
+
+def test_rewards_are_beta_times_the_distance_from_the_reference(lines):
+  for line in lines["dpo"]:
+    reward = {
+      side: 0.1 * (line[f"logps/{side}"] - line[f"ref_logps/{side}"])
+      for side in ("chosen", "rejected")
+    }
+    # Sums of about -100 in six digits: a reward is good to 0.1 * 1e-4.
+    for side, value in reward.items():
+      assert line[f"rewards/{side}"] == pytest.approx(value, abs=1e-4)
+    margin = line["rewards/chosen"] - line["rewards/rejected"]
+    assert line["rewards/margins"] == pytest.approx(margin, abs=DIGITS)
+    assert line["losses/dpo"] == pytest.approx(line["losses/total"], abs=DIGITS)
+
+
+def test_dpo_starts_at_ln_2_and_moves(lines):
+  first, *_, last = lines["dpo"]
+  assert first["losses/dpo"] == pytest.approx(math.log(2), abs=1e-5)
+  assert first["rewards/margins"] == pytest.approx(0, abs=1e-5)
+  assert first["rewards/chosen"] == pytest.approx(0, abs=1e-5)
+  assert abs(last["rewards/margins"]) > 1e-2
+
+
+def test_a_frozen_part_leaves_with_the_bits_it_came_with(
+  finished, before, after
+):
+  for name, (found, _) in finished.items():
+    prints = trees.fingerprint(after[name]["vision"])
+    assert prints == trees.fingerprint(before["vision"])
+    assert found["change/vision"] == 0
+    for part in ("projector", "llm"):
+      change = trees.relative_change(before[part], after[name][part])
+      assert found[f"change/{part}"] == pytest.approx(change) and change > 1e-4
+
+
+def test_a_report_counts_steps_examples_and_parameters(finished, lines):
+  found, _ = finished["sft"]
+  assert (found["steps"], found["examples"]) == (4, 32)
+  assert found["parameters"]["llm"] == trees.count(tiny.params()["llm"])
+  # The mean of the last tenth of the updates: here of the last one.
+  assert found["loss"] == lines["sft"][-1]["losses/total"]
+
+
+# --- one checkpoint, one stream ----------------------------------------------
+
+
+def test_both_arms_see_the_same_rows_from_the_same_weights(
+  finished, init, before
+):
+  sft, dpo = (finished[name][0] for name in ("sft", "dpo"))
+  assert sft["rows"] == dpo["rows"]
+  assert sft["init"] == dpo["init"] == trees.digest(trees.fingerprint(before))
+
+
+def test_another_data_seed_gives_other_rows_and_the_same_start(
+  finished, arm, tmp_path
+):
+  found = train.run(*arm("sft", data_seed=1), tmp_path)
+  assert found["rows"] != finished["sft"][0]["rows"]
+  assert found["init"] == finished["sft"][0]["init"]
+
+
+# --- a reference of something else -------------------------------------------
+
+
+def other_tokenizer(folder):
+  """Writes the shipped tokenizer with two letters exchanged."""
+  tiny.TOKENIZER.save(folder)
+  rules = json.loads((folder / "tokenizer.json").read_text("utf-8"))
+  vocab = rules["model"]["vocab"]
+  vocab["x"], vocab["y"] = vocab["y"], vocab["x"]
+  (folder / "tokenizer.json").write_text(json.dumps(rules), "utf-8")
+  return str(folder)
+
+
+@pytest.mark.parametrize("what", ["weights", "template", "tokenizer"])
+def test_a_reference_of_another_model_or_text_is_refused(
+  arm, finished, reference, tmp_path, what
+):
+  config, inputs = arm("dpo")
+  if what == "weights":
+    inputs["init"] = str(finished["sft"][1])
+  elif what == "template":
+    config.template = "plain"
+  else:
+    config.tokenizer = other_tokenizer(tmp_path / "other")
+  with pytest.raises(InputError, match=f"with another {what} ") as caught:
+    train.run(config, inputs, tmp_path / "out")
+  said = str(caught.value)
+  made = json.loads((reference / "reference.json").read_text())[what]
+  assert str(reference) in said and f"({made}, here " in said
+  assert "run the score stage" in said
+
+
+# --- a loss that is not finite -----------------------------------------------
+
+
+def test_a_loss_that_is_not_finite_names_its_rows_and_keeps_the_checkpoint(
+  arm, tmp_path, caplog
+):
+  config, inputs = arm("sft", lr=((".*", 1e38),))
+  with pytest.raises(training.NonFiniteError) as caught:
+    train.run(config, inputs, tmp_path)
+  # The first update moves nothing (its rate is 0), the second everything.
+  said = str(caught.value)
+  assert "train: the loss is not finite at step 3" in said
+  stream = train.make_stream(
+    config, train.make_coder(config, tiny.TOKENIZER, tiny.MODEL)
+  )
+  rows = [stream.example(i, pixels=False).id for i in range(16, 24)]
+  assert f"rows {', '.join(rows)})" in said
+  assert "the checkpoint of step 2 is untouched" in said
+  assert [line["step"] for line in metrics.read(tmp_path)] == [1, 2]
+  assert not (tmp_path / "model.json").exists()
+  saved = [path.name for path in (tmp_path / "checkpoints").iterdir()]
+  assert saved == ["2"]
+  with caplog.at_level(logging.INFO, "pivot_jax"):
+    with pytest.raises(training.NonFiniteError, match="step 3 .*of step 2 is"):
+      train.run(config, inputs, tmp_path)
+  assert "resumes at step 2" in caplog.text
+  assert "damaged" not in caplog.text
+
+
+# --- what a training starts from ---------------------------------------------
+
+
+def test_parts_come_from_where_inputs_say_and_the_rest_is_drawn(
+  init, finished, before
+):
+  dpo = str(finished["dpo"][1])
+  inputs = {"vision": f"{init}:vision", "llm": f"{dpo}:llm"}
+  config = tiny.config("train", None, seed=5)
+  start = train.assemble(config, inputs, tiny.TOKENIZER)
+  other = train.assemble(
+    tiny.config("train", None, seed=6), inputs, tiny.TOKENIZER
+  )
+  trained = checkpoint.load(dpo).params
+  assert trees.fingerprint(start.params["vision"]) == trees.fingerprint(
+    before["vision"]
+  )
+  assert trees.fingerprint(start.params["llm"]) == trees.fingerprint(
+    trained["llm"]
+  )
+  assert start.meta["sources"] == inputs | {"random": ["projector"]}
+  drawn = [trees.fingerprint(x.params["projector"]) for x in (start, other)]
+  assert drawn[0] != drawn[1]
+  assert trees.fingerprint(before["projector"]) not in drawn
+
+
+def without(values, path):
+  flat = trees.flatten(values)
+  del flat[path]
+  return trees.unflatten(flat)
+
+
+def test_weights_that_miss_a_tensor_are_refused_by_its_name(before, tmp_path):
+  path = "llm/layers/mlp/gate_proj/kernel"
+  address = tiny.save(tmp_path, without(before, path))
+  config = tiny.config("train", None)
+  with pytest.raises(InputError, match=f"do not fit .*: missing {path} "):
+    train.assemble(config, {"init": address}, tiny.TOKENIZER)
+
+
+def test_weights_without_a_part_are_refused_by_its_name(before, tmp_path):
+  parts = {part: before[part] for part in ("vision", "projector")}
+  address = tiny.save(tmp_path, parts)
+  with pytest.raises(InputError, match=f"{address}: holds no 'llm'"):
+    train.assemble(
+      tiny.config("train", None), {"init": address}, tiny.TOKENIZER
+    )
+
+
+def test_more_tokens_than_the_language_model_has_are_refused(init, tmp_path):
+  tiny.TOKENIZER.save(tmp_path)
+  rules = json.loads((tmp_path / "tokenizer.json").read_text("utf-8"))
+  added = dict(rules["added_tokens"][-1], id=512, content="<|more|>")
+  rules["added_tokens"].append(added)
+  (tmp_path / "tokenizer.json").write_text(json.dumps(rules), "utf-8")
+  more = chat.load_tokenizer(tmp_path)
+  with pytest.raises(
+    InputError, match=rf"has 513 tokens, .*\({init}\) only 512: give the tok"
+  ):
+    train.assemble(tiny.config("train", None), {"init": init}, more)
+
+
+def test_an_unknown_objective_is_answered_with_the_two(arm, tmp_path):
+  config, inputs = arm("ppo")
+  with pytest.raises(InputError, match="objective='ppo': choose sft or dpo"):
+    train.run(config, inputs, tmp_path)
