@@ -15,7 +15,7 @@ import logging
 import pathlib
 import platform
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -138,17 +138,33 @@ def parse(address: str) -> tuple[str, pathlib.Path, str]:
   return kind, pathlib.Path(name).expanduser(), part
 
 
-def load_model(address: str, *, compute: layers.Compute | None = None) -> Model:
-  """Returns the model at an address with every part it holds."""
+def load_model(
+  address: str,
+  *,
+  needs: Sequence[str] = (),
+  compute: layers.Compute | None = None,
+) -> Model:
+  """Returns the model at an address with every part it holds.
+
+  `needs` names what the caller cannot do without, of "vision", "projector",
+  "llm" and "tokenizer"; raises InputError for the first that is not there.
+  """
   loaded = load(address)
   parts = set(loaded.params)
+  absent = [n for n in needs if n != "tokenizer" and n not in parts]
+  if absent:
+    raise InputError(
+      f"{address}: holds no {absent[0]!r}, only {', '.join(sorted(parts))}; "
+      "give the output of a train stage"
+    )
   model = mllm.MLLM(
     llm=loaded.llm if "llm" in parts else None,
     vision=loaded.vision if "vision" in parts else None,
     compute=compute or layers.Compute(),
   )
-  folder = loaded.folder / "tokenizer"
-  tokenizer = chat.load_tokenizer(folder) if folder.is_dir() else None
+  folder = tokenizer_folder(address)
+  wanted = "tokenizer" in needs or folder.name == "tokenizer"
+  tokenizer = chat.load_tokenizer(folder) if wanted else None
   return Model(model, loaded.params, tokenizer, loaded.meta)
 
 

@@ -59,7 +59,10 @@ def sft(
   """
   loss = -(weight * logps).sum()
   used = weight > 0
-  return loss, {"logps/token": ((used * logps).sum(), used.sum())}
+  return loss, {
+    "losses/sft": (loss, jnp.ones(())),
+    "logps/token": ((used * logps).sum(), used.sum()),
+  }
 
 
 def dpo(

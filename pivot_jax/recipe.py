@@ -140,7 +140,7 @@ def _reason(config, name, left_out, used) -> str:
   for source in _sources(section):
     if source not in config.sources:
       raise InputError(
-        f"{name}.data names {source!r}; the config has {sorted(config.sources)}"
+        f"{name} names the data {source!r}; the config has {sorted(config.sources)}"
       )
     spec = config.sources[source]
     if "given_by" in spec and not spec.get("path"):
@@ -203,8 +203,10 @@ def _common(config: ConfigDict, section: ConfigDict) -> dict[str, Any]:
 
 
 def _sources(section: ConfigDict) -> list[str]:
+  """Returns the names of the sources that a stage reads."""
   data = section.get("data") or ()
-  return [data] if isinstance(data, str) else [name for name, _ in data]
+  names = [data] if isinstance(data, str) else [name for name, _ in data]
+  return names + ([section.blind] if section.get("blind") else [])
 
 
 def _target(edge: str) -> str | None:

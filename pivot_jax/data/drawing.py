@@ -34,6 +34,7 @@ COLOURS = {
   "pink": (246, 92, 206),
   "cyan": (48, 222, 232),
 }
+DARK = 0.4  # of the colour, in the dark parts of a texture
 LEVELS = {"low": 4, "mid": 9, "high": 14}  # pixels of a bar
 
 _GLYPHS = {
@@ -162,7 +163,7 @@ def _shades(texture: str, pixels: int) -> Float[np.ndarray, "s s"]:
     dark = ((x - 1) % 4 < 2) & ((y - 1) % 4 < 2)
   else:
     dark = np.zeros((pixels, pixels), bool)
-  shades = np.where(dark, 0.58, 1.0).astype(np.float32)
+  shades = np.where(dark, DARK, 1.0).astype(np.float32)
   shades.setflags(write=False)
   return shades
 

@@ -172,12 +172,12 @@ def paint(description: Description, rng: np.random.Generator) -> Scene:
 
 def _paint_objects(image, owners, objects, rng):
   """Paints in random order; neighbours may overlap by a few pixels."""
-  jitter = rng.integers(-3, 4, (len(objects), 2))
+  jitter = rng.integers(-1, 2, (len(objects), 2))
   grow = rng.integers(2, size=len(objects))
   boxes = [(0, 0, 0, 0)] * len(objects)
   for i in rng.permutation(len(objects)).tolist():
     thing = objects[i]
-    pixels = int((14 if thing.size == "large" else 10) + grow[i])
+    pixels = int((16 if thing.size == "large" else 11) + grow[i])
     top, left = _corner(thing.cell, pixels, pixels, jitter[i])
     drawing.paint_shape(
       image,

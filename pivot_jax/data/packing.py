@@ -115,7 +115,7 @@ def layout_for(
   if not examples:
     raise InputError("no examples to pack: the data is empty")
   for example in examples:
-    _check_length(example, patches, max_length)
+    check_length(example, patches, max_length)
   longest = max(length(example, patches) for example in examples)
   tokens = row_tokens or -(-longest // 16) * 16
   if tokens < longest:
@@ -389,7 +389,8 @@ def _check_fits(needed: int, have: int, name: str, example: str = "") -> None:
     )
 
 
-def _check_length(example: Example, patches: int, limit: int) -> None:
+def check_length(example: Example, patches: int, limit: int) -> None:
+  """Raises InputError if one of an example's sequences is over `limit`."""
   prompt = _prompt_length(example, patches)
   longest = prompt + max(map(len, example.answers), default=0)
   if longest > limit:

@@ -8,6 +8,7 @@ and places; it parses no file and knows no template.
 N rows of a source, R rows of a batch.
 """
 
+import contextlib
 import dataclasses
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -107,9 +108,6 @@ class Stream:
     reference: Reference | None = None,
   ):
     self._coder, self._reference = coder, reference
-    for source, _ in parts:
-      if len(source) == 0:
-        raise InputError(f"{source.name(0)}: the data is empty")
     positions = [
       grain.MapDataset.source(_Positions(k, len(source)))
       .shuffle(seed=seed + k)
@@ -125,13 +123,11 @@ class Stream:
 
   def example(self, position: int, *, pixels: bool = True) -> packing.Example:
     """Returns the example at a position; without pixels, a stand-in of zeros."""
-    source, index = self._at(position)
+    source, index = self.at(position)
     row = source[index] if pixels else source.text(index)
-    try:
+    with _locating(source, index):
       encoded = self._coder.encode(row)
       image = self._coder.pixels(row["image"]) if pixels else _blank(row)
-    except InputError as error:
-      raise _located(error, source, index) from error
     example = packing.Example(id=row["id"], image=image, **encoded._asdict())
     if self._reference is None:
       return example
@@ -143,7 +139,8 @@ class Stream:
     """Returns (source number, row index) at a position of the stream."""
     return self._order[position]
 
-  def _at(self, position: int):
+  def at(self, position: int) -> tuple[Any, int]:
+    """Returns (source, row index) at a position of the stream."""
     part, index = self.place(position)
     return self._sources[part], index
 
@@ -233,6 +230,8 @@ def choose_layout(
     key = stream.place(position)
     if key not in known:
       known[key] = stream.example(position, pixels=False)
+      with _locating(*stream.at(position)):
+        packing.check_length(known[key], patches, max_length)
     return known[key]
 
   updates = [
@@ -276,18 +275,23 @@ def updates(
     position += batch
 
 
-def in_order(source: Any, coder: Coder) -> list[packing.Example]:
-  """Returns all rows as examples without their pixels, in file order."""
+def in_order(
+  source: Any, coder: Coder, *, patches: int, max_length: int
+) -> list[packing.Example]:
+  """Returns all rows as examples without their pixels, in file order.
+
+  Raises InputError for a row over `max_length` tokens with its image.
+  """
   examples = []
   for index in range(len(source)):
     row = source.text(index)
-    try:
+    with _locating(source, index):
       encoded = coder.encode(row)
-    except InputError as error:
-      raise _located(error, source, index) from error
-    examples.append(
-      packing.Example(id=row["id"], image=_blank(row), **encoded._asdict())
-    )
+      example = packing.Example(
+        id=row["id"], image=_blank(row), **encoded._asdict()
+      )
+      packing.check_length(example, patches, max_length)
+    examples.append(example)
   return examples
 
 
@@ -326,14 +330,12 @@ def prompts(
 
 def _prompt(source, index, coder, *, pixels: bool = True) -> packing.Example:
   row = source[index] if pixels else source.text(index)
-  try:
+  with _locating(source, index):
     _check_fields(row, "question")
     encoded = chat.encode_prompt(
       coder.tokenizer, row["question"], has_image=row["image"] is not None
     )
     image = coder.pixels(row["image"]) if pixels else _blank(row)
-  except InputError as error:
-    raise _located(error, source, index) from error
   return packing.Example(id=row["id"], image=image, **encoded._asdict())
 
 
@@ -375,5 +377,10 @@ def _check_fields(row: Row, *names: str) -> None:
     raise InputError(f"{missing[0]!r}: the row has no such field")
 
 
-def _located(error: InputError, source: Any, index: int) -> InputError:
-  return InputError(f"{source.name(index)}: {error}")
+@contextlib.contextmanager
+def _locating(source: Any, index: int) -> Iterator[None]:
+  """Puts the file and row before the message of an InputError."""
+  try:
+    yield
+  except InputError as error:
+    raise InputError(f"{source.name(index)}: {error}") from error

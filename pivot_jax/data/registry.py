@@ -36,7 +36,10 @@ def open_source(spec: Mapping[str, Any]) -> Any:
     fields["image_root"] = None
   if kind not in kinds:
     raise InputError(f"data kind {kind!r}: choose one of {sorted(kinds)}")
-  return kinds[kind](**fields)
+  source = kinds[kind](**fields)
+  if len(source) == 0:
+    raise InputError(f"{spec.get('path', kind)}: the data is empty")
+  return source
 
 
 class WithoutImages:

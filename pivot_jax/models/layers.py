@@ -18,6 +18,8 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Bool, Float, Int
 
+from pivot_jax.errors import InputError
+
 # Finite, so that a row whose every key is masked gives uniform weights and
 # finite gradients instead of NaN.
 _MASKED = -1e30
@@ -41,8 +43,10 @@ class Compute:
   scan: bool = True
 
   def __post_init__(self):
+    if self.dtype not in ("float32", "bfloat16"):
+      raise InputError(f"dtype is float32 or bfloat16, not {self.dtype!r}")
     if self.remat not in ("none", "full"):
-      raise ValueError(f'remat is "none" or "full", not {self.remat!r}')
+      raise InputError(f'remat is "none" or "full", not {self.remat!r}')
 
 
 def quick_gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Bool, Float, Int
 
+from pivot_jax.errors import InputError
 from pivot_jax.models import layers
 
 _INIT = nn.initializers.normal(0.02)
@@ -38,12 +39,12 @@ class LLMConfig:
 
   def __post_init__(self):
     if self.num_attention_heads % self.num_key_value_heads:
-      raise ValueError(
+      raise InputError(
         f"num_attention_heads {self.num_attention_heads} is no multiple of"
         f" num_key_value_heads {self.num_key_value_heads}"
       )
     if self.head_dim % 2:
-      raise ValueError(f"head_dim {self.head_dim} is odd: it cannot rotate")
+      raise InputError(f"head_dim {self.head_dim} is odd: it cannot rotate")
 
 
 class Cache(flax.struct.PyTreeNode):

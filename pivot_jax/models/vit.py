@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Float, UInt8
 
+from pivot_jax.errors import InputError
 from pivot_jax.models import layers
 
 _LINEAR_INIT = nn.initializers.xavier_uniform()
@@ -49,17 +50,17 @@ class VisionConfig:
     object.__setattr__(self, "image_mean", tuple(self.image_mean))
     object.__setattr__(self, "image_std", tuple(self.image_std))
     if not 1 <= self.used_layers <= self.num_hidden_layers:
-      raise ValueError(
+      raise InputError(
         f"feature_layer {self.feature_layer} of {self.num_hidden_layers}"
         f" blocks leaves {self.used_layers} blocks"
       )
     if self.hidden_size % self.num_attention_heads:
-      raise ValueError(
+      raise InputError(
         f"hidden_size {self.hidden_size} is no multiple of"
         f" num_attention_heads {self.num_attention_heads}"
       )
     if self.hidden_act not in layers.ACTIVATIONS:
-      raise ValueError(
+      raise InputError(
         f"hidden_act {self.hidden_act!r} is none of"
         f" {sorted(layers.ACTIVATIONS)}"
       )

@@ -34,10 +34,11 @@ def run(
 ) -> dict[str, Any]:
   """Answers every question; returns accuracies per category and overall."""
   compute = layers.Compute(**config.compute.to_dict())
-  model = checkpoint.load_model(inputs["init"], compute=compute)
+  model = checkpoint.load_model(
+    inputs["init"], needs=(*checkpoint.PARTS, "tokenizer"), compute=compute
+  )
   source = registry.open_source(config.sources[config.data].to_dict())
-  if len(source) == 0:
-    raise InputError(f"{config.name}: the evaluation set is empty")
+  _check_fields(source)
   mesh = sharding.make_mesh(config.mesh)
   with jax.set_mesh(mesh), layers.logical_rules(sharding.ACTIVATION_RULES):
     answers = _answers(config, model, source, mesh)
@@ -92,6 +93,18 @@ def summarize(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     most = collections.Counter(given).most_common(1)[0][1]
     found[f"majority/{name}"] = metrics.share(most, len(given))
   return found
+
+
+def _check_fields(source) -> None:
+  """Raises if the rows cannot be scored, before anything is generated."""
+  for index in range(len(source)):
+    row = source.text(index)
+    for name in ("question", "answer", "category", "kind"):
+      if name not in row:
+        raise InputError(
+          f"{source.name(index)}: {name!r}: the row has no such field; evaluate "
+          "needs questions with one answer each"
+        )
 
 
 def _blind(config, records) -> dict[str, Any]:

@@ -188,7 +188,9 @@ def run(
   `examples.json` (their texts).
   """
   compute = layers.Compute(**config.compute.to_dict())
-  model = checkpoint.load_model(inputs["init"], compute=compute)
+  model = checkpoint.load_model(
+    inputs["init"], needs=(*checkpoint.PARTS, "tokenizer"), compute=compute
+  )
   source = registry.open_source(config.sources[config.data].to_dict())
   scenes, empty = read_scenes(config, model, source)
   mesh = sharding.make_mesh(config.mesh)

@@ -122,7 +122,9 @@ def run(
   lambda, its path and the refit.
   """
   model = checkpoint.load_model(
-    inputs["init"], compute=layers.Compute(**config.compute.to_dict())
+    inputs["init"],
+    needs=("vision",),
+    compute=layers.Compute(**config.compute.to_dict()),
   )
   mesh = sharding.make_mesh(config.mesh)
   with jax.set_mesh(mesh), layers.logical_rules(sharding.ACTIVATION_RULES):

@@ -27,7 +27,9 @@ def run(
 ) -> dict[str, Any]:
   """Scores all rows and returns their number and mean log-probabilities."""
   compute = layers.Compute(**config.compute.to_dict())
-  model = checkpoint.load_model(inputs["init"], compute=compute)
+  model = checkpoint.load_model(
+    inputs["init"], needs=(*checkpoint.PARTS, "tokenizer"), compute=compute
+  )
   coder = pipeline.Coder(
     tokenizer=model.tokenizer,
     template=config.template,
@@ -48,6 +50,8 @@ def run(
       "weights": trees.digest(trees.fingerprint(model.params)),
       "tokenizer": model.tokenizer.fingerprint,
       "template": config.template,
+      "mask": config.mask,
+      "resample": config.resample,
       "rows": trees.digest(list(columns["crc"])),
     },
   )
@@ -61,8 +65,10 @@ def run(
 
 def _columns(config, model, coder, source, mesh) -> dict[str, np.ndarray]:
   """Returns the columns id, logps and crc over all rows of a source."""
-  examples = pipeline.in_order(source, coder)
   batch, patches = config.batch, model.mllm.vision.num_patches
+  examples = pipeline.in_order(
+    source, coder, patches=patches, max_length=config.max_length
+  )
   pieces = [examples[i : i + batch] for i in range(0, len(examples), batch)]
   layout = packing.layout_for(
     pieces,

@@ -61,7 +61,9 @@ def run(
   """
   config = _counted(config)
   model = checkpoint.load_model(
-    inputs["init"], compute=layers.Compute(**config.compute.to_dict())
+    inputs["init"],
+    needs=("vision",),
+    compute=layers.Compute(**config.compute.to_dict()),
   )
   mesh = sharding.make_mesh(config.mesh)
   with jax.set_mesh(mesh), layers.logical_rules(sharding.ACTIVATION_RULES):

@@ -40,6 +40,7 @@ def run(
   config: ConfigDict, inputs: Mapping[str, str], out: pathlib.Path
 ) -> dict[str, Any]:
   """Trains, saves the artifact and returns what was measured."""
+  _check_numbers(config)
   tokenizer = chat.load_tokenizer(checkpoint.tokenizer_folder(config.tokenizer))
   start = assemble(config, inputs, tokenizer)
   coder = make_coder(config, tokenizer, start.mllm)
@@ -124,15 +125,22 @@ def make_stream(config, coder, reference=None) -> pipeline.Stream:
 
 
 def read_reference(inputs, start, config, tokenizer):
-  """Returns the columns of the score stage, None without that input."""
-  if "reference" not in inputs:
+  """Returns the columns of the score stage, None where none are needed."""
+  if config.objective != "dpo":
     return None
+  if "reference" not in inputs:
+    raise InputError(
+      f"{config.name}: dpo needs reference log-probabilities: give the score "
+      'stage in inputs, as reference="@reference"'
+    )
   folder = pathlib.Path(inputs["reference"])
   head = checkpoint.read_json(folder / "reference.json")
   have = {
     "weights": trees.digest(trees.fingerprint(start.params)),
     "tokenizer": tokenizer.fingerprint,
     "template": config.template,
+    "mask": config.mask,
+    "resample": config.resample,
   }
   wrong = [name for name in have if head[name] != have[name]]
   if wrong:
@@ -141,7 +149,10 @@ def read_reference(inputs, start, config, tokenizer):
       f"{wrong[0]} ({head[wrong[0]]}, here {have[wrong[0]]}): run the score "
       "stage on the checkpoint that this stage starts from"
     )
-  columns = np.load(folder / "reference.npz", allow_pickle=False)
+  table = folder / "reference.npz"
+  if not table.exists():
+    raise InputError(f"{table}: not found; run the score stage again")
+  columns = np.load(table, allow_pickle=False)
   return {
     str(name): ((float(pair[0]), float(pair[1])), str(crc))
     for name, pair, crc in zip(
@@ -282,7 +293,8 @@ class _Recorder:
         f"{self.config.name}: the loss is not finite at step {step} (loss "
         f"{values['losses/total']}, rows {', '.join(update.ids[:8])}"
         f"{', ...' if len(update.ids) > 8 else ''}); the checkpoint of step "
-        f"{self.kept} is untouched: lower the learning rate or look at the rows"
+        f"{self.kept} is untouched: look at the rows, or start in a new workdir "
+        "with a lower learning rate"
       )
     self.rows = zlib.crc32("\n".join(update.ids).encode(), self.rows)
     self.writer.write(step, {k: v for k, v in values.items() if k != "finite"})
@@ -304,6 +316,12 @@ def _resumable(state: train.TrainState) -> dict[str, Any]:
     "opt_state": state.opt_state,
     "rng": state.rng,
   }
+
+
+def _check_numbers(config) -> None:
+  for name in ("batch", "steps", "accum", "save_every", "chunk"):
+    if config[name] < 1:
+      raise InputError(f"{config.name}.{name}={config[name]}: give 1 or more")
 
 
 def _weights(inputs: Mapping[str, str]) -> list[str]:

@@ -94,9 +94,8 @@ def test_sources_are_mixed_by_weight_in_any_stretch():
 def test_an_empty_source_is_refused_by_name(tmp_path):
   path = tmp_path / "none.jsonl"
   path.write_text("")
-  empty = registry.open_source(dict(kind="preference", path=str(path)))
-  with pytest.raises(InputError, match=r"none\.jsonl.*empty"):
-    stream((empty, 1.0))
+  with pytest.raises(InputError, match=r"none\.jsonl: the data is empty"):
+    registry.open_source(dict(kind="preference", path=str(path)))
 
 
 # --- rows become examples ----------------------------------------------------
@@ -187,7 +186,7 @@ def test_a_bad_row_is_named_once(tmp_path, wrong, pixels):
 def test_a_bad_row_is_named_once_by_what_reads_in_order(tmp_path):
   found = written(tmp_path, "preference", [pair(), pair(rejected="red")])
   with pytest.raises(InputError) as error:
-    pipeline.in_order(found, coder(pairs=True))
+    pipeline.in_order(found, coder(pairs=True), patches=36, max_length=512)
   assert_names_once(error, found, 1)
 
 
@@ -243,7 +242,9 @@ def test_conversations_without_images_keep_their_words(tmp_path, keys):
 
 
 def reference():
-  examples = pipeline.in_order(source("preference"), coder(pairs=True))
+  examples = pipeline.in_order(
+    source("preference"), coder(pairs=True), patches=36, max_length=512
+  )
   return {
     e.id: ((-float(i), -2.0), pipeline.row_crc(e))
     for i, e in enumerate(examples)

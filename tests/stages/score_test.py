@@ -115,7 +115,7 @@ def test_the_stage_reports_rows_and_means(columns):
   }
 
 
-def test_the_fingerprint_is_of_weights_tokenizer_template_and_rows(
+def test_the_fingerprint_is_of_weights_and_of_what_made_the_rows(
   init, columns, reference
 ):
   params = checkpoint.load(init).params
@@ -124,6 +124,8 @@ def test_the_fingerprint_is_of_weights_tokenizer_template_and_rows(
     "weights": trees.digest(trees.fingerprint(params)),
     "tokenizer": tiny.TOKENIZER.fingerprint,
     "template": "qwen_1_5",
+    "mask": "paper",
+    "resample": "bicubic",
     "rows": trees.digest(found["crc"].tolist()),
   }
   more = json.loads((reference / "reference.json").read_text())

@@ -74,7 +74,10 @@ def test_the_artifact_holds_the_model_its_tokenizer_and_its_choices(
 
 
 def test_every_update_has_a_line_with_the_metrics_of_its_objective(lines):
-  for name, own in (("sft", {"logps/token"}), ("dpo", DPO_METRICS)):
+  for name, own in (
+    ("sft", {"losses/sft", "logps/token"}),
+    ("dpo", DPO_METRICS),
+  ):
     assert [line["step"] for line in lines[name]] == [1, 2, 3, 4]
     assert all(set(line) == EVERY | own for line in lines[name]), name
 
@@ -143,6 +146,9 @@ def test_another_data_seed_gives_other_rows_and_the_same_start(
 # --- a reference of something else -------------------------------------------
 
 
+OTHER = dict(template="plain", mask="answer", resample="bilinear")
+
+
 def other_tokenizer(folder):
   """Writes the shipped tokenizer with two letters exchanged."""
   tiny.TOKENIZER.save(folder)
@@ -153,15 +159,17 @@ def other_tokenizer(folder):
   return str(folder)
 
 
-@pytest.mark.parametrize("what", ["weights", "template", "tokenizer"])
+@pytest.mark.parametrize(
+  "what", ["weights", "template", "mask", "resample", "tokenizer"]
+)
 def test_a_reference_of_another_model_or_text_is_refused(
   arm, finished, reference, tmp_path, what
 ):
   config, inputs = arm("dpo")
   if what == "weights":
     inputs["init"] = str(finished["sft"][1])
-  elif what == "template":
-    config.template = "plain"
+  elif what in OTHER:
+    config[what] = OTHER[what]
   else:
     config.tokenizer = other_tokenizer(tmp_path / "other")
   with pytest.raises(InputError, match=f"with another {what} ") as caught:
@@ -267,3 +275,16 @@ def test_an_unknown_objective_is_answered_with_the_two(arm, tmp_path):
   config, inputs = arm("ppo")
   with pytest.raises(InputError, match="objective='ppo': choose sft or dpo"):
     train.run(config, inputs, tmp_path)
+
+
+def test_dpo_without_a_reference_is_refused(arm, tmp_path):
+  config, inputs = arm("dpo")
+  del inputs["reference"]
+  with pytest.raises(InputError, match="dpo needs reference log-prob"):
+    train.run(config, inputs, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["batch", "steps", "accum", "chunk"])
+def test_a_number_below_one_is_refused(arm, tmp_path, name):
+  with pytest.raises(InputError, match=f"train.{name}=0: give 1 or more"):
+    train.run(*arm("sft", **{name: 0}), tmp_path)
