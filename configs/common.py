@@ -32,10 +32,10 @@ _DEFAULTS = dict(
     sft_group=2,
     chunk=4096,
     save_every=100,
-    pack=dict(tokens=0, losses=0, images=1),
+    pack=dict(tokens=0, losses=0, images=1, row=0),
     **_TEXT,
   ),
-  score=dict(data="", batch=64, chunk=4096, pack=dict(tokens=0), **_TEXT),
+  score=dict(data="", batch=64, chunk=4096, pack=dict(row=0), **_TEXT),
   detach=dict(),
   # `blind` names rows to fit the question-only baseline on; empty: none.
   evaluate=dict(data="", blind="", batch=100, max_new_tokens=16, **_TEXT),

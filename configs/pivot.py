@@ -131,7 +131,7 @@ def scenes() -> ConfigDict:
 
   return ConfigDict(
     dict(
-      text=source("text", "train", 100_000, turns=3),
+      text=source("text", "train", 100_000, turns=5),
       pretrain=source("caption", "pretrain", 100_000),
       caption=source("caption", "train", 20_000),
       chat=source("chat", "train", 100_000, turns=4),
@@ -157,9 +157,9 @@ def stage0(c: ConfigDict) -> None:
     data="text",
     trainable=("llm/.*",),
     batch=32,
-    steps=1500,
+    steps=1800,
     lr=((".*", 2e-3),),
-    pack=dict(tokens=192, losses=112, images=0),
+    pack=dict(tokens=0, losses=0, images=0, row=256),
   )
   # The captioner's language model is thrown away: smaller, of another seed.
   throwaway = c.llm.to_dict() | dict(num_hidden_layers=2)
@@ -189,7 +189,7 @@ def stage1(c: ConfigDict) -> None:
     batch=32,
     steps=100,
     lr=((".*", 5e-3),),
-    pack=dict(tokens=128, losses=96, images=1),
+    pack=dict(tokens=0, losses=0, images=1, row=256),
   )
   # The encoder learns at a lower rate than the rest, as in the paper (2.1).
   c.stage1_full = stage(
@@ -200,7 +200,7 @@ def stage1(c: ConfigDict) -> None:
     batch=32,
     steps=400,
     lr=(("vision/.*", 5e-4), (".*", 1e-3)),
-    pack=dict(tokens=192, losses=128, images=1),
+    pack=dict(tokens=0, losses=0, images=1, row=256),
   )
 
 
@@ -227,7 +227,7 @@ def post_training(*, objective: str, lr) -> ConfigDict:
     batch=64,
     steps=93,
     lr=lr,
-    pack=dict(tokens=224, losses=192, images=1),
+    pack=dict(tokens=0, losses=0, images=1, row=256),
   )
 
 

@@ -201,7 +201,8 @@ def choose_layout(
 
   With `pack.tokens` set, a row holds one example of at most that many tokens
   and `pack.losses` targets, and nothing is read ahead. With 0, the whole run is
-  packed on paper first (texts only) and the smallest sizes that hold it taken.
+  packed on paper first (texts only) and the smallest sizes that hold it taken:
+  rows of `pack.row` tokens, or with 0 as long as the longest example.
   """
   text_only = pack.get("images", 1) == 0
   if pack["tokens"]:
@@ -244,6 +245,7 @@ def choose_layout(
     image_size=coder.image_size,
     shards=shards,
     max_length=max_length,
+    row_tokens=pack.get("row", 0),
   )
 
 

@@ -66,25 +66,46 @@ class Question:
 
 def caption(description: layout.Description) -> str:
   """Names everything that questions ask for, in reading order of the cells."""
-  parts = [
-    (one.cell, f"{one.size} {one.colour} {one.texture} {one.shape}")
-    for one in description.objects
-  ]
-  if description.digit is not None:
-    sign = description.digit
-    parts.append((sign.cell, f"digit {sign.character}"))
-  if description.letter is not None:
-    sign = description.letter
-    parts.append((sign.cell, f"letter {sign.character}"))
-  if description.chart is not None:
-    bars = " ".join(" ".join(bar) for bar in description.chart.bars)
-    parts.append((description.chart.cell, f"chart {bars}"))
   listed = " , ".join(
-    f"{name} at {CELLS[cell]}" for cell, name in sorted(parts)
+    f"{' '.join(words)} at {CELLS[cell]}"
+    for cell, words in sorted(_parts(description))
   )
   count = len(description.objects)
   noun = "object" if count == 1 else "objects"
   return f"{COUNTS[count - 1]} {noun} : {listed}"
+
+
+def notes(description: layout.Description, rng: np.random.Generator) -> str:
+  """Returns the content of a scene in no order: what an image is, in words.
+
+  A language model that reads these learns to look up what belongs together,
+  not to copy a sentence.
+  """
+  parts = _parts(description)
+  listed = []
+  for place in rng.permutation(len(parts)).tolist():
+    cell, words = parts[place]
+    units = [*words, CELLS[cell]]
+    order = rng.permutation(len(units)).tolist()
+    listed.append(" ".join(units[i] for i in order))
+  return " , ".join(listed) + " ."
+
+
+def _parts(description) -> list[tuple[int, tuple[str, ...]]]:
+  """Returns the cell and the words of each thing in a scene."""
+  parts = [
+    (one.cell, (one.size, one.colour, one.texture, one.shape))
+    for one in description.objects
+  ]
+  signs = (("digit", description.digit), ("letter", description.letter))
+  parts += [
+    (sign.cell, (f"{name} {sign.character}",)) for name, sign in signs if sign
+  ]
+  chart = description.chart
+  if chart is not None:
+    bars = " ".join(" ".join(bar) for bar in chart.bars)
+    parts.append((chart.cell, (f"chart {bars}",)))
+  return parts
 
 
 def fact(letter: str) -> str:

@@ -27,7 +27,7 @@ CATEGORIES = tuple(EVAL_KINDS)
 # Questions about things that only some scenes hold get a scene that has them.
 PREFERENCE_KINDS = (*questions.KINDS, "describe", "describe")
 
-_DESCRIBE_SHARE = 1 / 6  # of conversations ask for a caption in one turn
+_DESCRIBE_SHARE = 1 / 3  # of conversations ask for a caption in one turn
 _FACTS_SHARE = 1 / 4  # of text conversations are about facts alone
 _MAX_TURNS = 8  # one lonely object allows ten different questions
 _MAX_ROUNDS = 64  # of questions of each kind; eight are found in far fewer
@@ -211,7 +211,7 @@ def _text_row(source, index):
     return _Said(_conversation("", turns), None)
   description = _description(source.seed, source.split, index)
   turns = _turns(description, rng, source.turns, layout.LETTERS)
-  text = questions.caption(description)
+  text = questions.notes(description, rng)
   return _Said(_conversation(text, turns), None)
 
 

@@ -76,7 +76,7 @@ def _columns(config, model, coder, source, mesh) -> dict[str, np.ndarray]:
     image_size=coder.image_size,
     shards=sharding.row_shards(mesh),
     max_length=config.max_length,
-    row_tokens=config.pack.tokens,
+    row_tokens=config.pack.row,
   )
   params = sharding.place(model.params, mesh)
   score = objectives.pair_logps(model.mllm, chunk=config.chunk)
