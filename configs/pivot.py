@@ -172,7 +172,7 @@ def stage0(c: ConfigDict) -> None:
     template="plain",
     trainable=(".*",),
     batch=32,
-    steps=5000,
+    steps=8000,
     lr=((".*", 2e-3),),
     pack=dict(tokens=112, losses=72, images=1),
   )
