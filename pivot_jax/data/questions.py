@@ -88,7 +88,7 @@ def notes(description: layout.Description, rng: np.random.Generator) -> str:
     units = [*words, CELLS[cell]]
     order = rng.permutation(len(units)).tolist()
     listed.append(" ".join(units[i] for i in order))
-  return " , ".join(listed) + " ."
+  return ": " + " ".join(f"{part} ," for part in listed)
 
 
 def _parts(description) -> list[tuple[int, tuple[str, ...]]]:
