@@ -39,7 +39,8 @@ def _train(step: recipe.Step) -> list[str]:
   total, training = trees.count(shapes), trees.count(inside)
   # float32 parameters, and for what trains a gradient and two moments.
   megabytes = (4 * total + 12 * training) / 1e6
-  tokens = config.pack.tokens or "as long as the longest example"
+  pack = config.pack
+  tokens = pack.tokens or pack.get("row") or "as long as the longest example"
   return [
     f"{total:,} parameters, {training:,} train; {megabytes:,.1f} MB of state",
     f"{config.steps} updates of {config.batch} examples; row tokens: {tokens}",

@@ -101,3 +101,29 @@ def _features(said):
   for first, second in zip(words, words[1:]):
     yield f"-> {first} {second}"
   yield f"{question} -> {answer if len(words) < 4 else ''}"
+
+
+def test_notes_hold_the_words_of_the_caption_thing_by_thing_in_any_order():
+  orders = set()
+  for i in range(200):
+    description = scenes._description(0, "notes", i)
+    said = questions.notes(description, np.random.default_rng(i))
+    assert said.startswith(": ") and said.endswith(" ,")
+    listed = questions.caption(description).split(" : ")[1].split(" , ")
+    wanted = [sorted(part.replace(" at ", " ").split()) for part in listed]
+    found = [sorted(part.split()) for part in said[2:-2].split(" , ")]
+    assert sorted(found) == sorted(wanted)
+    orders.add(found == wanted)
+  assert orders == {True, False}
+
+
+def test_a_chart_stays_in_its_order_in_notes():
+  description = next(
+    one
+    for one in (scenes._description(0, "notes", i) for i in range(50))
+    if one.chart
+  )
+  bars = " ".join(" ".join(bar) for bar in description.chart.bars)
+  for seed in range(20):
+    said = questions.notes(description, np.random.default_rng(seed))
+    assert f"chart {bars}" in said
