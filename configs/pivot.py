@@ -184,7 +184,6 @@ def stage1(c: ConfigDict) -> None:
     "train",
     inputs=dict(vision=c.vision.get_ref("init"), llm=c.llm.get_ref("init")),
     data="caption",
-    template="plain",
     trainable=("projector/.*",),
     batch=32,
     steps=100,

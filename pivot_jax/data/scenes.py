@@ -193,7 +193,7 @@ def _crc(name):
 
 def _caption_row(source, index):
   description = _description(source.seed, source.split, index)
-  turns = [("", questions.caption(description))]
+  turns = [(questions.DESCRIBE, questions.caption(description))]
   return _Said(_conversation("<image>", turns), description)
 
 
