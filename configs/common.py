@@ -81,7 +81,13 @@ def stage(kind: str, *, inputs: dict | None = None, **fields) -> ConfigDict:
       gives it (init, vision, projector, llm, reference).
     **fields: what differs from the defaults of the kind.
   """
-  known = set(_DEFAULTS[kind]) | {"only_if_used", "seed", "data_seed", "llm"}
+  known = set(_DEFAULTS[kind]) | {
+    "only_if_used",
+    "shipped",
+    "seed",
+    "data_seed",
+    "llm",
+  }
   unknown = set(fields) - known
   if unknown:
     raise ValueError(f"{kind} has no fields {sorted(unknown)}")

@@ -39,7 +39,7 @@ KINDS = (
   "report",
 )
 # Fields that say how a run is shown or kept, not what it computes.
-LOGGING_KEYS = ("tensorboard", "save_every", "title")
+LOGGING_KEYS = ("tensorboard", "save_every", "title", "shipped")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +74,11 @@ def expand(config: ConfigDict, workdir: pathlib.Path) -> Plan:
     # The shipped LLM speaks the shipped tokenizer only.
     config.llm.init = "@stage0_llm:llm"
   used = _edges(config)
+  given = _given(config)
+  left_out |= {
+    name: f"shipped, made with these settings ({address})"
+    for name, address in given.items()
+  }
   for seed in range(config.seeds):
     for name in config.order:
       if name not in config:
@@ -82,14 +87,16 @@ def expand(config: ConfigDict, workdir: pathlib.Path) -> Plan:
         )
       if config[name].kind == "report" or (seed and name in config.shared):
         continue
-      reason = _reason(config, name, left_out, used)
+      if name in given:
+        continue
+      reason = _reason(config, name, left_out, used, given)
       if reason:
         left_out[name] = reason
         continue
-      steps.append(_step(config, name, seed, workdir, steps, left_out))
+      steps.append(_step(config, name, seed, workdir, steps, left_out, given))
   for name in config.order:
     if config[name].kind == "report":
-      report = _step(config, name, 0, workdir, steps, left_out)
+      report = _step(config, name, 0, workdir, steps, left_out, given)
       # A report reads every stage that ran, of every seed.
       inputs = {step.name: str(step.folder) for step in steps}
       steps.append(dataclasses.replace(report, inputs=inputs))
@@ -134,7 +141,42 @@ def fingerprint(step: Step) -> str:
   return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _reason(config, name, left_out, used) -> str:
+def _given(config: ConfigDict) -> dict[str, str]:
+  """Returns the stages whose shipped result is what they would make.
+
+  A stage that names one in `shipped` runs all the same if it, its data, the
+  tokenizer or the weights before it are not those that made it.
+  """
+  return {
+    name: config[name].shipped
+    for name in config.order
+    if name in config
+    and config[name].get("shipped")
+    and _made_alike(config, config[name])
+  }
+
+
+def _made_alike(config: ConfigDict, section: ConfigDict) -> bool:
+  _, folder, _ = checkpoint.parse(section.shipped)
+  made = folder / "made.json"
+  if not made.exists():
+    return False
+  origins = (config.vision.init, config.llm.init)
+  if origins != ("package:toy:vision", "package:toy:llm"):
+    return False
+  fields = _common(config, section) | section.to_dict()
+  free = {*LOGGING_KEYS, "mesh", "compute", "inputs", "name"}
+
+  def settings(found):
+    kept = {k: v for k, v in found.items() if k not in free}
+    for part in ("vision", "llm"):
+      kept[part] = {k: v for k, v in kept[part].items() if k != "init"}
+    return json.loads(json.dumps(kept, default=list))
+
+  return settings(fields) == settings(checkpoint.read_json(made)["fields"])
+
+
+def _reason(config, name, left_out, used, given) -> str:
   """Returns why a stage does not run, empty if it does."""
   section = config[name]
   for source in _sources(section):
@@ -147,20 +189,24 @@ def _reason(config, name, left_out, used) -> str:
       return f"no data: {spec.given_by}"
   for edge in section.inputs.values():
     target = _target(edge)
-    if target in left_out:
+    if target in left_out and target not in given:
       return f"needs {target}, which is left out"
   if section.get("only_if_used") and name not in used:
     return "its weights are given"
   return ""
 
 
-def _step(config, name, seed, workdir, steps, left_out) -> Step:
+def _step(config, name, seed, workdir, steps, left_out, given) -> Step:
   """Returns a stage with its inputs resolved to addresses."""
   section = config[name]
   folders = {step.name: step.folder for step in steps}
   inputs = {}
   for key, edge in section.inputs.items():
     target = _target(edge)
+    _, colon, part = edge.partition(":")
+    if target in given:
+      inputs[key] = given[target] + colon + part
+      continue
     if not edge or target in left_out:
       continue
     if target is None:
@@ -172,7 +218,6 @@ def _step(config, name, seed, workdir, steps, left_out) -> Step:
         f"{name}.inputs.{key}={edge!r}: {target} does not run before {name}; "
         f"put it earlier in `order`"
       )
-    _, colon, part = edge.partition(":")
     inputs[key] = str(folders[local]) + colon + part
   own = workdir if not seed else workdir / f"seed{seed}"
   fields = _common(config, section) | section.to_dict()

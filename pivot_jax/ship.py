@@ -2,13 +2,15 @@
 
   python -m pivot_jax.ship --from=runs/scratch --to=pivot_jax/assets/toy
 
-Takes the encoder of `stage0_vision` and the LLM of `stage0_llm`, rounds them to
-bfloat16 and writes them with what made them. The tokenizer there stays.
+Takes the encoder of `stage0_vision` and the LLM of `stage0_llm`, and beside
+them, in `stage1/`, the whole model of `stage1_full`; rounds them to bfloat16 and
+writes them with what made them. The tokenizer there stays.
 """
 
-import json
 import pathlib
+import shutil
 from collections.abc import Sequence
+from typing import Any
 
 from absl import app, flags
 
@@ -18,38 +20,53 @@ _FROM = flags.DEFINE_string("from", None, "The run folder.", required=True)
 _TO = flags.DEFINE_string("to", None, "The artifact folder.", required=True)
 
 
+COMMAND = "python -m pivot_jax.main --config=configs/pivot.py:from_scratch"
+
+
 def main(argv: Sequence[str]) -> None:
   """Writes params.safetensors, model.json, fingerprint.json and made.json."""
   del argv
   run, to = pathlib.Path(_FROM.value), pathlib.Path(_TO.value)
   vision = checkpoint.load(f"{run / 'stage0_vision'}:vision")
   llm = checkpoint.load(f"{run / 'stage0_llm'}:llm")
-  meta = {
+  meta = _meta(vision, llm, parts=["llm", "vision"])
+  checkpoint.save_packaged(
+    to, trees.merge(vision.params, llm.params), meta=meta
+  )
+  records = {
+    name: _record(run, name) for name in ("stage0_vision", "stage0_llm")
+  }
+  checkpoint.write_json(
+    to / "made.json", {"command": COMMAND, "stages": records}
+  )
+  whole = checkpoint.load(str(run / "stage1_full"))
+  meta = _meta(whole, whole, parts=list(checkpoint.PARTS))
+  checkpoint.save_packaged(to / "stage1", whole.params, meta=meta)
+  made = {"command": COMMAND} | _record(run, "stage1_full")
+  checkpoint.write_json(to / "stage1" / "made.json", made)
+  shutil.copytree(
+    to / "tokenizer", to / "stage1" / "tokenizer", dirs_exist_ok=True
+  )
+
+
+def _meta(vision, llm, *, parts: list[str]) -> dict[str, Any]:
+  return {
     "vision": vision.meta["vision"],
     "llm": llm.meta["llm"],
-    "parts": ["llm", "vision"],
+    "parts": parts,
     "preprocessing": vision.meta["preprocessing"],
     "tokenizer": llm.meta["tokenizer"],
-    "sources": {"vision": "stage0_vision", "llm": "stage0_llm"},
+    "sources": {part: "configs/pivot.py:from_scratch" for part in parts},
     "not_carried": [],
   }
-  params = trees.merge(vision.params, llm.params)
-  checkpoint.save_packaged(to, params, meta=meta)
-  done = {
-    name: checkpoint.read_json(run / name / "done.json")
-    for name in ("stage0_vision", "stage0_llm")
+
+
+def _record(run: pathlib.Path, name: str) -> dict[str, Any]:
+  """Returns the settings, seconds, metrics and versions of a finished stage."""
+  done = checkpoint.read_json(run / name / "done.json")
+  return {
+    key: done[key] for key in ("fields", "seconds", "metrics", "versions")
   }
-  made = {
-    "command": "python -m pivot_jax.main --config=configs/pivot.py:from_scratch",
-    "stages": {
-      name: {
-        key: json.loads(json.dumps(record[key]))
-        for key in ("fields", "seconds", "metrics", "versions")
-      }
-      for name, record in done.items()
-    },
-  }
-  checkpoint.write_json(to / "made.json", made)
 
 
 if __name__ == "__main__":
