@@ -199,7 +199,7 @@ def stage1(c: ConfigDict) -> None:
     data=(("chat", 7.0), ("text", 1.0)),
     trainable=(".*",),
     batch=32,
-    steps=2000,
+    steps=1600,
     lr=(("vision/.*", 5e-4), (".*", 1e-3)),
     pack=dict(tokens=0, losses=0, images=1, row=256),
   )

@@ -152,28 +152,39 @@ def _given(config: ConfigDict) -> dict[str, str]:
     for name in config.order
     if name in config
     and config[name].get("shipped")
-    and _made_alike(config, config[name])
+    and _made_alike(config, config[name].shipped)
   }
 
 
-def _made_alike(config: ConfigDict, section: ConfigDict) -> bool:
-  _, folder, _ = checkpoint.parse(section.shipped)
+def _made_alike(config: ConfigDict, address: str) -> bool:
+  """Returns whether the stages that led to a shipped result are unchanged."""
+  _, folder, _ = checkpoint.parse(address)
   made = folder / "made.json"
   if not made.exists():
     return False
   origins = (config.vision.init, config.llm.init)
   if origins != ("package:toy:vision", "package:toy:llm"):
     return False
+  return all(
+    name in config and shipped_settings(config, name) == settings
+    for name, settings in checkpoint.read_json(made)["settings"].items()
+  )
+
+
+def shipped_settings(config: ConfigDict, name: str) -> dict[str, Any]:
+  """Returns what decides a stage's result, but for the weights it starts from.
+
+  Where it runs and how it is shown is left out, and so is where vision and llm
+  came from: in the run that made a shipped result, from the stages before it.
+  """
+  section = config[name]
   fields = _common(config, section) | section.to_dict()
-  free = {*LOGGING_KEYS, "mesh", "compute", "inputs", "name"}
-
-  def settings(found):
-    kept = {k: v for k, v in found.items() if k not in free}
-    for part in ("vision", "llm"):
-      kept[part] = {k: v for k, v in kept[part].items() if k != "init"}
-    return json.loads(json.dumps(kept, default=list))
-
-  return settings(fields) == settings(checkpoint.read_json(made)["fields"])
+  free = {*LOGGING_KEYS, "mesh", "compute", "name", "only_if_used"}
+  kept = {k: v for k, v in fields.items() if k not in free}
+  for part in ("vision", "llm"):
+    kept[part] = {k: v for k, v in kept[part].items() if k != "init"}
+    kept["inputs"] = {k: v for k, v in kept["inputs"].items() if k != part}
+  return json.loads(json.dumps(kept, default=list))
 
 
 def _reason(config, name, left_out, used, given) -> str:

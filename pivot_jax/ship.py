@@ -13,8 +13,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from absl import app, flags
+from ml_collections import ConfigDict
 
-from pivot_jax import checkpoint, trees
+from pivot_jax import checkpoint, recipe, trees
 
 _FROM = flags.DEFINE_string("from", None, "The run folder.", required=True)
 _TO = flags.DEFINE_string("to", None, "The artifact folder.", required=True)
@@ -42,7 +43,13 @@ def main(argv: Sequence[str]) -> None:
   whole = checkpoint.load(str(run / "stage1_full"))
   meta = _meta(whole, whole, parts=list(checkpoint.PARTS))
   checkpoint.save_packaged(to / "stage1", whole.params, meta=meta)
-  made = {"command": COMMAND} | _record(run, "stage1_full")
+  names = ("stage1_proj", "stage1_full")
+  config = ConfigDict(checkpoint.read_json(run / "config.json"))
+  made = {
+    "command": COMMAND,
+    "settings": {n: recipe.shipped_settings(config, n) for n in names},
+    "stages": {name: _record(run, name) for name in names},
+  }
   checkpoint.write_json(to / "stage1" / "made.json", made)
   shutil.copytree(
     to / "tokenizer", to / "stage1" / "tokenizer", dirs_exist_ok=True

@@ -28,10 +28,13 @@ MAY_IMPORT = (
   (r"checkpoint", _TOOLS),
   (r"html", r""),
   (r"compare", _TOOLS + r"|checkpoint"),
-  (r"train|export|ship|", _TOOLS + r"|checkpoint"),
+  (r"train|export|", _TOOLS + r"|checkpoint"),
   (r"stages\..+", _TOOLS + r"|checkpoint|train|compare|html"),
   (r"recipe", _TOOLS + r"|checkpoint|train|stages\..+"),
-  (r"main|dry_run", _TOOLS + r"|checkpoint|train|stages\..+|recipe|dry_run"),
+  (
+    r"main|dry_run|ship",
+    _TOOLS + r"|checkpoint|train|stages\..+|recipe|dry_run",
+  ),
 )
 # Where a package may be imported, by path; elsewhere it may not.
 ONLY_IN = {

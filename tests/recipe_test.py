@@ -1,6 +1,7 @@
 """A recipe expands, refuses wrong edges, skips what is done, and locks."""
 
 import json
+import pathlib
 
 import ml_collections
 import pytest
@@ -42,7 +43,7 @@ def test_seeds_repeat_the_arms_only_and_the_report_is_last(tmp_path):
   assert "seed1/stage2_dpo" in names and "seed1/stage1_full" not in names
   assert names[-1] == "report" and names.count("report") == 1
   step = {s.name: s for s in plan.steps}
-  assert step["seed1/stage2_dpo"].inputs["init"].endswith("stage1_full")
+  assert step["seed1/stage2_dpo"].inputs["init"] == "package:toy/stage1"
   assert step["seed1/detach_dpo"].inputs["init"] == str(
     tmp_path / "seed1" / "stage2_dpo"
   )
@@ -139,3 +140,47 @@ def test_a_workdir_in_use_is_refused(small):
   workdir.mkdir()
   with recipe._lock(workdir), pytest.raises(InputError, match="in use"):
     _run(config, workdir)
+
+
+# --- results that ship with the package --------------------------------------
+
+
+def shipped(**overrides):
+  config = pivot.get_config()
+  for key, value in overrides.items():
+    config.update_from_flattened_dict({key.replace("__", "."): value})
+  plan = recipe.expand(config, pathlib.Path("run"))
+  ran = {step.name: step for step in plan.steps}
+  return ran, plan.left_out
+
+
+def test_the_default_starts_from_the_shipped_stage_1():
+  ran, left_out = shipped()
+  assert "stage1_full" not in ran and "shipped" in left_out["stage1_full"]
+  address = "package:toy/stage1"
+  assert ran["reference"].inputs["init"] == address
+  assert ran["stage2_sft"].inputs["init"] == address
+  assert ran["detach_stage1"].inputs["init"] == address
+
+
+@pytest.mark.parametrize(
+  "change",
+  [
+    dict(stage1_full__steps=7),
+    dict(stage1_full__seed=3),
+    dict(stage1_proj__steps=7),
+    dict(sources__chat__turns=2),
+    dict(vision__init="hf:somewhere"),
+    dict(llm__init=""),
+    dict(tokenizer="elsewhere"),
+  ],
+)
+def test_a_changed_stage_1_runs_instead_of_the_shipped_one(change):
+  ran, _ = shipped(**change)
+  assert ran["stage2_dpo"].inputs["init"].endswith("run/stage1_full")
+  assert ran["stage1_full"].inputs["init"].endswith("run/stage1_proj")
+
+
+def test_where_it_runs_does_not_unmake_the_shipped_stage_1():
+  ran, _ = shipped(mesh__fsdp=8, compute__dtype="bfloat16")
+  assert "stage1_full" not in ran
