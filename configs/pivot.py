@@ -27,7 +27,7 @@ MLLM = dict(
   sft="stage2_sft",
   dpo="stage2_dpo",
 )
-SWEEP = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
+SWEEP = (3e-5, 1e-4, 3e-4, 1e-3)
 
 
 def get_config(name: str = "") -> ConfigDict:
