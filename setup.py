@@ -29,6 +29,7 @@ setuptools.setup(
     "orbax-checkpoint>=0.12.8",
     "pillow>=11",
     "safetensors>=0.6",
+    "scipy>=1.13",
     "tokenizers>=0.22",
     "transformers>=5",
   ],

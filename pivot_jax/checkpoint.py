@@ -328,7 +328,10 @@ def _read_params(folder: pathlib.Path, part: str) -> Any:
     )
   try:
     with ocp.PyTreeCheckpointer() as reader:
-      tree = reader.metadata(path).item_metadata.tree
+      found = reader.metadata(path).item_metadata
+      if found is None:
+        raise OSError("its metadata cannot be read")
+      tree = found.tree
       if part:
         top = part.split("/")[0]
         tree = {top: trees.subtree(tree, top)}
@@ -340,7 +343,10 @@ def _read_params(folder: pathlib.Path, part: str) -> Any:
         item=item, restore_args=args, partial_restore=True
       )
       return reader.restore(path, args=restore)
-  except (OSError, KeyError, TypeError, RuntimeError) as error:
+  except InputError:
+    raise
+  # Orbax raises a bare Exception where an array's file is missing.
+  except Exception as error:
     raise InputError(
       f"{path}: damaged or incomplete ({str(error).splitlines()[0]}): make the "
       "stage again, or restore the folder from a copy"

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float
+from scipy import special
 
 from pivot_jax import checkpoint, metrics, segmentation
 from pivot_jax.errors import InputError
@@ -192,9 +193,13 @@ def paired(
 
 
 def is_shown(difference: Mapping[str, Any]) -> bool:
-  """Returns whether a difference is over two standard errors."""
+  """Returns whether a difference is over two standard errors.
+
+  Without an error, or with one of zero (every item or seed the same), nothing
+  is known of chance and no difference is shown.
+  """
   error = difference["se"]
-  return error is not None and abs(difference["value"]) > 2 * error
+  return bool(error) and abs(difference["value"]) > 2 * error
 
 
 def judged(found: Mapping[str, Measures]) -> dict[str, Measures]:
@@ -206,9 +211,12 @@ def judged(found: Mapping[str, Measures]) -> dict[str, Measures]:
 
 
 def over_seeds(found: list[dict[str, Measures]]) -> dict[str, Measures]:
-  """Returns means over the seeds that hold a measure, SE across them.
+  """Returns means over the seeds that hold a measure, with standard errors.
 
-  A measure of one seed keeps its own standard error, over its items.
+  With two seeds or more the error is the larger of that across the seeds and
+  that over the items. The former is widened by Student's t, so that two of it
+  are a 95 % interval however few the seeds. A measure of one seed keeps its
+  own standard error, over its items.
   """
   merged: dict[str, Measures] = {}
   for row in dict.fromkeys(name for one in found for name in one):
@@ -220,6 +228,8 @@ def over_seeds(found: list[dict[str, Measures]]) -> dict[str, Measures]:
       if len(values) > 1:
         numbers = np.array([value["value"] for value in values])
         error = float(numbers.std(ddof=1) / len(numbers) ** 0.5)
+        error *= float(special.stdtrit(len(numbers) - 1, 0.975)) / 2
+        error = max([error, *(v["se"] for v in values if v["se"] is not None)])
         merged[row][name] = metrics.measured(
           numbers.mean(), values[0]["n"], error
         ) | {"seeds": len(values)}

@@ -3,7 +3,7 @@
 Nothing is trained, written or compiled; sources are opened and counted.
 """
 
-import functools
+import dataclasses
 from typing import Any
 
 import jax
@@ -12,12 +12,19 @@ from pivot_jax import checkpoint, recipe, trees
 from pivot_jax.data import chat, registry
 from pivot_jax.stages import train
 
+_Configs = dict[str, Any]
+
 
 def describe(plan: recipe.Plan) -> str:
   """Returns the plan with what can be known of each stage beforehand."""
   lines = [recipe.describe(plan), ""]
+  models: dict[str, _Configs] = {}
   for step in plan.steps:
-    details = [*_rows(step), *(_train(step) if step.kind == "train" else ())]
+    details = _rows(step)
+    if step.kind == "train":
+      details += _train(step, models)
+    if step.kind == "detach":
+      models[str(step.folder)] = _configs(step.inputs["init"], models)
     if details:
       lines += [step.name, *(f"  {line}" for line in details)]
   return "\n".join(lines)
@@ -31,10 +38,10 @@ def _rows(step: recipe.Step) -> list[str]:
   return found
 
 
-def _train(step: recipe.Step) -> list[str]:
+def _train(step: recipe.Step, models: dict[str, _Configs]) -> list[str]:
   """Returns parameters and state bytes of a training stage, from shapes."""
   config = step.config
-  shapes = _shapes(step)
+  shapes = _shapes(step, models)
   inside, _ = trees.split(shapes, config.trainable)
   total, training = trees.count(shapes), trees.count(inside)
   # float32 parameters, and for what trains a gradient and two moments.
@@ -42,20 +49,40 @@ def _train(step: recipe.Step) -> list[str]:
   pack = config.pack
   tokens = pack.tokens or pack.get("row") or "as long as the longest example"
   return [
-    f"{total:,} parameters, {training:,} train; {megabytes:,.1f} MB of state",
+    f"{total:,} parameters, {training:,} train; {megabytes:,.1f} MB of state, "
+    "activations not counted",
     f"{config.steps} updates of {config.batch} examples; row tokens: {tokens}",
   ]
 
 
-def _shapes(step: recipe.Step) -> Any:
-  """Returns the shapes of a stage's model, without reading earlier stages."""
-  tokenizer = chat.load_tokenizer(
-    checkpoint.tokenizer_folder(step.config.tokenizer)
-  )
-  outside = {
-    name: address
-    for name, address in step.inputs.items()
-    if address.startswith(("package:", "hf:"))
-  }
-  build = functools.partial(train.assemble, step.config, outside, tokenizer)
-  return jax.eval_shape(lambda: build().params)
+def _shapes(step: recipe.Step, models: dict[str, _Configs]) -> Any:
+  """Returns the shapes of a stage's model and notes its configs for later."""
+  config = step.config.copy_and_resolve_references()
+  tokenizer = chat.load_tokenizer(checkpoint.tokenizer_folder(config.tokenizer))
+  outside = {}
+  for name, address in step.inputs.items():
+    folder = str(checkpoint.parse(address)[1])
+    for part, fields in models.get(folder, {}).items():
+      if fields is not None and name in ("init", part):
+        config[part] = dataclasses.asdict(fields) | {"init": ""}
+    # What an earlier stage will make is not there yet.
+    if folder not in models and name != "reference":
+      outside[name] = address
+  found = []
+
+  def params():
+    found.append(train.assemble(config, outside, tokenizer))
+    return found[0].params
+
+  shapes = jax.eval_shape(params)
+  model = found[0].mllm
+  models[str(step.folder)] = {"vision": model.vision, "llm": model.llm}
+  return shapes
+
+
+def _configs(address: str, models: dict[str, _Configs]) -> _Configs:
+  folder = str(checkpoint.parse(address)[1])
+  if folder in models:
+    return models[folder]
+  loaded = checkpoint.load(address)
+  return {"vision": loaded.vision, "llm": loaded.llm}

@@ -60,7 +60,7 @@ def sft(
   loss = -(weight * logps).sum()
   used = weight > 0
   return loss, {
-    "losses/sft": (loss, jnp.ones(())),
+    "losses/sft": (loss, weight.sum()),
     "logps/token": ((used * logps).sum(), used.sum()),
   }
 

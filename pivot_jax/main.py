@@ -106,7 +106,8 @@ def run() -> None:
 def _parse(argv: Sequence[str]) -> Sequence[str]:
   try:
     return flags.FLAGS(list(argv))
-  except (flags.Error, AttributeError, KeyError, ValueError, OSError) as error:
+  # A config file is a program and may raise anything.
+  except Exception as error:
     text = str(error).replace("\\n", " ").replace("\\'", "'").strip("\"'")
     if "Traceback" in text:
       # A config file that raises: its last line is the reason.

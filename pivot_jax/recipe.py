@@ -68,6 +68,8 @@ def expand(config: ConfigDict, workdir: pathlib.Path) -> Plan:
   out, or if it only makes weights that are given. Raises InputError for an edge
   to a stage that does not run before.
   """
+  if config.seeds < 1:
+    raise InputError(f"seeds={config.seeds}: give 1 or more")
   left_out: dict[str, str] = {}
   steps: list[Step] = []
   if config.tokenizer != "package:toy" and config.llm.init == "package:toy:llm":
@@ -84,6 +86,10 @@ def expand(config: ConfigDict, workdir: pathlib.Path) -> Plan:
       if name not in config:
         raise InputError(
           f"order names {name!r}, which the config does not hold"
+        )
+      if config[name].kind not in KINDS:
+        raise InputError(
+          f"{name}.kind={config[name].kind!r}: choose one of {', '.join(KINDS)}"
         )
       if config[name].kind == "report" or (seed and name in config.shared):
         continue
@@ -105,7 +111,10 @@ def expand(config: ConfigDict, workdir: pathlib.Path) -> Plan:
 
 def run(plan: Plan, workdir: pathlib.Path, config: ConfigDict) -> None:
   """Runs the plan; raises what a stage raises, having kept what is finished."""
-  workdir.mkdir(parents=True, exist_ok=True)
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise InputError(f"{workdir}: cannot be made ({error.strerror})") from error
   with _lock(workdir):
     _claim(workdir, plan, config)
     total = len(plan.steps)
@@ -179,8 +188,9 @@ def shipped_settings(config: ConfigDict, name: str) -> dict[str, Any]:
   """
   section = config[name]
   fields = _common(config, section) | section.to_dict()
-  free = {*LOGGING_KEYS, "mesh", "compute", "name", "only_if_used"}
+  free = {*LOGGING_KEYS, "mesh", "name", "only_if_used"}
   kept = {k: v for k, v in fields.items() if k not in free}
+  kept["compute"] = {"dtype": kept["compute"]["dtype"]}
   for part in ("vision", "llm"):
     kept[part] = {k: v for k, v in kept[part].items() if k != "init"}
     kept["inputs"] = {k: v for k, v in kept["inputs"].items() if k != part}
@@ -306,10 +316,18 @@ def _finished(step: Step) -> bool:
 def _run_step(step: Step) -> None:
   """Runs one stage into its folder and commits `done.json` last."""
   step.folder.mkdir(parents=True, exist_ok=True)
+  claim = step.folder / "begun.json"
+  begun = {"config": fingerprint(step), "inputs": _input_hashes(step)}
+  if claim.exists() and checkpoint.read_json(claim) != begun:
+    raise InputError(
+      f"{step.folder} was begun with other settings or inputs: delete it to "
+      "make it again"
+    )
   for path in step.folder.iterdir():
     # Half a result of a killed process; committed checkpoints are kept.
-    if path.name not in ("checkpoints", "metrics.jsonl"):
+    if path.name not in ("checkpoints", "metrics.jsonl", claim.name):
       shutil.rmtree(path) if path.is_dir() else path.unlink()
+  checkpoint.write_json(claim, begun)
   checkpoint.write_json(step.folder / "config.json", step.config.to_dict())
   module = importlib.import_module(f"pivot_jax.stages.{step.kind}")
   began = time.monotonic()
@@ -328,6 +346,9 @@ def _run_step(step: Step) -> None:
       "versions": checkpoint.versions(),
     },
   )
+  # Only now: until the result stands, the checkpoints are what there is.
+  shutil.rmtree(step.folder / "checkpoints", ignore_errors=True)
+  claim.unlink()
 
 
 def _input_hashes(step: Step) -> dict[str, str]:
@@ -342,9 +363,25 @@ def _input_hashes(step: Step) -> dict[str, str]:
     elif prints.exists():
       text = prints.read_text(encoding="utf-8")
     else:
-      text = address
+      text = _state_of(folder)
     hashes[name] = hashlib.sha256(text.encode()).hexdigest()[:16]
+  for name, spec in step.config.get("sources", {}).items():
+    for field in ("path", "image_root"):
+      if spec.get(field):
+        text = _state_of(pathlib.Path(spec[field]))
+        hashes[f"{name}.{field}"] = hashlib.sha256(text.encode()).hexdigest()[
+          :16
+        ]
   return hashes
+
+
+def _state_of(path: pathlib.Path) -> str:
+  """Returns what tells an edited file from the one before: sizes and times."""
+  if not path.exists():
+    return "absent"
+  files = sorted(path.rglob("*")) if path.is_dir() else [path]
+  stats = [(str(f.relative_to(path)), f.stat()) for f in files if f.is_file()]
+  return json.dumps([[name, s.st_size, s.st_mtime_ns] for name, s in stats])
 
 
 def _checksums(folder: pathlib.Path) -> dict[str, str]:

@@ -87,7 +87,8 @@ def conversation(row: Row) -> Sequence[Mapping[str, str]]:
     return row["conversations"]
   _check_fields(row, "question", "chosen")
   return (
-    {"from": "human", "value": row["question"]},
+    # As `encode_pair` reads it, so that both objectives see one prompt.
+    {"from": "human", "value": row["question"].strip()},
     {"from": "gpt", "value": row["chosen"]},
   )
 

@@ -38,7 +38,7 @@ def run(
     inputs["init"], needs=(*checkpoint.PARTS, "tokenizer"), compute=compute
   )
   source = registry.open_source(config.sources[config.data].to_dict())
-  _check_fields(source)
+  _check_rows(source, model.tokenizer, config)
   mesh = sharding.make_mesh(config.mesh)
   with jax.set_mesh(mesh), layers.logical_rules(sharding.ACTIVATION_RULES):
     answers = _answers(config, model, source, mesh)
@@ -95,8 +95,8 @@ def summarize(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
   return found
 
 
-def _check_fields(source) -> None:
-  """Raises if the rows cannot be scored, before anything is generated."""
+def _check_rows(source, tokenizer, config) -> None:
+  """Raises if a row cannot be scored, before anything is generated."""
   for index in range(len(source)):
     row = source.text(index)
     for name in ("question", "answer", "category", "kind"):
@@ -105,6 +105,13 @@ def _check_fields(source) -> None:
           f"{source.name(index)}: {name!r}: the row has no such field; evaluate "
           "needs questions with one answer each"
         )
+    # The answer's tokens and the one that ends it.
+    needed = len(tokenizer.encode(str(row["answer"]))) + 1
+    if needed > config.max_new_tokens:
+      raise InputError(
+        f"{source.name(index)}: the answer takes {needed} tokens, over "
+        f"max_new_tokens={config.max_new_tokens}: raise it"
+      )
 
 
 def _blind(config, records) -> dict[str, Any]:

@@ -11,7 +11,6 @@ import dataclasses
 import functools
 import logging
 import pathlib
-import shutil
 import zlib
 from collections.abc import Mapping
 from typing import Any
@@ -66,10 +65,12 @@ def assemble(
   """
   found = {name: checkpoint.load(inputs[name]) for name in _weights(inputs)}
   vision = llm = hf_vision = None
-  for loaded in found.values():
-    if "vision" in loaded.params:
+  for name, loaded in found.items():
+    if name in ("init", "vision") and "vision" in loaded.params:
       vision, hf_vision = loaded.vision, loaded.meta.get("hf_vision")
-    llm = loaded.llm if "llm" in loaded.params else llm
+    if name in ("init", "llm") and "llm" in loaded.params:
+      llm = loaded.llm
+      _check_tokenizer(inputs[name], loaded, config, tokenizer)
   if "vision" in config.parts:
     vision = vision or vit.VisionConfig(**_fields(config.vision))
   if "llm" in config.parts:
@@ -200,7 +201,9 @@ class _Job:
       mesh=self.mesh,
       seed=config.seed,
     )
-    optim.check_rules(config.lr, self.start.params, f"{config.name}.lr")
+    for field in ("lr", "weight_decay"):
+      name = f"{config.name}.{field}"
+      optim.check_rules(config[field], self.start.params, name)
     saved = checkpoint.Resumable(self.out / "checkpoints")
     state, rows = self._resume(saved, state)
     begin = int(state.step)
@@ -226,7 +229,6 @@ class _Job:
         f"{config.name} saved at step {int(state.step)} of {config.steps}; the "
         "same command continues there"
       )
-    shutil.rmtree(self.out / "checkpoints", ignore_errors=True)
     return state, f"{recorder.rows:08x}"
 
   def _resume(self, saved, state):
@@ -337,6 +339,20 @@ def _new_llm(config, tokenizer) -> qwen2.LLMConfig:
   if not fields["vocab_size"]:
     fields["vocab_size"] = -(-tokenizer.vocab_size // 64) * 64
   return qwen2.LLMConfig(**fields)
+
+
+def _check_tokenizer(address, loaded, config, tokenizer) -> None:
+  """Raises if an LLM is known to have been trained with another tokenizer."""
+  known = loaded.meta.get("tokenizer")
+  folder = loaded.folder
+  files = ("tokenizer.json", "vocab.json")
+  if known is None and any((folder / name).exists() for name in files):
+    known = chat.load_tokenizer(folder).fingerprint
+  if known not in (None, tokenizer.fingerprint):
+    raise InputError(
+      f"{address}: its tokenizer is not {config.tokenizer}: give the one it was "
+      "trained with, as --config.tokenizer=DIR"
+    )
 
 
 def _check_vocabulary(llm, tokenizer, inputs) -> None:
