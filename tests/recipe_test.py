@@ -185,3 +185,35 @@ def test_a_changed_stage_1_runs_instead_of_the_shipped_one(change):
 def test_where_it_runs_does_not_unmake_the_shipped_stage_1():
   ran, _ = shipped(mesh__fsdp=8, compute__remat="full")
   assert "stage1_full" not in ran
+
+
+def test_a_stage_begun_from_other_data_is_not_continued(tmp_path, monkeypatch):
+  file = tmp_path / "rows.jsonl"
+  file.write_text("{}\n")
+  config = pivot.get_config()
+  config.order = ("detach_original",)
+  config.detach_original.inputs.init = "package:toy:vision"
+  plan = recipe.expand(config, tmp_path / "w")
+  (step,) = plan.steps
+  step.config.sources = {"rows": {"kind": "preference", "path": str(file)}}
+
+  def killed(*_):
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(detach, "run", killed)
+  with pytest.raises(KeyboardInterrupt):
+    recipe.run(plan, tmp_path / "w", config)
+  file.write_text('{"another": 1}\n')
+  with pytest.raises(InputError, match="begun with other settings or inputs"):
+    recipe.run(plan, tmp_path / "w", config)
+
+
+def test_seeds_and_kinds_are_checked(tmp_path):
+  config = pivot.get_config()
+  config.seeds = 0
+  with pytest.raises(InputError, match="seeds=0: give 1 or more"):
+    recipe.expand(config, tmp_path)
+  config = pivot.get_config()
+  config.detach_dpo.kind = "detatch"
+  with pytest.raises(InputError, match="kind='detatch': choose one of"):
+    recipe.expand(config, tmp_path)

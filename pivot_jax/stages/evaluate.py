@@ -105,8 +105,7 @@ def _check_rows(source, tokenizer, config) -> None:
           f"{source.name(index)}: {name!r}: the row has no such field; evaluate "
           "needs questions with one answer each"
         )
-    # The answer's tokens and the one that ends it.
-    needed = len(tokenizer.encode(str(row["answer"]))) + 1
+    needed = len(tokenizer.encode(normalize(str(row["answer"]))))
     if needed > config.max_new_tokens:
       raise InputError(
         f"{source.name(index)}: the answer takes {needed} tokens, over "

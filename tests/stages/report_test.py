@@ -263,11 +263,12 @@ def test_seeds_are_averaged_with_the_error_across_them(tmp_path):
     run.evaluate(f"{prefix}evaluate_pivot_sft", 8)
     run.evaluate(f"{prefix}evaluate_pivot_dpo", right)
   record = run.report()
-  # Shares .4, .6, .8: mean .6, deviation .2, error .2 / sqrt(3).
+  # Shares .4, .6, .8: mean .6, deviation .2, error .2 / sqrt(3), widened by
+  # Student's t of two degrees of freedom, 4.303 where a normal has 2.
   dpo = record["results"]["arms"]["dpo"]["vqa/all"]
   assert record["seeds"] == 3
   assert dpo["value"] == pytest.approx(0.6)
-  assert dpo["se"] == pytest.approx(0.2 / math.sqrt(3))
+  assert dpo["se"] == pytest.approx(0.2 / math.sqrt(3) * 4.30265 / 2, rel=1e-5)
   difference = record["results"]["differences"]["dpo-sft"]["vqa/all"]
   assert difference["value"] == pytest.approx(0.2)
   assert not difference["shown"]
