@@ -137,6 +137,7 @@ def save_vision(
   vision_params: PyTree,
   *,
   last_block: Mapping[str, np.ndarray] | None = None,
+  resample: str = "bicubic",
 ) -> None:
   """Writes a folder that `transformers.SiglipVisionModel` loads.
 
@@ -149,7 +150,8 @@ def save_vision(
   tensors.write(folder, {f"vision_model.{k}": v for k, v in arrays.items()})
   tensors.write_json(folder / "config.json", hf_config.vision_json(config))
   tensors.write_json(
-    folder / "preprocessor_config.json", hf_config.preprocessor_json(config)
+    folder / "preprocessor_config.json",
+    hf_config.preprocessor_json(config, resample),
   )
 
 

@@ -80,13 +80,24 @@ def vision_json(config: vit.VisionConfig) -> dict[str, Any]:
   }
 
 
-def preprocessor_json(config: vit.VisionConfig) -> dict[str, Any]:
-  """Returns preprocessor_config.json: a bicubic resize to the square."""
+def preprocessor_json(
+  config: vit.VisionConfig, resample: str = "bicubic"
+) -> dict[str, Any]:
+  """Returns preprocessor_config.json: a resize to the square, as in training.
+
+  Raises InputError for a filter, or a crop, that this processor cannot do.
+  """
+  filters = {"bicubic": 3, "bilinear": 2}
+  if resample not in filters:
+    raise errors.InputError(
+      f"resample {resample!r} cannot be written for transformers: train with "
+      f"{' or '.join(filters)}"
+    )
   return {
     "image_processor_type": "SiglipImageProcessor",
     "do_resize": True,
     "size": {"height": config.image_size, "width": config.image_size},
-    "resample": 3,
+    "resample": filters[resample],
     "do_rescale": True,
     "rescale_factor": 1 / 255,
     "do_normalize": True,

@@ -41,8 +41,13 @@ def run(
     shutil.copytree(folder, out / "tokenizer", dirs_exist_ok=True)
   origin = loaded.meta.get("hf_vision")
   last_block = hf.read_unread_vision(origin) if origin else None
+  preprocessing = loaded.meta.get("preprocessing", {})
   hf.save_vision(
-    out / "hf", loaded.vision, kept["vision"], last_block=last_block
+    out / "hf",
+    loaded.vision,
+    kept["vision"],
+    last_block=last_block,
+    resample=preprocessing.get("resample", "bicubic"),
   )
   return {
     "parameters": trees.count(kept["vision"]),

@@ -85,3 +85,16 @@ def test_a_model_without_an_encoder_is_refused(init, tmp_path):
   with pytest.raises(InputError, match=f"{address}: holds no vision encoder"):
     detach.run(None, {"init": address}, tmp_path / "out")
   assert not (tmp_path / "out").exists()
+
+
+def test_the_folder_says_how_images_were_resized(tmp_path):
+  params = tiny.params()
+  for name, number in (("bicubic", 3), ("bilinear", 2)):
+    folder = tmp_path / name
+    tiny.save(folder, params)
+    meta = json.loads((folder / "model.json").read_text())
+    meta["preprocessing"] = {"resize": "squash", "resample": name}
+    (folder / "model.json").write_text(json.dumps(meta))
+    detach.run(None, {"init": str(folder)}, folder / "out")
+    written = folder / "out" / "hf" / "preprocessor_config.json"
+    assert json.loads(written.read_text())["resample"] == number
