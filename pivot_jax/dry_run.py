@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from pivot_jax import checkpoint, recipe, trees
+from pivot_jax import checkpoint, recipe, rundir, trees
 from pivot_jax.data import chat, registry
 from pivot_jax.stages import train
 
@@ -30,7 +30,7 @@ def describe(plan: recipe.Plan) -> str:
   return "\n".join(lines)
 
 
-def _rows(step: recipe.Step) -> list[str]:
+def _rows(step: rundir.Step) -> list[str]:
   found = []
   for name in sorted(step.config.sources):
     source = registry.open_source(step.config.sources[name].to_dict())
@@ -38,7 +38,7 @@ def _rows(step: recipe.Step) -> list[str]:
   return found
 
 
-def _train(step: recipe.Step, models: dict[str, _Configs]) -> list[str]:
+def _train(step: rundir.Step, models: dict[str, _Configs]) -> list[str]:
   """Returns parameters and state bytes of a training stage, from shapes."""
   config = step.config
   shapes = _shapes(step, models)
@@ -55,7 +55,7 @@ def _train(step: recipe.Step, models: dict[str, _Configs]) -> list[str]:
   ]
 
 
-def _shapes(step: recipe.Step, models: dict[str, _Configs]) -> Any:
+def _shapes(step: rundir.Step, models: dict[str, _Configs]) -> Any:
   """Returns the shapes of a stage's model and notes its configs for later."""
   config = step.config.copy_and_resolve_references()
   tokenizer = chat.load_tokenizer(checkpoint.tokenizer_folder(config.tokenizer))

@@ -6,24 +6,19 @@ is renamed into place last; a finished stage is skipped on rerun. This file
 knows the order of things and nothing of what a stage does.
 """
 
-import contextlib
 import dataclasses
-import fcntl
-import hashlib
 import importlib
 import json
 import logging
-import os
 import pathlib
 import re
-import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from pivot_jax import checkpoint, train
+from pivot_jax import checkpoint, rundir, train
 from pivot_jax.errors import InputError
 
 LOG = logging.getLogger("pivot_jax")
@@ -38,26 +33,13 @@ KINDS = (
   "evaluate",
   "report",
 )
-# Fields that say how a run is shown or kept, not what it computes.
-LOGGING_KEYS = ("tensorboard", "save_every", "title", "shipped")
-
-
-@dataclasses.dataclass(frozen=True)
-class Step:
-  """One stage as it will run: its own name, config, inputs and folder."""
-
-  name: str
-  kind: str
-  config: ConfigDict
-  inputs: Mapping[str, str]
-  folder: pathlib.Path
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
   """What will run, in order, and what was left out with the reason."""
 
-  steps: tuple[Step, ...]
+  steps: tuple[rundir.Step, ...]
   left_out: Mapping[str, str]
 
 
@@ -71,7 +53,7 @@ def expand(config: ConfigDict, workdir: pathlib.Path) -> Plan:
   if config.seeds < 1:
     raise InputError(f"seeds={config.seeds}: give 1 or more")
   left_out: dict[str, str] = {}
-  steps: list[Step] = []
+  steps: list[rundir.Step] = []
   if config.tokenizer != "package:toy" and config.llm.init == "package:toy:llm":
     # The shipped LLM speaks the shipped tokenizer only.
     config.llm.init = "@stage0_llm:llm"
@@ -115,17 +97,24 @@ def run(plan: Plan, workdir: pathlib.Path, config: ConfigDict) -> None:
     workdir.mkdir(parents=True, exist_ok=True)
   except OSError as error:
     raise InputError(f"{workdir}: cannot be made ({error.strerror})") from error
-  with _lock(workdir):
-    _claim(workdir, plan, config)
+  with rundir.lock(workdir):
+    rundir.claim(workdir, config)
+    text = describe(plan) + "\n"
+    (workdir / "plan.txt").write_text(text, encoding="utf-8")
+    inputs = rundir.Inputs()
     total = len(plan.steps)
     for number, step in enumerate(plan.steps, 1):
       if train.stop_requested():
         raise train.Stopped(f"stopped before {step.name}; rerun to continue")
-      if _finished(step):
+      if rundir.finished(step, inputs):
         LOG.info("[%d/%d] %s is done", number, total, step.name)
         continue
       LOG.info("[%d/%d] %s (%s)", number, total, step.name, step.kind)
-      _run_step(step)
+      rundir.begin(step, inputs)
+      stage = importlib.import_module(f"pivot_jax.stages.{step.kind}")
+      began = time.monotonic()
+      measured = stage.run(step.config, step.inputs, step.folder)
+      rundir.finish(step, inputs, measured, time.monotonic() - began)
 
 
 def describe(plan: Plan) -> str:
@@ -137,17 +126,6 @@ def describe(plan: Plan) -> str:
   for name, reason in plan.left_out.items():
     lines.append(f"  {name:28s} left out: {reason}")
   return "\n".join(lines)
-
-
-def fingerprint(step: Step) -> str:
-  """Returns the hash of a stage's own config, without logging keys."""
-  fields = {
-    key: value
-    for key, value in step.config.to_dict().items()
-    if key not in LOGGING_KEYS
-  }
-  text = json.dumps(fields, sort_keys=True, default=list)
-  return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _given(config: ConfigDict) -> dict[str, str]:
@@ -188,7 +166,7 @@ def shipped_settings(config: ConfigDict, name: str) -> dict[str, Any]:
   """
   section = config[name]
   fields = _common(config, section) | section.to_dict()
-  free = {*LOGGING_KEYS, "mesh", "name", "only_if_used"}
+  free = {*rundir.LOGGING_KEYS, "mesh", "name", "only_if_used"}
   kept = {k: v for k, v in fields.items() if k not in free}
   kept["compute"] = {"dtype": kept["compute"]["dtype"]}
   for part in ("vision", "llm"):
@@ -217,7 +195,7 @@ def _reason(config, name, left_out, used, given) -> str:
   return ""
 
 
-def _step(config, name, seed, workdir, steps, left_out, given) -> Step:
+def _step(config, name, seed, workdir, steps, left_out, given) -> rundir.Step:
   """Returns a stage with its inputs resolved to addresses."""
   section = config[name]
   folders = {step.name: step.folder for step in steps}
@@ -247,7 +225,7 @@ def _step(config, name, seed, workdir, steps, left_out, given) -> Step:
   if section.kind == "report":
     fields |= {"left_out": dict(left_out), "seeds": config.seeds}
   kept = {k: v for k, v in fields.items() if k not in ("inputs",)}
-  return Step(
+  return rundir.Step(
     name=_named(name, seed),
     kind=section.kind,
     config=ConfigDict(kept),
@@ -291,168 +269,6 @@ def _edges(config: ConfigDict) -> set[str]:
     e for n in config.order if n in config for e in config[n].inputs.values()
   )
   return {target for target in map(_target, edges) if target}
-
-
-def _finished(step: Step) -> bool:
-  """Returns whether a stage is done; raises if it was done otherwise."""
-  path = step.folder / "done.json"
-  if not path.exists():
-    return False
-  done = checkpoint.read_json(path)
-  if done["config"] != fingerprint(step):
-    raise InputError(
-      f"{step.folder} was made with other settings "
-      f"({_difference(done['fields'], step.config.to_dict())}): use another "
-      "--workdir, or delete the folder to make it again"
-    )
-  if done["inputs"] != _input_hashes(step):
-    raise InputError(
-      f"{step.folder} was made from other inputs than there are now: delete it "
-      "to make it again"
-    )
-  return True
-
-
-def _run_step(step: Step) -> None:
-  """Runs one stage into its folder and commits `done.json` last."""
-  step.folder.mkdir(parents=True, exist_ok=True)
-  claim = step.folder / "begun.json"
-  begun = {"config": fingerprint(step), "inputs": _input_hashes(step)}
-  if claim.exists() and checkpoint.read_json(claim) != begun:
-    raise InputError(
-      f"{step.folder} was begun with other settings or inputs: delete it to "
-      "make it again"
-    )
-  for path in step.folder.iterdir():
-    # Half a result of a killed process; committed checkpoints are kept.
-    if path.name not in ("checkpoints", "metrics.jsonl", claim.name):
-      shutil.rmtree(path) if path.is_dir() else path.unlink()
-  checkpoint.write_json(claim, begun)
-  checkpoint.write_json(step.folder / "config.json", step.config.to_dict())
-  module = importlib.import_module(f"pivot_jax.stages.{step.kind}")
-  began = time.monotonic()
-  measured = module.run(step.config, step.inputs, step.folder)
-  checkpoint.write_json(
-    step.folder / "done.json",
-    {
-      "stage": step.name,
-      "kind": step.kind,
-      "config": fingerprint(step),
-      "fields": step.config.to_dict(),
-      "inputs": _input_hashes(step),
-      "outputs": _checksums(step.folder),
-      "metrics": measured,
-      "seconds": round(time.monotonic() - began, 2),
-      "versions": checkpoint.versions(),
-    },
-  )
-  # Only now: until the result stands, the checkpoints are what there is.
-  shutil.rmtree(step.folder / "checkpoints", ignore_errors=True)
-  claim.unlink()
-
-
-def _input_hashes(step: Step) -> dict[str, str]:
-  """Returns a hash per input: of a folder's results, or of the address."""
-  hashes = {}
-  for name, address in sorted(step.inputs.items()):
-    _, folder, _ = checkpoint.parse(address)
-    done, prints = folder / "done.json", folder / "fingerprint.json"
-    if done.exists():
-      outputs = checkpoint.read_json(done)["outputs"]
-      text = json.dumps(outputs, sort_keys=True)
-    elif prints.exists():
-      text = prints.read_text(encoding="utf-8")
-    else:
-      text = _state_of(folder)
-    hashes[name] = hashlib.sha256(text.encode()).hexdigest()[:16]
-  for name, spec in step.config.get("sources", {}).items():
-    for field in ("path", "image_root"):
-      if spec.get(field):
-        text = _state_of(pathlib.Path(spec[field]))
-        hashes[f"{name}.{field}"] = hashlib.sha256(text.encode()).hexdigest()[
-          :16
-        ]
-  return hashes
-
-
-def _state_of(path: pathlib.Path) -> str:
-  """Returns what tells an edited file from the one before: sizes and times."""
-  if not path.exists():
-    return "absent"
-  files = sorted(path.rglob("*")) if path.is_dir() else [path]
-  stats = [(str(f.relative_to(path)), f.stat()) for f in files if f.is_file()]
-  return json.dumps([[name, s.st_size, s.st_mtime_ns] for name, s in stats])
-
-
-def _checksums(folder: pathlib.Path) -> dict[str, str]:
-  """Returns a CRC per result file; of parameters, their own fingerprint."""
-  sums = {}
-  for path in sorted(folder.iterdir()):
-    if path.is_file() and path.name not in ("done.json", "config.json"):
-      digest = hashlib.sha256(path.read_bytes()).hexdigest()
-      sums[path.name] = digest[:16]
-  return sums
-
-
-def _claim(workdir: pathlib.Path, plan: Plan, config: ConfigDict) -> None:
-  """Writes the run's config, or refuses a workdir of another configuration."""
-  path = workdir / "config.json"
-  now = json.loads(json.dumps(config.to_dict(), default=list))
-  if path.exists():
-    before = checkpoint.read_json(path)
-    if _without_logging(before) != _without_logging(now):
-      raise InputError(
-        f"{workdir} belongs to another configuration "
-        f"({_difference(before, now)}): use another --workdir"
-      )
-  else:
-    checkpoint.write_json(path, now)
-  (workdir / "plan.txt").write_text(describe(plan) + "\n", encoding="utf-8")
-
-
-def _without_logging(node: Any) -> Any:
-  if not isinstance(node, Mapping):
-    return node
-  return {
-    key: _without_logging(value)
-    for key, value in node.items()
-    if key not in LOGGING_KEYS
-  }
-
-
-def _difference(before: Mapping, now: Mapping) -> str:
-  """Returns the first few settings that differ, as `key: old -> new`."""
-  old, new = _leaves(before), _leaves(json.loads(json.dumps(now, default=list)))
-  changed = [
-    f"{key}: {old.get(key)!r} -> {new.get(key)!r}"
-    for key in sorted(old.keys() | new.keys())
-    if old.get(key) != new.get(key) and key.split(".")[-1] not in LOGGING_KEYS
-  ]
-  return "; ".join(changed[:4]) + (" ..." if len(changed) > 4 else "")
-
-
-def _leaves(node: Any, prefix: str = "") -> dict[str, Any]:
-  if not isinstance(node, Mapping):
-    return {prefix: node}
-  found: dict[str, Any] = {}
-  for key, value in node.items():
-    found |= _leaves(value, f"{prefix}.{key}" if prefix else str(key))
-  return found
-
-
-@contextlib.contextmanager
-def _lock(workdir: pathlib.Path) -> Iterator[None]:
-  """Holds the run's lock file; two runs of one workdir would mix."""
-  with (workdir / "lock").open("w") as file:
-    try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-      raise InputError(
-        f"{workdir} is in use by another process: wait for it or use another "
-        "--workdir"
-      ) from error
-    file.write(str(os.getpid()))
-    yield
 
 
 def _short(text: str, limit: int = 100) -> str:

@@ -28,12 +28,12 @@ MAY_IMPORT = (
   (r"checkpoint", _TOOLS),
   (r"html", r""),
   (r"compare", _TOOLS + r"|checkpoint"),
-  (r"train|export|", _TOOLS + r"|checkpoint"),
-  (r"stages\..+", _TOOLS + r"|checkpoint|train|compare|html"),
-  (r"recipe", _TOOLS + r"|checkpoint|train|stages\..+"),
+  (r"train|export|reference|rundir|", _TOOLS + r"|checkpoint"),
+  (r"stages\..+", _TOOLS + r"|checkpoint|train|reference|compare|html"),
+  (r"recipe", _TOOLS + r"|checkpoint|rundir|train|stages\..+"),
   (
     r"main|dry_run|ship",
-    _TOOLS + r"|checkpoint|train|stages\..+|recipe|dry_run",
+    _TOOLS + r"|checkpoint|rundir|train|stages\..+|recipe|dry_run",
   ),
 )
 # Where a package may be imported, by path; elsewhere it may not.

@@ -7,7 +7,7 @@ import ml_collections
 import pytest
 
 from configs import pivot
-from pivot_jax import recipe
+from pivot_jax import recipe, rundir
 from pivot_jax.errors import InputError
 from pivot_jax.stages import detach
 
@@ -138,7 +138,7 @@ def test_logging_keys_do_not_make_another_configuration(small):
 def test_a_workdir_in_use_is_refused(small):
   config, workdir, _ = small
   workdir.mkdir()
-  with recipe._lock(workdir), pytest.raises(InputError, match="in use"):
+  with rundir.lock(workdir), pytest.raises(InputError, match="in use"):
     _run(config, workdir)
 
 
@@ -217,3 +217,36 @@ def test_seeds_and_kinds_are_checked(tmp_path):
   config.detach_dpo.kind = "detatch"
   with pytest.raises(InputError, match="kind='detatch': choose one of"):
     recipe.expand(config, tmp_path)
+
+
+def test_files_count_by_content_and_images_of_a_folder_by_size(tmp_path):
+  rows, folder = tmp_path / "rows.jsonl", tmp_path / "images"
+  folder.mkdir()
+
+  def hashes():
+    source = {"path": str(rows), "image_root": str(folder)}
+    config = ml_collections.ConfigDict({"sources": {"rows": source}})
+    step = rundir.Step("a", "detach", config, {}, tmp_path / "a")
+    return rundir.Inputs().of(step)
+
+  rows.write_text("1")
+  (folder / "a.PNG").write_text("12")
+  before = hashes()
+  assert before.keys() == {"rows.path", "rows.image_root"}
+  rows.touch()
+  assert hashes() == before
+  rows.write_text("2")
+  assert hashes()["rows.path"] != before["rows.path"]
+  (folder / "a.PNG").write_text("123")
+  assert hashes()["rows.image_root"] != before["rows.image_root"]
+
+
+def test_other_weights_at_a_hugging_face_address_are_other_inputs(tmp_path):
+  weights = tmp_path / "model.safetensors"
+  address = {"vision": f"hf:{tmp_path}"}
+  config = ml_collections.ConfigDict({})
+  step = rundir.Step("a", "train", config, address, tmp_path / "a")
+  weights.write_bytes(b"1")
+  before = rundir.Inputs().of(step)
+  weights.write_bytes(b"2")
+  assert rundir.Inputs().of(step) != before

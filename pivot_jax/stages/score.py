@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from pivot_jax import checkpoint, metrics, objectives, sharding, trees
+from pivot_jax import checkpoint, metrics, objectives, reference, sharding
 from pivot_jax.data import packing, pipeline, registry
 from pivot_jax.models import layers
 
@@ -42,19 +42,8 @@ def run(
   mesh = sharding.make_mesh(config.mesh)
   with jax.set_mesh(mesh), layers.logical_rules(sharding.ACTIVATION_RULES):
     columns = _columns(config, model, coder, source, mesh)
-  out.mkdir(parents=True, exist_ok=True)
-  np.savez(out / "reference.npz", **columns)
-  checkpoint.write_json(
-    out / "reference.json",
-    {
-      "weights": trees.digest(trees.fingerprint(model.params)),
-      "tokenizer": model.tokenizer.fingerprint,
-      "template": config.template,
-      "mask": config.mask,
-      "resample": config.resample,
-      "rows": trees.digest(list(columns["crc"])),
-    },
-  )
+  made = reference.made_with(model.params, model.tokenizer, config)
+  reference.write(out, columns, made)
   chosen, rejected = columns["logps"].mean(axis=0)
   return {
     "rows": len(source),

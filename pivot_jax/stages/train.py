@@ -24,6 +24,7 @@ from pivot_jax import (
   metrics,
   objectives,
   optim,
+  reference,
   sharding,
   train,
   trees,
@@ -44,8 +45,8 @@ def run(
   start = assemble(config, inputs, tokenizer)
   coder = make_coder(config, tokenizer, start.mllm)
   mesh = sharding.make_mesh(config.mesh)
-  reference = read_reference(inputs, start, config, tokenizer)
-  stream = make_stream(config, coder, reference)
+  logps = read_reference(inputs, start, config, tokenizer)
+  stream = make_stream(config, coder, logps)
   job = _Job(config, out, start, stream, coder, mesh)
   with jax.set_mesh(mesh), layers.logical_rules(sharding.ACTIVATION_RULES):
     state, rows = job.run()
@@ -113,16 +114,14 @@ def make_coder(config, tokenizer, model: mllm.MLLM) -> pipeline.Coder:
   )
 
 
-def make_stream(config, coder, reference=None) -> pipeline.Stream:
+def make_stream(config, coder, logps=None) -> pipeline.Stream:
   """Returns the stage's stream; `data` is one name or (name, weight) pairs."""
   mix = ((config.data, 1.0),) if isinstance(config.data, str) else config.data
   parts = [
     (registry.open_source(config.sources[name].to_dict()), weight)
     for name, weight in mix
   ]
-  return pipeline.Stream(
-    parts, coder, seed=config.data_seed, reference=reference
-  )
+  return pipeline.Stream(parts, coder, seed=config.data_seed, reference=logps)
 
 
 def read_reference(inputs, start, config, tokenizer):
@@ -134,32 +133,8 @@ def read_reference(inputs, start, config, tokenizer):
       f"{config.name}: dpo needs reference log-probabilities: give the score "
       'stage in inputs, as reference="@reference"'
     )
-  folder = pathlib.Path(inputs["reference"])
-  head = checkpoint.read_json(folder / "reference.json")
-  have = {
-    "weights": trees.digest(trees.fingerprint(start.params)),
-    "tokenizer": tokenizer.fingerprint,
-    "template": config.template,
-    "mask": config.mask,
-    "resample": config.resample,
-  }
-  wrong = [name for name in have if head[name] != have[name]]
-  if wrong:
-    raise InputError(
-      f"{folder}: the reference log-probabilities were made with another "
-      f"{wrong[0]} ({head[wrong[0]]}, here {have[wrong[0]]}): run the score "
-      "stage on the checkpoint that this stage starts from"
-    )
-  table = folder / "reference.npz"
-  if not table.exists():
-    raise InputError(f"{table}: not found; run the score stage again")
-  columns = np.load(table, allow_pickle=False)
-  return {
-    str(name): ((float(pair[0]), float(pair[1])), str(crc))
-    for name, pair, crc in zip(
-      columns["id"], columns["logps"], columns["crc"], strict=True
-    )
-  }
+  made = reference.made_with(start.params, tokenizer, config)
+  return reference.read(pathlib.Path(inputs["reference"]), made)
 
 
 def save_model(out, params, start, config, tokenizer) -> None:

@@ -1,0 +1,67 @@
+"""The files of the score stage: DPO's reference log-probabilities as columns.
+
+`reference.npz` holds id, logps [N, 2] float32 (chosen, rejected) and the crc of
+each row's tokens; `reference.json` what they were made with. The stage that
+writes them and the one that reads them know the format from here.
+"""
+
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from pivot_jax import checkpoint, trees
+from pivot_jax.data import chat
+from pivot_jax.errors import InputError
+
+
+def made_with(
+  params: Any, tokenizer: chat.Tokenizer, config: ConfigDict
+) -> dict[str, str]:
+  """Returns what log-probabilities depend on, beside the rows."""
+  return {
+    "weights": trees.digest(trees.fingerprint(params)),
+    "tokenizer": tokenizer.fingerprint,
+    "template": config.template,
+    "mask": config.mask,
+    "resample": config.resample,
+  }
+
+
+def write(
+  folder: pathlib.Path, columns: Mapping[str, np.ndarray], made: Mapping
+) -> None:
+  """Writes the columns id, logps and crc, and what they were made with."""
+  folder.mkdir(parents=True, exist_ok=True)
+  np.savez(folder / "reference.npz", **columns)
+  rows = trees.digest(list(columns["crc"]))
+  checkpoint.write_json(folder / "reference.json", dict(made) | {"rows": rows})
+
+
+def read(
+  folder: pathlib.Path, made: Mapping[str, str]
+) -> dict[str, tuple[tuple[float, float], str]]:
+  """Returns {id: (log-probabilities, crc)}.
+
+  Raises InputError if they were made with anything else than `made`.
+  """
+  head = checkpoint.read_json(folder / "reference.json")
+  wrong = [name for name in made if head[name] != made[name]]
+  if wrong:
+    raise InputError(
+      f"{folder}: the reference log-probabilities were made with another "
+      f"{wrong[0]} ({head[wrong[0]]}, here {made[wrong[0]]}): run the score "
+      "stage on the checkpoint that this stage starts from"
+    )
+  table = folder / "reference.npz"
+  if not table.exists():
+    raise InputError(f"{table}: not found; run the score stage again")
+  columns = np.load(table, allow_pickle=False)
+  return {
+    str(name): ((float(pair[0]), float(pair[1])), str(crc))
+    for name, pair, crc in zip(
+      columns["id"], columns["logps"], columns["crc"], strict=True
+    )
+  }
