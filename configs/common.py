@@ -92,6 +92,8 @@ def stage(kind: str, *, inputs: dict | None = None, **fields) -> ConfigDict:
   if unknown:
     raise ValueError(f"{kind} has no fields {sorted(unknown)}")
   section = dict(kind=kind, seed=0, data_seed=0) | _DEFAULTS[kind] | fields
+  if "pack" in fields:
+    section["pack"] = _DEFAULTS[kind]["pack"] | fields["pack"]
   config = ConfigDict(section)
   config.inputs = ConfigDict(inputs or {})
   return config

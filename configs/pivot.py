@@ -4,7 +4,7 @@
 
   configs/pivot.py               from shipped weights, 15 min on 2 cores
   configs/pivot.py:debug         the same stages, tiny: does it run?
-  configs/pivot.py:from_scratch  makes the stage-0 weights again, too
+  configs/pivot.py:from_scratch  makes the shipped weights again, too
   configs/pivot.py:sweep         learning rates of SFT and DPO on a split that
                                  the report never uses
   configs/pivot.py:files         your own files: --config.files.pretrain=... etc.
@@ -159,7 +159,7 @@ def stage0(c: ConfigDict) -> None:
     batch=32,
     steps=1800,
     lr=((".*", 2e-3),),
-    pack=dict(tokens=0, losses=0, images=0, row=256),
+    pack=dict(row=256),
   )
   # The captioner's language model is thrown away: smaller, of another seed.
   throwaway = c.llm.to_dict() | dict(num_hidden_layers=2)
@@ -174,7 +174,7 @@ def stage0(c: ConfigDict) -> None:
     batch=32,
     steps=8000,
     lr=((".*", 2e-3),),
-    pack=dict(tokens=112, losses=72, images=1),
+    pack=dict(tokens=112, losses=72),
   )
 
 
@@ -188,7 +188,7 @@ def stage1(c: ConfigDict) -> None:
     batch=32,
     steps=80,
     lr=((".*", 5e-3),),
-    pack=dict(tokens=0, losses=0, images=1, row=256),
+    pack=dict(row=256),
   )
   # The encoder learns at a lower rate than the rest, as in the paper (2.1).
   # Its result ships with the package and is taken if nothing here is changed.
@@ -201,7 +201,7 @@ def stage1(c: ConfigDict) -> None:
     batch=32,
     steps=1600,
     lr=(("vision/.*", 5e-4), (".*", 1e-3)),
-    pack=dict(tokens=0, losses=0, images=1, row=256),
+    pack=dict(row=256),
   )
 
 
@@ -229,7 +229,7 @@ def post_training(*, objective: str, lr) -> ConfigDict:
     batch=64,
     steps=93,
     lr=lr,
-    pack=dict(tokens=0, losses=0, images=1, row=256),
+    pack=dict(row=256),
   )
 
 
@@ -274,19 +274,11 @@ def reassembly(c: ConfigDict, arm: str) -> None:
 
 def evaluations(c: ConfigDict) -> None:
   """Asks the test questions of every MLLM, by generation."""
-  for arm in ARMS[1:]:
-    c[f"evaluate_{arm}"] = stage(
-      "evaluate",
-      inputs=dict(init=f"@{MLLM[arm]}"),
-      data="eval",
-      blind="blind",
-    )
-  for arm in ARMS:
-    c[f"evaluate_pivot_{arm}"] = stage(
-      "evaluate",
-      inputs=dict(init=f"@pivot_full_{arm}"),
-      data="eval",
-      blind="blind",
+  models = {f"evaluate_{arm}": MLLM[arm] for arm in ARMS[1:]}
+  models |= {f"evaluate_pivot_{arm}": f"pivot_full_{arm}" for arm in ARMS}
+  for name, model in models.items():
+    c[name] = stage(
+      "evaluate", inputs=dict(init=f"@{model}"), data="eval", blind="blind"
     )
 
 
@@ -366,28 +358,7 @@ def files(c: ConfigDict) -> ConfigDict:
     segment_background="none",
   )
 
-  def given(kind, name, **fields):
-    return dict(
-      kind=kind,
-      path=c.files.get_ref(name),
-      given_by=f"set --config.files.{name}",
-      **fields,
-    )
-
-  images = dict(image_root=c.files.get_ref("images"))
-  c.sources = dict(
-    text=given("llava_text", "pretrain", **images),
-    pretrain=given("llava", "pretrain", **images),
-    caption=given("llava", "pretrain", **images),
-    chat=given("llava", "pretrain", **images),
-    preference=given("preference", "preference", **images),
-    eval=given("eval", "eval", **images),
-    classify_train=given("classify", "classify", split="train"),
-    classify_test=given("classify", "classify", split="val"),
-    segment_train=given("segment", "segment", split="train"),
-    segment_test=given("segment", "segment", split="val"),
-    gradcam=dict(kind="none", path="", given_by="needs masks of objects"),
-  )
+  c.sources = given_sources(c.files)
   c.report.title = "PIVOT on given files"
   c.report.lead = (
     "This page makes no claim: a few updates of a tiny model show that the "
@@ -399,10 +370,8 @@ def files(c: ConfigDict) -> ConfigDict:
     if section.kind == "train":
       section.template = "qwen_1_5"
       section.steps, section.batch = 40, 16
-      section.pack = dict(tokens=0, losses=0, images=1)
-      if name == "stage0_llm":
-        section.pack.images = 0
-      elif not isinstance(section.data, str):
+      section.pack.update(dict(tokens=0, losses=0, row=0))
+      if name != "stage0_llm" and not isinstance(section.data, str):
         section.data = (("chat", 1.0),)
     if section.kind == "evaluate":
       section.blind = ""
@@ -411,3 +380,31 @@ def files(c: ConfigDict) -> ConfigDict:
       section.ignore = c.files.get_ref("segment_ignore")
       section.background = c.files.get_ref("segment_background")
   return c
+
+
+def given_sources(given: ConfigDict) -> dict:
+  """Returns the sources of given files, by the names that the stages use."""
+
+  def source(kind, name, **fields):
+    return dict(
+      kind=kind,
+      path=given.get_ref(name),
+      given_by=f"set --config.files.{name}",
+      **fields,
+    )
+
+  images = dict(image_root=given.get_ref("images"))
+  return dict(
+    text=source("llava_text", "pretrain", **images),
+    **{
+      name: source("llava", "pretrain", **images)
+      for name in ("pretrain", "caption", "chat")
+    },
+    preference=source("preference", "preference", **images),
+    eval=source("eval", "eval", **images),
+    classify_train=source("classify", "classify", split="train"),
+    classify_test=source("classify", "classify", split="val"),
+    segment_train=source("segment", "segment", split="train"),
+    segment_test=source("segment", "segment", split="val"),
+    gradcam=dict(kind="none", path="", given_by="needs masks of objects"),
+  )

@@ -343,10 +343,7 @@ def _read_params(folder: pathlib.Path, part: str) -> Any:
         item=item, restore_args=args, partial_restore=True
       )
       return reader.restore(path, args=restore)
-  except InputError:
-    raise
-  # Orbax raises a bare Exception where an array's file is missing.
-  except Exception as error:
+  except (OSError, KeyError, TypeError, RuntimeError, ValueError) as error:
     raise InputError(
       f"{path}: damaged or incomplete ({str(error).splitlines()[0]}): make the "
       "stage again, or restore the folder from a copy"

@@ -203,3 +203,26 @@ def test_a_state_without_its_arrays_is_set_aside(tmp_path):
   assert saver.restore(_target())[0] == 1
   saver.close()
   gc.collect()
+
+
+@_BROKEN_READ
+@pytest.mark.parametrize("what", ["data", "metadata", "manifest"])
+@pytest.mark.parametrize("how", ["cut", "gone"])
+def test_a_damaged_artifact_is_an_error_of_one_kind(tmp_path, what, how):
+  noise = np.random.default_rng(0).normal(size=20_000)
+  tree = {"vision": {"w": noise.astype(np.float32)}}
+  meta = {"vision": None, "llm": None, "not_carried": []}
+  checkpoint.save(tmp_path / "a", tree, meta=meta)
+  params = tmp_path / "a" / "params"
+  path = {
+    "data": _data_file(params),
+    "metadata": params / "_METADATA",
+    "manifest": params / "manifest.ocdbt",
+  }[what]
+  if how == "gone":
+    path.unlink()
+  else:
+    path.write_bytes(path.read_bytes()[:7])
+  with pytest.raises(InputError, match="damaged or incomplete|fingerprint"):
+    checkpoint.load(str(tmp_path / "a"))
+  gc.collect()

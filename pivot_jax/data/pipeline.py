@@ -226,28 +226,27 @@ def choose_layout(
       losses=pack["losses"],
       pairs=1 if coder.pairs else 0,
     )
-  known: dict[tuple[int, int], packing.Example] = {}
-
-  def example(position):
-    key = stream.place(position)
-    if key not in known:
-      known[key] = stream.example(position, pixels=False)
-      with _locating(*stream.at(position)):
-        packing.check_length(known[key], patches, max_length)
-    return known[key]
-
-  updates = [
-    [example(i) for i in range(u * batch, (u + 1) * batch)]
-    for u in range(steps)
-  ]
+  examples = _texts(stream, batch * steps, patches, max_length)
   return packing.layout_for(
-    updates,
+    [examples[i : i + batch] for i in range(0, len(examples), batch)],
     patches=patches,
     image_size=coder.image_size,
     shards=shards,
     max_length=max_length,
     row_tokens=pack.get("row", 0),
   )
+
+
+def _texts(stream, count, patches, max_length) -> list[packing.Example]:
+  """Returns the first examples of a stream without pixels, checked for length."""
+  known: dict[tuple[int, int], packing.Example] = {}
+  for position in range(count):
+    if stream.place(position) not in known:
+      example = stream.example(position, pixels=False)
+      with _locating(*stream.at(position)):
+        packing.check_length(example, patches, max_length)
+      known[stream.place(position)] = example
+  return [known[stream.place(position)] for position in range(count)]
 
 
 def updates(

@@ -105,7 +105,9 @@ def _check_rows(source, tokenizer, config) -> None:
           f"{source.name(index)}: {name!r}: the row has no such field; evaluate "
           "needs questions with one answer each"
         )
-    needed = len(tokenizer.encode(normalize(str(row["answer"]))))
+    answer = str(row["answer"])
+    forms = (answer, normalize(answer))
+    needed = min(len(tokenizer.encode(form)) for form in forms)
     if needed > config.max_new_tokens:
       raise InputError(
         f"{source.name(index)}: the answer takes {needed} tokens, over "

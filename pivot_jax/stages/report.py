@@ -75,7 +75,7 @@ def page(
   """Returns the whole document; `lead` is what it says first."""
   found, seeds = record["results"], record["seeds"]
   error = (
-    f"the larger of that across {seeds} seeds and that over the items"
+    f"(the larger of that across {seeds} seeds and that over the items)"
     if seeds > 1
     else "over the items of one run"
   )
