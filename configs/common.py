@@ -97,3 +97,31 @@ def stage(kind: str, *, inputs: dict | None = None, **fields) -> ConfigDict:
   config = ConfigDict(section)
   config.inputs = ConfigDict(inputs or {})
   return config
+
+
+def given_sources(given: ConfigDict) -> dict:
+  """Returns the sources of given files, by the names that the stages use."""
+
+  def source(kind, name, **fields):
+    return dict(
+      kind=kind,
+      path=given.get_ref(name),
+      given_by=f"set --config.files.{name}",
+      **fields,
+    )
+
+  images = dict(image_root=given.get_ref("images"))
+  return dict(
+    text=source("llava_text", "pretrain", **images),
+    **{
+      name: source("llava", "pretrain", **images)
+      for name in ("pretrain", "caption", "chat")
+    },
+    preference=source("preference", "preference", **images),
+    eval=source("eval", "eval", **images),
+    classify_train=source("classify", "classify", split="train"),
+    classify_test=source("classify", "classify", split="val"),
+    segment_train=source("segment", "segment", split="train"),
+    segment_test=source("segment", "segment", split="val"),
+    gradcam=dict(kind="none", path="", given_by="needs masks of objects"),
+  )

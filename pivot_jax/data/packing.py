@@ -244,7 +244,9 @@ def _fill_row(batch, row, members, layout, pair_weight) -> None:
       begin = cursor.token
       _write_answer(batch, row, segment, branch, tokens, len(prompt), cursor)
       sequence = np.concatenate([prompt, np.arange(begin, cursor.token)])
-      _put(batch.sequences, (row, cursor.sequence), sequence, "sequences")
+      _check_fits(cursor.sequence + 1, layout.sequences, "sequences")
+      _check_fits(len(sequence), layout.sequence, "sequence")
+      batch.sequences[row, cursor.sequence, : len(sequence)] = sequence
       ids = np.concatenate([prompt_ids, tokens])
       position = np.concatenate(
         [prompt_loss, len(prompt) + np.flatnonzero(flags)]
@@ -371,13 +373,6 @@ def _empty(layout: Layout) -> Batch:
     pair_weight=floats(layout.pairs),
     reference=floats(layout.pairs, 2),
   )
-
-
-def _put(array, place, values, name) -> None:
-  row, slot = place
-  _check_fits(slot + 1, array.shape[1], name)
-  _check_fits(len(values), array.shape[2], "sequence")
-  array[row, slot, : len(values)] = values
 
 
 def _check_fits(needed: int, have: int, name: str, example: str = "") -> None:

@@ -91,13 +91,6 @@ def test_sources_are_mixed_by_weight_in_any_stretch():
     assert abs(parts.count(1) - 10) <= 1
 
 
-def test_an_empty_source_is_refused_by_name(tmp_path):
-  path = tmp_path / "none.jsonl"
-  path.write_text("")
-  with pytest.raises(InputError, match=r"none\.jsonl: the data is empty"):
-    registry.open_source(dict(kind="preference", path=str(path)))
-
-
 # --- rows become examples ----------------------------------------------------
 
 
@@ -215,27 +208,6 @@ def test_a_bad_question_is_named_before_its_picture_is_read(tmp_path):
   with pytest.raises(InputError) as error:
     pipeline.longest_prompt(found, coder(), PATCHES)
   assert_names_once(error, found, 0)
-
-
-def test_a_kind_that_is_not_there_is_answered_with_the_kinds():
-  with pytest.raises(InputError, match=r"'lava': choose one of .*'llava'"):
-    registry.open_source(dict(kind="lava", path="x.json"))
-
-
-@pytest.mark.parametrize("keys", [("from", "value"), ("role", "content")])
-def test_conversations_without_images_keep_their_words(tmp_path, keys):
-  roles = ("human", "gpt") if keys[0] == "from" else ("user", "assistant")
-  turns = [
-    dict(zip(keys, turn)) for turn in zip(roles, ("<image>\nHow many?", "two"))
-  ]
-  record = dict(id="x", image="nowhere.png", conversations=turns)
-  found = written(tmp_path, "llava_text", [record])
-  row = found[0]
-  assert row == found.text(0) and row["id"] == "x" and row["image"] is None
-  example = stream((found, 1.0)).example(0)
-  said = TOKENIZER.decode(example.prompt)
-  assert example.image is None and "<image>" not in said
-  assert "user\nHow many?" in said
 
 
 # --- reference log-probabilities ---------------------------------------------
