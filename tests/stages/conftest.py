@@ -11,7 +11,7 @@ ARM = dict(
   trainable=("projector/.*", "llm/.*"),
   batch=8,
   steps=4,
-  lr=((".*", 3e-3),),
+  lr=((".*", 1e-2),),
   save_every=2,
   pack=dict(tokens=128, losses=112, images=1),
 )

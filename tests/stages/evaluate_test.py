@@ -34,7 +34,7 @@ def talkative(tmp_path_factory):
   """Returns the address of a model whose answers end, early or late."""
   params = jax.tree.map(np.copy, tiny.params(MODEL, scale=12.0))
   # A long column of the head wins where it points the right way.
-  params["llm"]["lm_head"]["kernel"][:, tiny.TOKENIZER.im_end] *= 3
+  params["llm"]["lm_head"]["kernel"][:, tiny.TOKENIZER.im_end] *= 6
   return tiny.save(tmp_path_factory.mktemp("talkative"), params, MODEL)
 
 
@@ -74,9 +74,8 @@ def ends(row):
 def test_answers_are_greedy_up_to_the_first_stop_token(finished, greedy):
   _, records = finished
   stops = [ends(row) for row in greedy]
-  # Answers end early or late, and some are cut.
-  lengths = {int(s[0]) if len(s) else STEPS for s in stops}
-  assert STEPS in lengths and len(lengths) > 2
+  # Some answers end at once, some later, and some are cut.
+  assert {0, STEPS} < {int(s[0]) if len(s) else STEPS for s in stops}
   wanted = [
     tiny.TOKENIZER.decode(row[: s[0]] if len(s) else row)
     for row, s in zip(greedy, stops)
@@ -110,9 +109,8 @@ def test_an_answer_counts_in_another_form_and_not_as_another_word(
   for index, record in enumerate(records):
     said = record["said"].strip()
     Image.fromarray(source[index]["image"]).save(tmp_path / f"{index}.png")
-    # Most references are what the model says, in another form.
-    size = len(tiny.TOKENIZER.encode(evaluate.normalize(said)))
-    same = index % 3 != 0 and 0 < size <= STEPS
+    # Every other reference is what the model says, in another form.
+    same = index % 2 == 0 and said != ""
     answer = f" {said.upper()}." if same else "no"
     row = dict(id=str(index), image=f"{index}.png", answer=answer)
     rows.append(json.dumps(row | {"question": record["question"]}))
@@ -124,7 +122,7 @@ def test_an_answer_counts_in_another_form_and_not_as_another_word(
   text = (tmp_path / "out" / "predictions.jsonl").read_text("utf-8")
   again = [json.loads(line) for line in text.splitlines()]
   assert [r["said"] for r in again] == [r["said"] for r in records]
-  assert [r["correct"] for r in again] == wanted and 2 < sum(wanted) < SIZE
+  assert [r["correct"] for r in again] == wanted and 2 < sum(wanted) < 8
   assert found["category/suite"]["value"] == sum(wanted) / SIZE
 
 

@@ -100,7 +100,7 @@ def test_dpo_starts_at_ln_2_and_moves(lines):
   assert first["losses/dpo"] == pytest.approx(math.log(2), abs=1e-5)
   assert first["rewards/margins"] == pytest.approx(0, abs=1e-5)
   assert first["rewards/chosen"] == pytest.approx(0, abs=1e-5)
-  assert abs(last["rewards/margins"]) > 1e-3
+  assert abs(last["rewards/margins"]) > 1e-2
 
 
 def test_a_frozen_part_leaves_with_the_bits_it_came_with(
