@@ -83,20 +83,27 @@ def vision_json(config: vit.VisionConfig) -> dict[str, Any]:
 def preprocessor_json(
   config: vit.VisionConfig, resample: str = "bicubic"
 ) -> dict[str, Any]:
-  """Returns preprocessor_config.json: a resize to the square, as in training.
+  """Returns preprocessor_config.json: images framed as in training.
 
-  Raises InputError for a filter, or a crop, that this processor cannot do.
+  "bicubic" and "bilinear" squash to the square, as SigLIP's processor does;
+  "crop_bicubic" resizes the short side and cuts the middle, as CLIP's does.
   """
-  filters = {"bicubic": 3, "bilinear": 2}
-  if resample not in filters:
-    raise errors.InputError(
-      f"resample {resample!r} cannot be written for transformers: train with "
-      f"{' or '.join(filters)}"
-    )
-  return {
+  side = config.image_size
+  framing: dict[str, Any] = {
     "image_processor_type": "SiglipImageProcessor",
+    "size": {"height": side, "width": side},
+  }
+  if resample == "crop_bicubic":
+    framing = {
+      "image_processor_type": "CLIPImageProcessor",
+      "size": {"shortest_edge": side},
+      "do_center_crop": True,
+      "crop_size": {"height": side, "width": side},
+      "do_convert_rgb": True,
+    }
+  filters = {"bicubic": 3, "crop_bicubic": 3, "bilinear": 2}
+  return framing | {
     "do_resize": True,
-    "size": {"height": config.image_size, "width": config.image_size},
     "resample": filters[resample],
     "do_rescale": True,
     "rescale_factor": 1 / 255,

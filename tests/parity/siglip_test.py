@@ -9,6 +9,7 @@ import torch
 import transformers
 
 from pivot_jax.convert import hf
+from pivot_jax.data import images as images_
 from pivot_jax.models import mllm
 from tests.parity import foreign
 
@@ -146,4 +147,21 @@ def test_the_exported_image_processor_normalises_as_we_do(case, tmp_path):
   got = processor(images=list(images), return_tensors="np")["pixel_values"]
   np.testing.assert_allclose(
     got, foreign.pixels(images).numpy(), rtol=0, atol=1e-6
+  )
+
+
+@pytest.mark.parametrize("resample", images_.RESAMPLES)
+def test_the_exported_image_processor_frames_as_we_do(case, tmp_path, resample):
+  folder, _, _ = case
+  configs, params, _ = hf.load(folder)
+  vision = configs["vision"]
+  hf.save_vision(tmp_path, vision, params["vision"], resample=resample)
+  processor = transformers.AutoImageProcessor.from_pretrained(
+    tmp_path, backend="pil"
+  )
+  wide = np.random.default_rng(0).integers(0, 256, (41, 67, 3), np.uint8)
+  ours = images_.resize(wide, vision.image_size, resample=resample)
+  got = processor(images=[wide], return_tensors="np")["pixel_values"]
+  np.testing.assert_allclose(
+    got, foreign.pixels(ours[None]).numpy(), rtol=0, atol=1e-6
   )

@@ -89,7 +89,7 @@ def test_a_model_without_an_encoder_is_refused(init, tmp_path):
 
 def test_the_folder_says_how_images_were_resized(tmp_path):
   params = tiny.params()
-  for name, number in (("bicubic", 3), ("bilinear", 2)):
+  for name, number in (("bicubic", 3), ("bilinear", 2), ("crop_bicubic", 3)):
     folder = tmp_path / name
     tiny.save(folder, params)
     meta = json.loads((folder / "model.json").read_text())
