@@ -2,20 +2,31 @@
 
   import pivot_jax
   loaded = pivot_jax.load("package:toy:vision")
-  pivot_jax.save(folder, loaded.params, meta=loaded.meta)
+  pivot_jax.save("out", loaded.params, meta=loaded.meta)
 
-Both are those of `pivot_jax.checkpoint`, imported on first use: a wrong flag of
-the command is answered before jax is.
+jax is imported when one of them is called: the command answers a wrong flag
+before that.
 """
 
-from typing import Any
+import pathlib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
-__all__ = ("load", "save")
+if TYPE_CHECKING:
+  from pivot_jax import checkpoint
 
 
-def __getattr__(name: str) -> Any:
-  if name in __all__:
-    from pivot_jax import checkpoint
+def load(address: str) -> "checkpoint.Loaded":
+  """Returns what `pivot_jax.checkpoint.load` finds at an address."""
+  from pivot_jax import checkpoint
 
-    return getattr(checkpoint, name)
-  raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+  return checkpoint.load(address)
+
+
+def save(
+  folder: str | pathlib.Path, params: Any, *, meta: Mapping[str, Any]
+) -> None:
+  """Writes an artifact that `load` reads, as `pivot_jax.checkpoint.save`."""
+  from pivot_jax import checkpoint
+
+  checkpoint.save(pathlib.Path(folder), params, meta=meta)

@@ -8,7 +8,7 @@ def test_load_and_save_are_there_from_any_folder(tmp_path):
   script = (
     "import pivot_jax; "
     "loaded = pivot_jax.load('package:toy:vision'); "
-    "pivot_jax.save(__import__('pathlib').Path('out'), loaded.params, "
+    "pivot_jax.save('out', loaded.params, "
     "meta=loaded.meta); "
     "print(sorted(pivot_jax.load('out').params))"
   )
