@@ -4,11 +4,16 @@ A source has a length, rows by index with stable ids, `text(index)` for a row
 without decoding its image, and `name(index)` for messages.
 """
 
+import functools
+import json
+import logging
 from collections.abc import Mapping
 from typing import Any
 
 from pivot_jax.data import scenes, sources
 from pivot_jax.errors import InputError
+
+LOG = logging.getLogger("pivot_jax")
 
 Row = Mapping[str, Any]
 
@@ -16,8 +21,34 @@ Row = Mapping[str, Any]
 def open_source(spec: Mapping[str, Any]) -> Any:
   """Returns the source that a config's `data` entry describes.
 
-  `kind` names it; the other fields are its constructor's arguments.
+  `kind` names it, `max_bad` is the share of rows that may be left out because
+  a field or the image cannot be read (0: none, and none is looked for); the
+  other fields are its constructor's arguments.
   """
+  given = dict(spec)
+  max_bad = given.pop("max_bad", 0.0)
+  if not 0 <= max_bad < 1:
+    raise InputError(f"max_bad={max_bad}: give a share, 0 or more and under 1")
+  source = _open(given)
+  if not max_bad:
+    return source
+  bad = _bad_rows(json.dumps(given, sort_keys=True), max_bad)
+  return Readable(source, bad) if bad else source
+
+
+@functools.cache
+def _bad_rows(spec: str, max_bad: float) -> tuple[int, ...]:
+  """Reads a source through, once a run, and says what is left out."""
+  source = _open(json.loads(spec))
+  found = sources.check(source, max_bad=max_bad)
+  for _, message in found:
+    LOG.warning("left out: %s", message)
+  if found:
+    LOG.warning("%d of %d rows left out", len(found), len(source))
+  return tuple(index for index, _ in found)
+
+
+def _open(spec: Mapping[str, Any]) -> Any:
   kinds = {
     "scenes": scenes.Scenes,
     "llava": sources.LlavaJson,
@@ -40,6 +71,29 @@ def open_source(spec: Mapping[str, Any]) -> Any:
   if len(source) == 0:
     raise InputError(f"{spec.get('path', kind)}: the data is empty")
   return source
+
+
+class Readable:
+  """A source without the rows that cannot be read; names stay the file's."""
+
+  def __init__(self, source: Any, bad: tuple[int, ...]):
+    left_out = set(bad)
+    self._source = source
+    self._kept = [i for i in range(len(source)) if i not in left_out]
+
+  def __len__(self) -> int:
+    return len(self._kept)
+
+  def __getitem__(self, index: int) -> Row:
+    return self._source[self._kept[index]]
+
+  def name(self, index: int) -> str:
+    """Returns where a row stands in the file."""
+    return self._source.name(self._kept[index])
+
+  def text(self, index: int) -> Row:
+    """Returns a row without decoding its image."""
+    return self._source.text(self._kept[index])
 
 
 class WithoutImages:

@@ -1,8 +1,11 @@
 """The kinds of source that a config can name, and what is no source."""
 
 import json
+import logging
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from pivot_jax import checkpoint
 from pivot_jax.data import chat, pipeline, registry
@@ -46,3 +49,44 @@ def test_conversations_without_images_keep_their_words(tmp_path, keys):
   said = TOKENIZER.decode(example.prompt)
   assert example.image is None and "<image>" not in said
   assert "user\nHow many?" in said
+
+
+@pytest.fixture
+def half_bad(tmp_path):
+  """A preference file of four rows; the images of the second are lost."""
+  pixels = np.zeros((4, 4, 3), np.uint8)
+  Image.fromarray(pixels).save(tmp_path / "there.png")
+  rows = [
+    dict(image=image, question="q", chosen="a", rejected="b")
+    for image in ("there.png", "gone.png", "there.png", "there.png")
+  ]
+  path = tmp_path / "rows.jsonl"
+  path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+  return dict(kind="preference", path=str(path))
+
+
+def test_a_row_that_cannot_be_read_is_an_error_unless_allowed(half_bad):
+  source = registry.open_source(half_bad)
+  assert len(source) == 4
+  with pytest.raises(InputError, match=r"rows\.jsonl:2: .*gone\.png"):
+    source[1]
+  with pytest.raises(InputError, match=r"1 of 4 .* share of 0\.2: .*jsonl:2"):
+    registry.open_source(half_bad | dict(max_bad=0.2))
+
+
+def test_rows_left_out_are_named_and_the_others_keep_their_places(
+  half_bad, caplog
+):
+  with caplog.at_level(logging.WARNING, "pivot_jax"):
+    source = registry.open_source(half_bad | dict(max_bad=0.25))
+  assert [source.name(i)[-2:] for i in range(len(source))] == [":1", ":3", ":4"]
+  assert source[1]["image"].shape == (4, 4, 3)
+  assert source.text(1)["id"] == "rows-2"
+  said = [record.getMessage() for record in caplog.records]
+  assert "rows.jsonl:2: " in said[0] and said[1] == "1 of 4 rows left out"
+
+
+@pytest.mark.parametrize("share", [-0.1, 1])
+def test_all_rows_cannot_be_allowed_to_be_bad(half_bad, share):
+  with pytest.raises(InputError, match="give a share, 0 or more and under 1"):
+    registry.open_source(half_bad | dict(max_bad=share))
