@@ -120,6 +120,13 @@ def finished(step: Step, inputs: Inputs) -> bool:
       f"{step.folder} was made from other inputs than there are now: delete it "
       "to make it again"
     )
+  now = _checksums(step.folder)
+  changed = [n for n, mark in done["outputs"].items() if now.get(n) != mark]
+  if changed:
+    raise InputError(
+      f"{step.folder / changed[0]} is not what the stage wrote: delete "
+      f"{step.folder} to make it again"
+    )
   return True
 
 
@@ -163,7 +170,7 @@ def finish(
 
 
 def _checksums(folder: pathlib.Path) -> dict[str, str]:
-  """Returns a CRC per result file; of parameters, their own fingerprint."""
+  """Returns a hash per result file; parameters have a fingerprint of theirs."""
   sums, about = {}, ("done.json", "begun.json", "config.json")
   for path in sorted(folder.iterdir()):
     if path.is_file() and path.name not in about:

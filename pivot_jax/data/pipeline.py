@@ -29,10 +29,15 @@ Reference = Mapping[str, tuple[tuple[float, float], str]]
 
 @dataclasses.dataclass(frozen=True)
 class Update:
-  """A placed batch with what the host knows of it."""
+  """A placed batch with what the host knows of it.
+
+  `digest` is a CRC32 of the ids and of each row's prompt and first answer: equal
+  for two objectives that see the same rows.
+  """
 
   batch: packing.Batch
   ids: tuple[str, ...]
+  digest: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,26 +57,23 @@ class Coder:
 
   def encode(self, row: Row) -> chat.Encoded:
     """Returns the tokens of a row; raises InputError without its name."""
-    if self.pairs:
-      _check_fields(row, "question", "chosen", "rejected")
-      encoded = chat.encode_pair(
-        self.tokenizer,
-        row["question"],
-        row["chosen"],
-        row["rejected"],
-        template=self.template,
-        mask=self.mask,
-        has_image=row["image"] is not None,
+    has_image = row["image"] is not None
+    style = dict(template=self.template, mask=self.mask, has_image=has_image)
+    if "conversations" in row and not self.pairs:
+      return chat.encode_conversation(
+        self.tokenizer, row["conversations"], **style
       )
+    _check_fields(row, "question", "chosen", "rejected")
+    encoded = chat.encode_pair(
+      self.tokenizer, row["question"], row["chosen"], row["rejected"], **style
+    )
+    if self.pairs:
       # The targets of a prompt cancel between two answers (paper 3.2).
       nothing = np.zeros(len(encoded.prompt), bool)
       return encoded._replace(prompt_targets=nothing)
-    return chat.encode_conversation(
-      self.tokenizer,
-      conversation(row),
-      template=self.template,
-      mask=self.mask,
-      has_image=row["image"] is not None,
+    # The same prompt and answer as DPO sees, the rejected one left out.
+    return encoded._replace(
+      answers=encoded.answers[:1], answer_targets=encoded.answer_targets[:1]
     )
 
   def pixels(self, image: Any) -> UInt8[np.ndarray, "H W 3"] | None:
@@ -79,18 +81,6 @@ class Coder:
     if image is None or image.shape[:2] == (self.image_size,) * 2:
       return image
     return images.resize(image, self.image_size, resample=self.resample)
-
-
-def conversation(row: Row) -> Sequence[Mapping[str, str]]:
-  """Returns the turns of a conversation row, or of a preference row's chosen."""
-  if "conversations" in row:
-    return row["conversations"]
-  _check_fields(row, "question", "chosen")
-  return (
-    # As `encode_pair` reads it, so that both objectives see one prompt.
-    {"from": "human", "value": row["question"].strip()},
-    {"from": "gpt", "value": row["chosen"]},
-  )
 
 
 class Stream:
@@ -162,8 +152,12 @@ class _Positions:
 
 def row_crc(example: packing.Example) -> str:
   """Returns a CRC32 of all tokens of an example, to key reference columns."""
+  return _crc(example.prompt, *example.answers)
+
+
+def _crc(*sequences) -> str:
   crc = 0
-  for tokens in (example.prompt, *example.answers):
+  for tokens in sequences:
     crc = zlib.crc32(np.asarray(tokens, np.int32).tobytes(), crc)
     crc = zlib.crc32(b"|", crc)
   return f"{crc:08x}"
@@ -273,7 +267,9 @@ def updates(
       examples, local, sft_group=sft_group, pairs=batch, share=1 / hosts
     )
     ids = tuple(example.id for example in examples)
-    yield Update(sharding.place_rows(packed, mesh), ids)
+    said = [_crc(e.prompt, *e.answers[:1]) for e in examples]
+    digest = zlib.crc32(" ".join((*ids, *said)).encode())
+    yield Update(sharding.place_rows(packed, mesh), ids, digest)
     position += batch
 
 
