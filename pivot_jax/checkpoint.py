@@ -24,7 +24,7 @@ import orbax.checkpoint as ocp
 from safetensors import numpy as safetensors_numpy
 
 from pivot_jax import trees
-from pivot_jax.convert import hf
+from pivot_jax.convert import hf, hf_config
 from pivot_jax.data import chat
 from pivot_jax.errors import InputError
 from pivot_jax.models import layers, mllm, qwen2, vit
@@ -104,6 +104,8 @@ def load(address: str) -> Loaded:
   if kind == "hf":
     found, params, info = hf.load(folder)
     meta = _meta_of_hf(found, info)
+    if found["vision"] and (known := hf_config.resample(folder)):
+      meta["preprocessing"] = {"resample": known}
   else:
     meta = _read_meta(folder, address)
     params = _read_params(folder, part)

@@ -31,6 +31,7 @@ _LLM_DEFAULTS = {
   "num_attention_heads": 32,
   "rms_norm_eps": 1e-6,
   "tie_word_embeddings": False,
+  "initializer_range": 0.02,
 }
 _LLM_THETA = 10000.0
 
@@ -78,6 +79,27 @@ def vision_json(config: vit.VisionConfig) -> dict[str, Any]:
     "vision_use_head": False,
     "torch_dtype": "float32",
   }
+
+
+def resample(folder: Path) -> str | None:
+  """Returns how a folder's image processor resizes, None if it does not say.
+
+  Raises:
+    InputError: a filter that `preprocessor_json` has no name for.
+  """
+  path = folder / "preprocessor_config.json"
+  said = tensors.read_json(path) if path.exists() else {}
+  if said.get("resample") is None:
+    return None
+  crops = bool(said.get("do_center_crop"))
+  known = {(3, False): "bicubic", (2, False): "bilinear"}
+  known[3, True] = "crop_bicubic"
+  if (said["resample"], crops) not in known:
+    raise errors.InputError(
+      f"{path}: resample is {said['resample']!r}, do_center_crop {crops}; images"
+      " can be resized by filter 2 or 3, or by 3 and cropped"
+    )
+  return known[said["resample"], crops]
 
 
 def preprocessor_json(

@@ -5,7 +5,7 @@ import json
 import jax
 import pytest
 
-from pivot_jax import errors
+from pivot_jax import checkpoint, errors
 from pivot_jax.convert import hf
 from pivot_jax.models import mllm
 from tests.models import tiny
@@ -82,3 +82,31 @@ def test_image_statistics_come_from_the_processor_file(vision_folder):
   config = hf.load(vision_folder)[0]["vision"]
   assert config.image_mean == (0.1, 0.2, 0.3)
   assert config.image_std == (0.5, 0.5, 0.5)
+
+
+@pytest.mark.parametrize(
+  "said, known",
+  [
+    ({}, None),
+    ({"resample": 2}, "bilinear"),
+    ({"resample": 3, "do_center_crop": False}, "bicubic"),
+    ({"resample": 3, "do_center_crop": True}, "crop_bicubic"),
+  ],
+  ids=str,
+)
+def test_the_resize_of_an_encoder_comes_from_the_processor_file(
+  vision_folder, said, known
+):
+  path = vision_folder / "preprocessor_config.json"
+  path.write_text(json.dumps(said))
+  found = checkpoint.load(f"hf:{vision_folder}").meta.get("preprocessing", {})
+  assert found.get("resample") == known
+
+
+def test_a_resize_that_is_not_done_here_is_refused(vision_folder):
+  path = vision_folder / "preprocessor_config.json"
+  path.write_text(json.dumps({"resample": 1}))
+  with pytest.raises(
+    errors.InputError, match="resample is 1, .* filter 2 or 3"
+  ):
+    checkpoint.load(f"hf:{vision_folder}")

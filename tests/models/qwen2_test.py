@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pivot_jax import trees
 from pivot_jax.models import layers, mllm, qwen2
 from tests.models import tiny
 
@@ -19,6 +20,20 @@ def test_impossible_heads_are_refused(field, said):
   value = {"num_key_value_heads": 4, "head_dim": 7}[field]
   with pytest.raises(ValueError, match=said):
     dataclasses.replace(tiny.LLM, **{field: value})
+
+
+def test_every_fresh_matrix_has_the_spread_that_the_config_names():
+  config = dataclasses.replace(tiny.UNTIED, initializer_range=0.3)
+  model = mllm.MLLM(config, None)
+  params = mllm.init_params(model, jax.random.key(0))["llm"]
+  drawn = {
+    path: float(jnp.std(leaf))
+    for path, leaf in trees.flatten(params).items()
+    if path.endswith(("kernel", "embedding"))
+  }
+  assert len(drawn) == 9
+  # The smallest has 640 entries a block: 4 standard errors are 12 %.
+  assert all(abs(spread / 0.3 - 1) < 0.12 for spread in drawn.values()), drawn
 
 
 @pytest.mark.parametrize("scan", [True, False])
