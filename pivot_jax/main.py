@@ -38,7 +38,7 @@ def main(argv: Sequence[str]) -> None:
   del argv
   _setup_logging()
   # Imported here so that a wrong flag is answered at once.
-  from pivot_jax import dry_run, recipe, train
+  from pivot_jax import checks, dry_run, recipe, train
 
   try:
     _setup_jax()
@@ -47,6 +47,8 @@ def main(argv: Sequence[str]) -> None:
     workdir = pathlib.Path(_WORKDIR.value).absolute()
     began = time.monotonic()
     plan = recipe.expand(config, workdir)
+    _check_sizes(config)
+    checks.check(plan.steps)
     if _DRY_RUN.value:
       sys.stdout.write(dry_run.describe(plan) + "\n")
       return
@@ -59,6 +61,21 @@ def main(argv: Sequence[str]) -> None:
   except train.NonFiniteError as error:
     _leave(f"error: {error}", EXIT_NON_FINITE)
   _farewell(workdir, time.monotonic() - began)
+
+
+def _check_sizes(config) -> None:
+  """Raises for sizes on the command line that given weights would override."""
+  given = config_flags.get_override_values(flags.FLAGS["config"])
+  for part in ("vision", "llm"):
+    init = config[part].init
+    sizes = [
+      k for k in given if k.startswith(f"{part}.") and k != f"{part}.init"
+    ]
+    if sizes and init and not init.startswith("@"):
+      raise InputError(
+        f"--config.{sizes[0]} says nothing: the sizes are those of the weights in "
+        f"--config.{part}.init={init}; leave one of the two out"
+      )
 
 
 def _setup_logging() -> None:

@@ -57,6 +57,10 @@ def make_mesh(shape: Mapping[str, int]) -> Mesh:
   if unknown:
     raise InputError(f"mesh has unknown axes {unknown}; the axes are {AXES}")
   sizes = [int(shape.get(axis, 1)) for axis in AXES]
+  if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
+    raise InputError(
+      f"mesh {dict(zip(AXES, sizes))}: give sizes of 1 or more; one may be -1"
+    )
   devices = jax.device_count()
   if sizes.count(-1) == 1:
     known = -int(np.prod(sizes))

@@ -32,8 +32,8 @@ MAY_IMPORT = (
   (r"stages\..+", _TOOLS + r"|checkpoint|train|reference|compare|html"),
   (r"recipe", _TOOLS + r"|checkpoint|rundir|train|stages\..+"),
   (
-    r"main|dry_run|ship",
-    _TOOLS + r"|checkpoint|rundir|train|stages\..+|recipe|dry_run",
+    r"main|dry_run|ship|checks",
+    _TOOLS + r"|checkpoint|rundir|train|stages\..+|recipe|dry_run|checks",
   ),
 )
 # Where a package may be imported, by path; elsewhere it may not.

@@ -71,6 +71,10 @@ def wait_for(path, process):
   [
     ("--config.stage1_proj.btach=3", 'Did you mean "batch"'),
     ("--config.vision.init=hf:nowhere", "nowhere/config.json: not found"),
+    (
+      "--config.llm.hidden_size=64",
+      "those of the weights in --config.llm.init",
+    ),
     ("--config.mesh.data=3", "needs 3 devices, there are 1"),
     ("--config.stage1_proj.trainable=('projektor/.*',)", "did you mean"),
   ],

@@ -158,7 +158,11 @@ def _read_json(folder: pathlib.Path) -> tokenizers.Tokenizer:
     raise InputError(f"{path}: not valid JSON: {error}") from None
   if not isinstance(rules, dict) or "model" not in rules:
     raise InputError(f"{path}: not a tokenizer of the tokenizers library")
-  return tokenizers.Tokenizer.from_str(text)
+  try:
+    return tokenizers.Tokenizer.from_str(text)
+  # The library raises nothing more special.
+  except Exception as error:  # noqa: BLE001
+    raise InputError(f"{path}: not a tokenizer: {error}") from None
 
 
 def _convert(folder: pathlib.Path) -> tokenizers.Tokenizer:

@@ -1,0 +1,125 @@
+"""What can be known to be wrong before anything runs: numbers, names, files.
+
+A mistake in the last stage's settings is answered in the first second, not
+after the hours of the stages before it. What only a stage can know (weights
+that do not fit, a row that is too long) stays with the stage.
+"""
+
+import json
+import numbers
+import pathlib
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from pivot_jax import optim, rundir, sharding
+from pivot_jax.data import chat, images, registry
+from pivot_jax.errors import InputError
+
+_AT_LEAST_1 = (
+  *("batch", "steps", "accum", "save_every", "chunk", "max_length"),
+  *("max_new_tokens", "epochs", "hidden", "examples", "resamples"),
+  "max_iterations",
+)
+# Name, the rule in words, the rule; each number is checked where it occurs.
+_RANGES: tuple[tuple[str, str, Callable[[float], bool]], ...] = (
+  *((name, "1 or more", lambda x: x >= 1) for name in _AT_LEAST_1),
+  ("clip", "a number over 0", lambda x: x > 0),
+  ("beta", "a number over 0", lambda x: x > 0),
+  ("tolerance", "a number over 0", lambda x: x > 0),
+  ("validation", "a share over 0 and under 1", lambda x: 0 < x < 1),
+  ("seed", "0 or more", lambda x: x >= 0),
+  ("data_seed", "0 or more", lambda x: x >= 0),
+)
+_CHOICES = {
+  "objective": ("sft", "dpo"),
+  "template": chat.TEMPLATES,
+  "mask": chat.MASKS,
+  "schedule": optim.SCHEDULES,
+  "resample": images.RESAMPLES,
+}
+
+
+def check(steps: Iterable[rundir.Step]) -> None:
+  """Raises InputError for the first stage that could not run as it is set."""
+  steps = list(steps)
+  for step in steps:
+    _check_numbers(step)
+    _check_choices(step)
+  for mesh in {json.dumps(s.config.mesh.to_dict()): s for s in steps}.values():
+    sharding.make_mesh(mesh.config.mesh)
+  _check_sources(steps)
+
+
+def _check_numbers(step: rundir.Step) -> None:
+  config = step.config
+  for name, words, holds in _RANGES:
+    value = config.get(name, 1)
+    if name not in config:
+      continue
+    if not isinstance(value, numbers.Real) or not holds(value):
+      raise InputError(f"{step.name}.{name}={value!r}: give {words}")
+  if step.kind == "train":
+    if not 0 <= config.warmup < 1:
+      raise InputError(
+        f"{step.name}.warmup={config.warmup!r}: give a share of the updates, 0 "
+        "or more and under 1"
+      )
+    for field in ("lr", "weight_decay"):
+      _check_rules(step, field)
+  if step.kind == "segment_probe":
+    _check_background(step.name, config)
+
+
+def _check_rules(step: rundir.Step, field: str) -> None:
+  """Checks ordered rules (pattern, value): pairs, and no negative value."""
+  for rule in step.config[field]:
+    pair = isinstance(rule, (tuple, list)) and len(rule) == 2
+    if not pair or not isinstance(rule[1], numbers.Real) or rule[1] < 0:
+      raise InputError(
+        f"{step.name}.{field}: {rule!r} is no rule; give (pattern, value) with "
+        'a value of 0 or more, as ((".*", 1e-5),)'
+      )
+
+
+def _check_background(name: str, config: ConfigDict) -> None:
+  for field in ("background", "ignore"):
+    value = config[field]
+    if value == "none":
+      continue
+    try:
+      index = int(value)
+    except ValueError:
+      raise InputError(
+        f'{name}.{field}={value!r}: give the index of a class, or "none"'
+      ) from None
+    beyond = config.num_classes and index >= config.num_classes
+    if field == "background" and beyond:
+      raise InputError(
+        f"{name}.{field}={value!r}: there are {config.num_classes} classes, "
+        "from 0 on"
+      )
+
+
+def _check_choices(step: rundir.Step) -> None:
+  for name, options in _CHOICES.items():
+    value = step.config.get(name, options[0])
+    if value not in options:
+      raise InputError(
+        f"{step.name}.{name}={value!r}: choose one of {', '.join(options)}"
+      )
+
+
+def _check_sources(steps: Iterable[rundir.Step]) -> None:
+  """Opens every source once: each file is there and each record readable."""
+  known: dict[str, Any] = {}
+  for step in steps:
+    for spec in step.config.get("sources", {}).values():
+      fields = spec.to_dict()
+      known[json.dumps(fields, sort_keys=True)] = fields
+  for fields in known.values():
+    root = fields.get("image_root")
+    if root and not pathlib.Path(root).is_dir():
+      raise InputError(f"{root}: no such folder of images")
+    registry.open_source(fields)

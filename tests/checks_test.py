@@ -1,0 +1,70 @@
+"""Settings that cannot work are answered before anything runs."""
+
+import pytest
+
+from configs import pivot
+from pivot_jax import checks, recipe, train
+from pivot_jax.errors import InputError
+
+
+def steps(tmp_path, name="", **changed):
+  """Returns the steps of a recipe with settings changed, `a__b` being a.b."""
+  config = pivot.get_config(name)
+  for key, value in changed.items():
+    config.update_from_flattened_dict({key.replace("__", "."): value})
+  return recipe.expand(config, tmp_path).steps
+
+
+@pytest.mark.parametrize("name", ["", "debug", "from_scratch", "sweep"])
+def test_every_recipe_passes(tmp_path, name):
+  checks.check(steps(tmp_path, name))
+
+
+@pytest.mark.parametrize("change, said", [
+  (dict(stage2_dpo__batch=0), "stage2_dpo.batch=0: give 1 or more"),
+  (dict(reference__chunk=0), "reference.chunk=0: give 1 or more"),
+  (dict(evaluate_dpo__batch=0), "evaluate_dpo.batch=0: give 1 or more"),
+  (dict(gradcam_sft__examples=0), "gradcam_sft.examples=0: give 1"),
+  (dict(segment_probe_sft__epochs=0), "segment_probe_sft.epochs=0: give 1"),
+  (dict(stage2_sft__clip=0.0), "stage2_sft.clip=0.0: give a number over 0"),
+  (dict(stage2_dpo__beta=-1.0), "stage2_dpo.beta=-1.0: give a number over 0"),
+  (dict(stage2_sft__warmup=2.0), "stage2_sft.warmup=2.0: give a share"),
+  (dict(stage2_sft__lr=((".*", -1e-3),)), r"stage2_sft.lr: .* is no rule"),
+  (dict(stage2_sft__lr=(".*", 1e-3)), r"stage2_sft.lr: '.\*' is no rule"),
+  (dict(linear_probe_dpo__validation=1.0), "validation=1.0: give a share"),
+  (dict(stage2_dpo__objective="mpo"), "'mpo': choose one of sft, dpo"),
+  (dict(stage2_sft__template="chatml"), "'chatml': choose one of qwen_1_5"),
+  (dict(stage2_sft__schedule="step"), "'step': choose one of cosine"),
+  (dict(resample="cubic"), "resample='cubic': choose one of bicubic"),
+  (dict(segment_probe_dpo__background="void"), "'void': give the index of a"),
+  (dict(segment_probe_dpo__background="11"), "there are 11 classes"),
+  (dict(mesh__data=3), "needs 3 devices, there are"),
+  (dict(mesh__fsdp=-1), "one may be -1"),
+], ids=str)  # fmt: skip
+def test_a_setting_that_cannot_work_is_named_with_what_to_give(
+  tmp_path, change, said
+):
+  with pytest.raises(InputError, match=said):
+    checks.check(steps(tmp_path, **change))
+
+
+def test_files_are_looked_for_before_the_stages_that_need_them(tmp_path):
+  path = tmp_path / "rows.json"
+  path.write_text("[]")
+  given = dict(files__pretrain=str(path), files__images=str(tmp_path / "gone"))
+  with pytest.raises(InputError, match="gone: no such folder of images"):
+    checks.check(steps(tmp_path, "files", **given))
+  given["files__images"] = str(tmp_path)
+  with pytest.raises(InputError, match="rows.json: the data is empty"):
+    checks.check(steps(tmp_path, "files", **given))
+  given["files__eval"] = str(tmp_path / "none.json")
+  path.write_text('[{"conversations": [{"from": "gpt", "value": "x"}]}]')
+  with pytest.raises(InputError, match="none.json: no such file"):
+    checks.check(steps(tmp_path, "files", **given))
+
+
+def test_loops_without_a_checkpoint_end_at_sigterm(monkeypatch):
+  train.stop_if_requested("evaluate_dpo")
+  monkeypatch.setattr(train, "stop_requested", lambda: True)
+  with pytest.raises(train.Stopped, match="evaluate_dpo stopped"):
+    train.stop_if_requested("evaluate_dpo")
