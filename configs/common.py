@@ -8,9 +8,7 @@ import ml_collections
 
 ConfigDict = ml_collections.ConfigDict
 
-_TEXT = dict(
-  template="qwen_1_5", mask="paper", resample="bicubic", max_length=2048
-)
+_TEXT = dict(template="qwen_1_5", mask="paper", max_length=2048)
 
 _DEFAULTS = dict(
   # paper 2.1 and 2.2: AdamW, cosine to 0, 3 % warmup, clip 1.0, no decay; SFT
@@ -38,12 +36,14 @@ _DEFAULTS = dict(
   score=dict(data="", batch=64, chunk=4096, pack=dict(row=0), **_TEXT),
   detach=dict(),
   # `blind` names rows to fit the question-only baseline on; empty: none.
-  evaluate=dict(data="", blind="", batch=100, max_new_tokens=16, **_TEXT),
+  # Asked in ChatML, whatever the model was trained on.
+  evaluate=dict(
+    data="", blind="", batch=100, max_new_tokens=16, max_length=2048
+  ),
   # paper 5.1: no standardisation, lambda chosen on a validation share of train.
   linear_probe=dict(
     data=(("classify_train", 1.0), ("classify_test", 1.0)),
     batch=100,
-    resample="bicubic",
     lambdas=(1e-6, 1e6, 25),
     validation=0.2,
     tolerance=1e-7,
@@ -53,7 +53,6 @@ _DEFAULTS = dict(
   segment_probe=dict(
     data=(("segment_train", 1.0), ("segment_test", 1.0)),
     batch=32,
-    resample="bicubic",
     epochs=5,
     hidden=1024,
     lr=1e-3,
@@ -68,7 +67,7 @@ _DEFAULTS = dict(
   ),
   gradcam=dict(data="", batch=24, beta=0.1, chunk=4096, examples=6, **_TEXT),
   # `lead` opens the page; empty, it is what the numbers say of DPO and SFT.
-  report=dict(title="PIVOT at toy scale", lead="", **_TEXT),
+  report=dict(title="PIVOT at toy scale", lead=""),
 )
 
 
@@ -107,6 +106,7 @@ def given_sources(given: ConfigDict) -> dict:
       kind=kind,
       path=given.get_ref(name),
       given_by=f"set --config.files.{name}",
+      max_bad=given.get_ref("max_bad"),
       **fields,
     )
 

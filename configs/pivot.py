@@ -51,6 +51,8 @@ def toy() -> ConfigDict:
   c.tensorboard = False
   c.mesh = dict(data=-1, fsdp=1, tensor=1)
   c.compute = dict(dtype="float32", remat="none", scan=False)
+  # How images are brought to the encoder's size, in training and measuring.
+  c.resample = "bicubic"
   c.tokenizer = "package:toy"
   # `init` is an address: package:toy:vision, hf:DIR, DIR:vision, @stage:vision.
   # The sizes are those of a model that starts at random.
@@ -72,9 +74,10 @@ def toy() -> ConfigDict:
     num_attention_heads=4,
     num_key_value_heads=2,
     head_dim=24,
-    rope_theta=10_000.0,
+    rope_theta=1e6,
     rms_norm_eps=1e-6,
     tie_word_embeddings=True,
+    initializer_range=0.1,
   )
   c.sources = scenes()
   stage0(c)
@@ -172,7 +175,7 @@ def stage0(c: ConfigDict) -> None:
     template="plain",
     trainable=(".*",),
     batch=32,
-    steps=8000,
+    steps=4000,
     lr=((".*", 2e-3),),
     pack=dict(tokens=112, losses=72),
   )
@@ -341,11 +344,14 @@ def files(c: ConfigDict) -> ConfigDict:
 
   files.pretrain  LLaVA records (.json or .jsonl), for stage 1 and re-assembly
   files.preference  MMPR rows (.jsonl): image, question, chosen, rejected
-  files.eval  LLaVA records whose last turn is the answer
+  files.eval  records of question and answer (and category), or LLaVA records
+  of one question and its answer
   files.images  the folder that image paths are relative to
   files.classify  DIR/{train,val}/CLASS/*; files.segment
   DIR/{train,val}/{images,labels}, with segment_ignore (-1: none) and
   segment_background ("none", or the index of the background class)
+  files.max_bad  the share of rows of a file that may be left out, and is named,
+  because a field or the image cannot be read; 0: the first one is an error
   """
   c.files = dict(
     pretrain="",
@@ -356,6 +362,7 @@ def files(c: ConfigDict) -> ConfigDict:
     segment="",
     segment_ignore=-1,
     segment_background="none",
+    max_bad=0.0,
   )
 
   c.sources = common.given_sources(c.files)

@@ -237,7 +237,15 @@ def _step(config, name, seed, workdir, steps, left_out, given) -> rundir.Step:
 def _common(config: ConfigDict, section: ConfigDict) -> dict[str, Any]:
   """Returns what every stage gets beside its own section."""
   names = _sources(section)
-  shared = ("tokenizer", "vision", "llm", "compute", "mesh", "tensorboard")
+  shared = (
+    "tokenizer",
+    "vision",
+    "llm",
+    "resample",
+    "compute",
+    "mesh",
+    "tensorboard",
+  )
   common = {
     key: value.to_dict() if isinstance(value, ConfigDict) else value
     for key, value in ((key, config[key]) for key in shared)

@@ -81,6 +81,12 @@ def stop_requested() -> bool:
   return _STOP.is_set()
 
 
+def stop_if_requested(name: str) -> None:
+  """Raises Stopped if SIGTERM has come; for loops that keep no checkpoint."""
+  if stop_requested():
+    raise Stopped(f"{name} stopped; the same command runs it again")
+
+
 def make_state(
   params: Any,
   *,

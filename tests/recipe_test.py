@@ -110,6 +110,16 @@ def test_a_finished_stage_is_skipped(small):
   assert done["metrics"] == {"parameters": 42} and done["outputs"]
 
 
+def test_a_result_that_was_changed_afterwards_is_no_result(small):
+  config, workdir, _ = small
+  _run(config, workdir)
+  (workdir / "detach_dpo" / "result.txt").write_text("43")
+  with pytest.raises(
+    InputError, match="result.txt is not what the stage wrote"
+  ):
+    _run(config, workdir)
+
+
 def test_half_a_result_is_made_again(small):
   config, workdir, runs = small
   folder = workdir / "detach_dpo"

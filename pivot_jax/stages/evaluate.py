@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from pivot_jax import checkpoint, generate, metrics, sharding
+from pivot_jax import checkpoint, generate, metrics, sharding, train
 from pivot_jax.data import blind, pipeline, registry
 from pivot_jax.errors import InputError
 from pivot_jax.models import layers
@@ -137,8 +137,8 @@ def _answers(config, model, source, mesh) -> list[str]:
   tokenizer, patches = model.tokenizer, model.mllm.vision.num_patches
   coder = pipeline.Coder(
     tokenizer=tokenizer,
-    template=config.template,
-    mask=config.mask,
+    template="qwen_1_5",
+    mask="answer",
     pairs=False,
     image_size=model.mllm.vision.image_size,
     resample=config.resample,
@@ -170,6 +170,7 @@ def _answers(config, model, source, mesh) -> list[str]:
     said = _decode(tokenizer, jax.device_get(ids))
     answers += said[: len(source) - start]
     status.show(len(answers))
+    train.stop_if_requested(config.name)
   return answers
 
 

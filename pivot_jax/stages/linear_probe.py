@@ -24,6 +24,7 @@ from jaxtyping import Bool, Float, Int
 from ml_collections import ConfigDict
 
 from pivot_jax import checkpoint, errors, logistic, metrics, sharding
+from pivot_jax import train as training
 from pivot_jax.data import pipeline, registry
 from pivot_jax.models import heads, layers
 
@@ -197,6 +198,7 @@ def _features(config, model, spec, mesh):
     values = jax.device_get(_pooled(model.mllm, params, placed))
     found.append({kind: x[: len(rows)] for kind, x in values.items()})
     labels.append(given)
+    training.stop_if_requested(config.name)
   kinds = found[0]
   stacked = {kind: np.concatenate([f[kind] for f in found]) for kind in kinds}
   return stacked, np.concatenate(labels)

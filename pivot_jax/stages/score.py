@@ -17,7 +17,14 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from pivot_jax import checkpoint, metrics, objectives, reference, sharding
+from pivot_jax import (
+  checkpoint,
+  metrics,
+  objectives,
+  reference,
+  sharding,
+  train,
+)
 from pivot_jax.data import packing, pipeline, registry
 from pivot_jax.models import layers
 
@@ -85,6 +92,7 @@ def _columns(config, model, coder, source, mesh) -> dict[str, np.ndarray]:
       for pair, index in enumerate(members):
         found[piece[index].id] = tuple(logps[row, pair])
     status.show(done)
+    train.stop_if_requested(config.name)
   return {
     "id": np.array([example.id for example in examples]),
     "logps": np.array([found[e.id] for e in examples], np.float32),

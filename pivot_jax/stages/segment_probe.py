@@ -22,6 +22,7 @@ from jaxtyping import Float, Int, UInt8
 from ml_collections import ConfigDict
 
 from pivot_jax import checkpoint, errors, metrics, segmentation, sharding
+from pivot_jax import train as training
 from pivot_jax.data import pipeline, registry
 from pivot_jax.models import heads, layers
 
@@ -118,6 +119,7 @@ def _train(config, head, recipe, train: Split, test: Split):
     )
     scores = segmentation.scores(segmentation.total(counts))
     epochs.append(Epoch(counts, scores))
+    training.stop_if_requested(config.name)
   return params, epochs
 
 
@@ -174,6 +176,7 @@ def extract(config, model, spec: Mapping[str, Any], mesh) -> Split:
     found = jax.device_get(_encode(model.mllm, params, placed))
     features.append(found[: len(rows)])
     ids += [row["id"] for row in rows]
+    training.stop_if_requested(config.name)
     shown += list(zip(images, labels))[: config.examples - len(shown)]
   pictures, maps = zip(*shown)
   return Split(

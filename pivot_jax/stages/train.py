@@ -40,7 +40,6 @@ def run(
   config: ConfigDict, inputs: Mapping[str, str], out: pathlib.Path
 ) -> dict[str, Any]:
   """Trains, saves the artifact and returns what was measured."""
-  _check_numbers(config)
   tokenizer = chat.load_tokenizer(checkpoint.tokenizer_folder(config.tokenizer))
   start = assemble(config, inputs, tokenizer)
   coder = make_coder(config, tokenizer, start.mllm)
@@ -69,6 +68,7 @@ def assemble(
   for name, loaded in found.items():
     if name in ("init", "vision") and "vision" in loaded.params:
       vision, hf_vision = loaded.vision, loaded.meta.get("hf_vision")
+      _check_resample(inputs[name], loaded, config)
     if name in ("init", "llm") and "llm" in loaded.params:
       llm = loaded.llm
       _check_tokenizer(inputs[name], loaded, config, tokenizer)
@@ -141,7 +141,10 @@ def save_model(out, params, start, config, tokenizer) -> None:
   """Writes the artifact: parameters, model.json, tokenizer."""
   meta = start.meta | {
     "parts": list(config.parts),
-    "preprocessing": {"resize": "squash", "resample": config.resample},
+    "preprocessing": {
+      "resize": "crop" if config.resample[:4] == "crop" else "squash",
+      "resample": config.resample,
+    },
     "template": config.template,
     "mask": config.mask,
     "tokenizer": tokenizer.fingerprint,
@@ -273,7 +276,7 @@ class _Recorder:
         f"{self.kept} is untouched: look at the rows, or start in a new workdir "
         "with a lower learning rate"
       )
-    self.rows = zlib.crc32("\n".join(update.ids).encode(), self.rows)
+    self.rows = zlib.crc32(f"{update.digest:08x}".encode(), self.rows)
     self.writer.write(step, {k: v for k, v in values.items() if k != "finite"})
     self.status.show(step, f"loss {values['losses/total']:.3f}")
 
@@ -295,12 +298,6 @@ def _resumable(state: train.TrainState) -> dict[str, Any]:
   }
 
 
-def _check_numbers(config) -> None:
-  for name in ("batch", "steps", "accum", "save_every", "chunk"):
-    if config[name] < 1:
-      raise InputError(f"{config.name}.{name}={config[name]}: give 1 or more")
-
-
 def _weights(inputs: Mapping[str, str]) -> list[str]:
   return [n for n in inputs if n in ("init", *checkpoint.PARTS)]
 
@@ -314,6 +311,16 @@ def _new_llm(config, tokenizer) -> qwen2.LLMConfig:
   if not fields["vocab_size"]:
     fields["vocab_size"] = -(-tokenizer.vocab_size // 64) * 64
   return qwen2.LLMConfig(**fields)
+
+
+def _check_resample(address, loaded, config) -> None:
+  """Raises if an encoder is known to have seen images resized otherwise."""
+  known = loaded.meta.get("preprocessing", {}).get("resample")
+  if known not in (None, config.resample):
+    raise InputError(
+      f"{address}: this encoder reads images resized as {known!r}, and "
+      f"resample={config.resample!r}: set --config.resample={known}"
+    )
 
 
 def _check_tokenizer(address, loaded, config, tokenizer) -> None:

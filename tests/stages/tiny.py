@@ -55,6 +55,7 @@ def config(kind, rows, **fields):
   shared = dict(
     name=kind,
     tokenizer="package:toy",
+    resample="bicubic",
     vision=dataclasses.asdict(VISION) | {"init": ""},
     llm=dataclasses.asdict(LLM) | {"init": ""},
     compute=dict(dtype="float32", remat="none", scan=False),
