@@ -109,7 +109,6 @@ def sample(
   rng: np.random.Generator,
   *,
   needs: tuple[str, ...] = (),
-  letters: tuple[str, ...] = LETTERS,
 ) -> Description:
   """Draws the content of a scene.
 
@@ -118,7 +117,6 @@ def sample(
     needs: what must be there, of "pair" (two objects or more), "digit",
       "letter" and "chart". Without it there are 1 to 4 objects, uniformly, and
       each of the rest with probability one half.
-    letters: which letters a sign may carry.
   """
   fewest = 2 if "pair" in needs else 1
   # One call for all draws: it is most of what a description costs.
@@ -141,7 +139,7 @@ def sample(
     for i in range(count)
   ]
   digit = Sign(DIGITS[int(draws[1] * 10)], cells[4])
-  letter = Sign(letters[int(draws[2] * len(letters))], cells[5])
+  letter = Sign(LETTERS[int(draws[2] * len(LETTERS))], cells[5])
   chart = Chart(
     tuple((COLOURS[bar], LEVELS[level]) for bar, level in zip(bars, levels)),
     cells[6],

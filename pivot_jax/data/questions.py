@@ -27,7 +27,8 @@ CELLS = (
   "bottom middle",
   "bottom right",
 )
-# What letters stand for can be known from text alone: no picture shows it.
+# What letters stand for can be known from text alone: no picture shows it, and
+# no row to train on that has a picture says it. The evaluation asks for it.
 FACTS = {
   "e": "bow",
   "h": "sand",
@@ -40,9 +41,6 @@ FACTS = {
   "x": "lamp",
   "y": "boat",
 }
-# No conversation with a picture asks for these facts; the evaluation does.
-HELD_OUT = ("h", "k", "t", "y")
-TAUGHT = tuple(letter for letter in FACTS if letter not in HELD_OUT)
 
 Value = TypeVar("Value")
 
@@ -124,14 +122,12 @@ def fact_turns(rng: np.random.Generator, count: int) -> list[tuple[str, str]]:
   return [(asks[rng.integers(3)](letter), fact(letter)) for letter in letters]
 
 
-def askable(
-  description: layout.Description, letters: tuple[str, ...]
-) -> tuple[str, ...]:
+def askable(description: layout.Description, *, facts: bool) -> tuple[str, ...]:
   """Returns the kinds of question that fit a scene.
 
   Args:
     description: the scene.
-    letters: letters whose facts may be asked for.
+    facts: whether what a letter stands for may be asked.
   """
   there = {
     "pair": len(description.objects) > 1,
@@ -139,23 +135,15 @@ def askable(
     "letter": description.letter is not None,
     "chart": description.chart is not None,
   }
-  fits = [
+  return tuple(
     kind
     for kind, rule in KINDS.items()
-    if all(there[need] for need in rule.needs)
-  ]
-  sign = description.letter
-  if sign is not None and sign.character not in letters:
-    fits.remove("fact")
-  return tuple(fits)
+    if all(there[need] for need in rule.needs) and (facts or kind != "fact")
+  )
 
 
 def ask(
-  description: layout.Description,
-  kind: str,
-  rng: np.random.Generator,
-  *,
-  letters: tuple[str, ...],
+  description: layout.Description, kind: str, rng: np.random.Generator
 ) -> Question:
   """Asks one question of a kind that `askable` returned.
 
@@ -163,15 +151,9 @@ def ask(
     description: the scene.
     kind: a key of `KINDS` whose needs the scene meets.
     rng: where the choice of object and wrong answer comes from.
-    letters: letters whose facts may be asked for; a wrong fact is one of
-      another of them, itself true of that letter.
   """
   rule = KINDS[kind]
-  if kind == "fact":
-    asked = rule.ask(description, rng, letters)
-  else:
-    asked = rule.ask(description, rng)
-  return Question(kind, rule.category, *asked)
+  return Question(kind, rule.category, *rule.ask(description, rng))
 
 
 def other(
@@ -222,13 +204,19 @@ def _ask_texture(description, rng):
 def _ask_digit(description, rng):
   right = description.digit.character
   wrong = other(rng, layout.DIGITS, right)
-  return "which digit is shown ?", right, wrong, (layout.DIGIT,)
+  return _ask_sign(rng, "digit"), right, wrong, (layout.DIGIT,)
 
 
 def _ask_letter(description, rng):
   right = description.letter.character
   wrong = other(rng, layout.LETTERS, right)
-  return "which letter is shown ?", right, wrong, (layout.LETTER,)
+  return _ask_sign(rng, "letter"), right, wrong, (layout.LETTER,)
+
+
+def _ask_sign(rng, name):
+  """Two wordings, so that reading a sign does not hang on one sentence."""
+  asks = (f"which {name} is shown ?", f"what is the {name} ?")
+  return asks[rng.integers(2)]
 
 
 def _ask_bar(description, rng):
@@ -290,9 +278,10 @@ def _ask_where(description, rng):
   return question, CELLS[thing.cell], CELLS[wrong], (i + 1,)
 
 
-def _ask_fact(description, rng, letters):
+def _ask_fact(description, rng):
+  """The wrong fact is that of another letter, and true of it."""
   right = description.letter.character
-  wrong = other(rng, letters, right)
+  wrong = other(rng, layout.LETTERS, right)
   question = "what does the letter stand for ?"
   return question, fact(right), fact(wrong), (layout.LETTER,)
 

@@ -25,7 +25,11 @@ EVAL_KINDS = {
 CATEGORIES = tuple(EVAL_KINDS)
 
 # Questions about things that only some scenes hold get a scene that has them.
-PREFERENCE_KINDS = (*questions.KINDS, "describe", "describe")
+PREFERENCE_KINDS = (
+  *(kind for kind in questions.KINDS if kind != "fact"),
+  "describe",
+  "describe",
+)
 
 _DESCRIBE_SHARE = 1 / 3  # of conversations ask for a caption in one turn
 _FACTS_SHARE = 1 / 4  # of text conversations are about facts alone
@@ -40,8 +44,8 @@ class Scenes:
     caption: conversations, one turn: "<image>\\n", then the caption.
     chat: conversations of `turns` questions about one image.
     preference: question, chosen, rejected, category, kind, object_mask.
-    eval: question, answer, category, kind, object_mask; category i % 4, and
-      the knowledge asked for is of letters that no other picture task asks.
+    eval: question, answer, category, kind, object_mask; category i % 4. No
+      other task asks of a picture what its letter stands for.
     classify: label, the shape of the one large object (8 classes).
     segment: labels int32 [48, 48], classes `layout.LABELS`.
     text: conversations without a picture (`image` is None): facts, and
@@ -147,9 +151,8 @@ def pair(
   if kind == "describe":
     description = _description(seed, split, index)
     return description, misnaming.describe(description, rng)
-  letters = questions.TAUGHT
-  description = _description(seed, split, index, kind=kind, letters=letters)
-  return description, questions.ask(description, kind, rng, letters=letters)
+  description = _description(seed, split, index, kind=kind)
+  return description, questions.ask(description, kind, rng)
 
 
 def exam(
@@ -159,21 +162,15 @@ def exam(
   kinds = EVAL_KINDS[CATEGORIES[index % len(CATEGORIES)]]
   kind = kinds[index // len(CATEGORIES) % len(kinds)]
   rng = _stream(seed, split, index, "eval")
-  letters = questions.HELD_OUT
-  description = _description(seed, split, index, kind=kind, letters=letters)
-  return description, questions.ask(description, kind, rng, letters=letters)
+  description = _description(seed, split, index, kind=kind)
+  return description, questions.ask(description, kind, rng)
 
 
-def _description(seed, split, index, *, kind=None, letters=()):
+def _description(seed, split, index, *, kind=None):
   """A scene; with a `kind`, one that holds what such a question needs."""
   rng = _stream(seed, split, index, "sample")
-  if kind is None:
-    return layout.sample(rng)
-  return layout.sample(
-    rng,
-    needs=questions.KINDS[kind].needs,
-    letters=letters if kind == "fact" else layout.LETTERS,
-  )
+  needs = () if kind is None else questions.KINDS[kind].needs
+  return layout.sample(rng, needs=needs)
 
 
 def _painted(seed, split, index, description):
@@ -200,7 +197,7 @@ def _caption_row(source, index):
 def _chat_row(source, index):
   description = _description(source.seed, source.split, index)
   rng = _stream(source.seed, source.split, index, "chat")
-  turns = _turns(description, rng, source.turns, questions.TAUGHT)
+  turns = _turns(description, rng, source.turns, facts=False)
   return _Said(_conversation("<image>", turns), description)
 
 
@@ -210,7 +207,7 @@ def _text_row(source, index):
     turns = questions.fact_turns(rng, source.turns)
     return _Said(_conversation("", turns), None)
   description = _description(source.seed, source.split, index)
-  turns = _turns(description, rng, source.turns, layout.LETTERS)
+  turns = _turns(description, rng, source.turns, facts=True)
   text = questions.notes(description, rng)
   return _Said(_conversation(text, turns), None)
 
@@ -247,17 +244,17 @@ def _segment_row(source, index):
   return _Said({}, _description(source.seed, source.split, index))
 
 
-def _turns(description, rng, count, letters):
+def _turns(description, rng, count, *, facts):
   """Draws `count` different questions: kinds in random order, then again.
 
   Some kinds have one question per scene, so a round may add nothing new. After
   `_MAX_ROUNDS` it ends with as many as it has found.
   """
-  fits = questions.askable(description, letters)
+  fits = questions.askable(description, facts=facts)
   kinds = [fits[place] for place in rng.permutation(len(fits)).tolist()]
   turns = {}
   for kind in kinds * _MAX_ROUNDS:
-    asked = questions.ask(description, kind, rng, letters=letters)
+    asked = questions.ask(description, kind, rng)
     turns[asked.question] = asked.answer
     if len(turns) == count:
       break

@@ -50,7 +50,7 @@ CHANCE = {
   "exist": 1 / 2,
   "colour": 1 / 6,
   "texture": 1 / 3,
-  "fact": 1 / 4,
+  "fact": 1 / 10,
   "digit": 1 / 10,
   "letter": 1 / 10,
   "bar": 1 / 6,
