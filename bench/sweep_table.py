@@ -37,12 +37,27 @@ def main() -> None:
   print("| " + " | ".join(head) + " |")
   print("|" + "---|" * len(head))
   print(_line("start", "", start, names, ""))
+  tried: dict[str, list[tuple[str, float, float]]] = {}
   for folder in sorted(run.glob("stage2_*"), key=_place):
     objective, rate = folder.name.split("_")[1:]
     found = _metrics(run / f"evaluate_{objective}_{rate}")
     change = _metrics(folder)["change/vision"]
     shown = rate.replace("m", "-")
     print(_line(objective, shown, found, names, f"{change:.4f}"))
+    mean = found["all"]
+    tried.setdefault(objective, []).append((shown, mean["value"], mean["se"]))
+  chosen = ", ".join(f"{k} {_choose(rates)}" for k, rates in tried.items())
+  print(
+    "\nTaken for each objective is the largest rate whose mean is within one"
+    "\nstandard error of the best one's: rates too small to change anything would"
+    f"\notherwise win or lose by chance. So: {chosen}."
+  )
+
+
+def _choose(rates: list[tuple[str, float, float]]) -> str:
+  """Returns the last of the rates, in rising order, that the rule allows."""
+  _, best, error = max(rates, key=lambda rate: rate[1])
+  return [name for name, value, _ in rates if value >= best - error][-1]
 
 
 def _metrics(folder: pathlib.Path) -> dict:

@@ -213,9 +213,9 @@ def stage2(c: ConfigDict) -> None:
   c.reference = stage(
     "score", inputs=dict(init="@stage1_full"), data="preference"
   )
-  # The best of docs/sweep.md, each.
-  c.stage2_sft = post_training(objective="sft", lr=((".*", 1e-3),))
-  c.stage2_dpo = post_training(objective="dpo", lr=((".*", 3e-5),))
+  # Both by the one rule of docs/sweep.md.
+  c.stage2_sft = post_training(objective="sft", lr=((".*", 3e-4),))
+  c.stage2_dpo = post_training(objective="dpo", lr=((".*", 3e-4),))
 
 
 def post_training(*, objective: str, lr) -> ConfigDict:
