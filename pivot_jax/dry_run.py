@@ -49,10 +49,25 @@ def _train(step: rundir.Step, models: dict[str, _Configs]) -> list[str]:
   pack = config.pack
   tokens = pack.tokens or pack.get("row") or "as long as the longest example"
   return [
+    _sizes(models[str(step.folder)], config.batch),
     f"{total:,} parameters, {training:,} train; {megabytes:,.1f} MB of state, "
     "activations not counted",
     f"{config.steps} updates of {config.batch} examples; row tokens: {tokens}",
   ]
+
+
+def _sizes(model: _Configs, batch: int) -> str:
+  """Returns the shapes that pass through a model, as one line."""
+  vision, llm = model["vision"], model["llm"]
+  found = []
+  if vision is not None:
+    side, patches = vision.image_size, vision.num_patches
+    found.append(f"images [{batch}, {side}, {side}, 3]")
+    found.append(f"features [{batch}, {patches}, {vision.hidden_size}]")
+  if llm is not None:
+    found.append(f"hidden [rows, tokens, {llm.hidden_size}]")
+    found.append(f"head [{llm.hidden_size}, {llm.vocab_size}]")
+  return ", ".join(found)
 
 
 def _shapes(step: rundir.Step, models: dict[str, _Configs]) -> Any:

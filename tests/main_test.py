@@ -90,6 +90,9 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(config, tmp_path):
   code, out, err = finish(start(f"{config}:2", tmp_path / "w", "--dry_run"))
   assert code == 0, err
   assert re.search(r"stage1_proj +train", out)
+  assert (
+    "features [8, 36, 96], hidden [rows, tokens, 96], head [96, 512]" in out
+  )
   assert "parameters" in out and "caption: 20000 rows" in out
   assert not (tmp_path / "w").exists()
 
