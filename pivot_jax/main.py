@@ -13,7 +13,7 @@ import os
 import pathlib
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from absl import app, flags
 from absl import logging as absl_logging
@@ -65,7 +65,7 @@ def main(argv: Sequence[str]) -> None:
 
 def _check_sizes(config) -> None:
   """Raises for sizes on the command line that given weights would override."""
-  given = config_flags.get_override_values(flags.FLAGS["config"])
+  given = _overrides()
   for part in ("vision", "llm"):
     init = config[part].init
     sizes = [
@@ -76,6 +76,11 @@ def _check_sizes(config) -> None:
         f"--config.{sizes[0]} says nothing: the sizes are those of the weights in "
         f"--config.{part}.init={init}; leave one of the two out"
       )
+
+
+def _overrides() -> Mapping[str, object]:
+  """Returns what the command line set in the config, by dotted key."""
+  return config_flags.get_override_values(flags.FLAGS["config"])
 
 
 def _setup_logging() -> None:

@@ -41,6 +41,7 @@ def command(monkeypatch, tmp_path, capsys):
     for name in ("_setup_logging", "_setup_jax"):
       monkeypatch.setattr(main, name, lambda: None)
     monkeypatch.setattr(train, "stop_on_sigterm", lambda: None)
+    monkeypatch.setattr(main, "_overrides", dict)
     with pytest.raises(SystemExit) as left:
       main.main([])
     return left.value.code, capsys.readouterr().err.splitlines()

@@ -290,7 +290,7 @@ class _Recorder:
 
 def _updates():
   for number in range(100):
-    yield pipeline.Update(jnp.ones((2, 2)), (f"row{number}",))
+    yield pipeline.Update(jnp.ones((2, 2)), (f"row{number}",), number)
 
 
 def test_a_hook_sees_every_update_and_states_after_their_metrics():
