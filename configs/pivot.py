@@ -368,8 +368,8 @@ def files(c: ConfigDict) -> ConfigDict:
   c.sources = common.given_sources(c.files)
   c.report.title = "PIVOT on given files"
   c.report.lead = (
-    "This page makes no claim: a few updates of a tiny model show that the "
-    "files go through every stage. Compare accuracies with the majority answer."
+    "This page makes no claim: compare accuracies with the majority answer, and "
+    "mind how many updates and rows they come from."
   )
   # Conversations of any number of turns, rows as long as the longest example.
   for name in c.order:

@@ -47,9 +47,33 @@ def check(steps: Iterable[rundir.Step]) -> None:
   for step in steps:
     _check_numbers(step)
     _check_choices(step)
+  if all(step.kind == "report" for step in steps):
+    raise InputError(
+      "there is nothing to run: no stage has its data; on your own files every "
+      "stage needs --config.files.pretrain"
+    )
+  _check_arms(steps)
   for mesh in {json.dumps(s.config.mesh.to_dict()): s for s in steps}.values():
     sharding.make_mesh(mesh.config.mesh)
   _check_sources(steps)
+
+
+def _check_arms(steps: Iterable[rundir.Step]) -> None:
+  """The report compares the two objectives on the same rows alone."""
+  arms = {
+    step.name.removesuffix("_sft").removesuffix("_dpo"): [] for step in steps
+  }
+  for step in steps:
+    if step.name.endswith(("stage2_sft", "stage2_dpo")):
+      arms[step.name[:-4]].append(step)
+  for pair in arms.values():
+    for field in ("data", "data_seed", "batch", "steps"):
+      values = {str(step.config[field]) for step in pair}
+      if len(values) > 1:
+        raise InputError(
+          f"{' and '.join(step.name for step in pair)} differ in {field} "
+          f"({' and '.join(sorted(values))}): give both the same rows"
+        )
 
 
 def _check_numbers(step: rundir.Step) -> None:
@@ -112,7 +136,7 @@ def _check_choices(step: rundir.Step) -> None:
 
 
 def _check_sources(steps: Iterable[rundir.Step]) -> None:
-  """Opens every source once: each file is there and each record readable."""
+  """Opens every source: files are there, records readable, images in place."""
   known: dict[str, Any] = {}
   for step in steps:
     for spec in step.config.get("sources", {}).values():
@@ -122,4 +146,16 @@ def _check_sources(steps: Iterable[rundir.Step]) -> None:
     root = fields.get("image_root")
     if root and not pathlib.Path(root).is_dir():
       raise InputError(f"{root}: no such folder of images")
-    registry.open_source(fields)
+    source = registry.open_source(fields)
+    records = fields["kind"] in ("llava", "preference", "eval")
+    if records and not fields.get("max_bad"):
+      source.check_places()
+  for step in steps:
+    if step.kind == "segment_probe":
+      name, _ = step.config.data[0]
+      images_ = len(registry.open_source(step.config.sources[name].to_dict()))
+      if images_ < step.config.batch:
+        raise InputError(
+          f"{step.name}.batch={step.config.batch} is more than the {images_} "
+          "training images: lower it or give more images"
+        )

@@ -127,7 +127,10 @@ def run() -> None:
 
 def _parse(argv: Sequence[str]) -> Sequence[str]:
   try:
-    return flags.FLAGS(list(argv))
+    left = flags.FLAGS(list(argv))
+    # A config file that is not there is answered here, too.
+    _CONFIG.value.keys()
+    return left
   # A config file is a program and may raise anything.
   except Exception as error:
     text = str(error).replace("\\n", " ").replace("\\'", "'").strip("\"'")

@@ -135,7 +135,8 @@ def begin(step: Step, inputs: Inputs) -> None:
   step.folder.mkdir(parents=True, exist_ok=True)
   claim = step.folder / "begun.json"
   begun = {"config": fingerprint(step), "inputs": inputs.of(step)}
-  if claim.exists() and checkpoint.read_json(claim) != begun:
+  kept = any((step.folder / "checkpoints").glob("*"))
+  if kept and claim.exists() and checkpoint.read_json(claim) != begun:
     raise InputError(
       f"{step.folder} was begun with other settings or inputs: delete it to "
       "make it again"

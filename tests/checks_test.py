@@ -1,5 +1,7 @@
 """Settings that cannot work are answered before anything runs."""
 
+import json
+
 import pytest
 
 from configs import pivot
@@ -61,6 +63,42 @@ def test_files_are_looked_for_before_the_stages_that_need_them(tmp_path):
   path.write_text('[{"conversations": [{"from": "gpt", "value": "x"}]}]')
   with pytest.raises(InputError, match="none.json: no such file"):
     checks.check(steps(tmp_path, "files", **given))
+
+
+def test_every_row_and_the_place_of_its_image_is_looked_at(tmp_path):
+  talk = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
+  path, asked = tmp_path / "rows.json", tmp_path / "eval.json"
+  path.write_text(json.dumps([dict(conversations=talk)] * 3))
+  asked.write_text(
+    json.dumps([dict(question="q", answer="a"), dict(question="q")])
+  )
+  given = dict(
+    files__pretrain=str(path),
+    files__eval=str(asked),
+    files__images=str(tmp_path),
+  )
+  with pytest.raises(InputError, match="eval.json#1: answer: the field is mis"):
+    checks.check(steps(tmp_path, "files", **given))
+  asked.write_text('[{"question": "q", "answer": "a", "image": "gone.png"}]')
+  with pytest.raises(InputError, match="eval.json#0: .*gone.png: no such file"):
+    checks.check(steps(tmp_path, "files", **given))
+
+
+def test_a_recipe_without_data_is_no_success(tmp_path):
+  with pytest.raises(InputError, match="nothing to run: .*files.pretrain"):
+    checks.check(steps(tmp_path, "files"))
+
+
+def test_the_objectives_must_see_the_same_rows(tmp_path):
+  said = "stage2_sft and stage2_dpo differ in batch .32 and 64.: give both"
+  with pytest.raises(InputError, match=said):
+    checks.check(steps(tmp_path, stage2_dpo__batch=32))
+
+
+def test_a_batch_of_the_segmentation_probe_needs_as_many_images(tmp_path):
+  said = "segment_probe_original.batch=32 is more than the 9 training images"
+  with pytest.raises(InputError, match=said):
+    checks.check(steps(tmp_path, sources__segment_train__size=9))
 
 
 def test_loops_without_a_checkpoint_end_at_sigterm(monkeypatch):

@@ -75,6 +75,7 @@ def wait_for(path, process):
       "--config.llm.hidden_size=64",
       "those of the weights in --config.llm.init",
     ),
+    ("--config=configs/pivott.py", "configs/pivott.py"),
     ("--config.mesh.data=3", "needs 3 devices, there are 1"),
     ("--config.stage1_proj.trainable=('projektor/.*',)", "did you mean"),
   ],

@@ -213,9 +213,19 @@ def test_a_stage_begun_from_other_data_is_not_continued(tmp_path, monkeypatch):
   monkeypatch.setattr(detach, "run", killed)
   with pytest.raises(KeyboardInterrupt):
     recipe.run(plan, tmp_path / "w", config)
+  (step.folder / "checkpoints" / "2").mkdir(parents=True)
   file.write_text('{"another": 1}\n')
   with pytest.raises(InputError, match="begun with other settings or inputs"):
     recipe.run(plan, tmp_path / "w", config)
+
+
+def test_a_stage_that_kept_nothing_starts_anew_from_mended_data(small):
+  config, workdir, runs = small
+  folder = workdir / "detach_dpo"
+  folder.mkdir(parents=True)
+  (folder / "begun.json").write_text('{"config": "other", "inputs": {}}')
+  _run(config, workdir)
+  assert runs == ["detach_dpo"]
 
 
 def test_seeds_and_kinds_are_checked(tmp_path):

@@ -109,6 +109,17 @@ class _Records:
       row: Row = {"id": self._id(record, index), "image": image}
       return row | self._fields(record)
 
+  def check_places(self) -> None:
+    """Raises for the first row with a wrong field or an image not in place.
+
+    No image is decoded.
+    """
+    for index in range(len(self)):
+      image = self.text(index)["image"]
+      if image is not None:
+        with records.located(self.name(index)):
+          images.resolve(self._pictures.root, image)
+
   def name(self, index: int) -> str:
     """Returns `file:line` of a line, `file#index` of a list's record."""
     return self._file.name(index)

@@ -330,6 +330,14 @@ def _check_tokenizer(address, loaded, config, tokenizer) -> None:
   files = ("tokenizer.json", "vocab.json")
   if known is None and any((folder / name).exists() for name in files):
     known = chat.load_tokenizer(folder).fingerprint
+  if known is None and (address[:3], config.tokenizer) == (
+    "hf:",
+    "package:toy",
+  ):
+    raise InputError(
+      f"{address}: has no tokenizer beside its weights, and the toy's is not its "
+      "own: give the one it was trained with, as --config.tokenizer=DIR"
+    )
   if known not in (None, tokenizer.fingerprint):
     raise InputError(
       f"{address}: its tokenizer is not {config.tokenizer}: give the one it was "
