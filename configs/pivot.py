@@ -294,6 +294,11 @@ def from_scratch(c: ConfigDict) -> ConfigDict:
 
 def debug(c: ConfigDict) -> ConfigDict:
   """Keeps every stage and makes it tiny: two cores, three minutes, cold."""
+  c.report.title = "PIVOT, debug run"
+  c.report.lead = (
+    "Four updates a stage: this page shows that everything runs, and says nothing "
+    "about the methods."
+  )
   for name in c.order:
     section = c[name]
     if section.kind == "train":
