@@ -60,12 +60,10 @@ def check(steps: Iterable[rundir.Step]) -> None:
 
 def _check_arms(steps: Iterable[rundir.Step]) -> None:
   """The report compares the two objectives on the same rows alone."""
-  arms = {
-    step.name.removesuffix("_sft").removesuffix("_dpo"): [] for step in steps
-  }
+  arms: dict[str, list[rundir.Step]] = {}
   for step in steps:
     if step.name.endswith(("stage2_sft", "stage2_dpo")):
-      arms[step.name[:-4]].append(step)
+      arms.setdefault(step.name[:-4], []).append(step)
   for pair in arms.values():
     for field in ("data", "data_seed", "batch", "steps"):
       values = {str(step.config[field]) for step in pair}
@@ -79,9 +77,9 @@ def _check_arms(steps: Iterable[rundir.Step]) -> None:
 def _check_numbers(step: rundir.Step) -> None:
   config = step.config
   for name, words, holds in _RANGES:
-    value = config.get(name, 1)
     if name not in config:
       continue
+    value = config[name]
     if not isinstance(value, numbers.Real) or not holds(value):
       raise InputError(f"{step.name}.{name}={value!r}: give {words}")
   if step.kind == "train":
@@ -136,26 +134,31 @@ def _check_choices(step: rundir.Step) -> None:
 
 
 def _check_sources(steps: Iterable[rundir.Step]) -> None:
-  """Opens every source: files are there, records readable, images in place."""
-  known: dict[str, Any] = {}
+  """Opens every source once: files there, records readable, images in place."""
+  sizes: dict[str, int] = {}
   for step in steps:
-    for spec in step.config.get("sources", {}).values():
+    for name, spec in step.config.get("sources", {}).items():
       fields = spec.to_dict()
-      known[json.dumps(fields, sort_keys=True)] = fields
-  for fields in known.values():
-    root = fields.get("image_root")
-    if root and not pathlib.Path(root).is_dir():
-      raise InputError(f"{root}: no such folder of images")
-    source = registry.open_source(fields)
-    records = fields["kind"] in ("llava", "preference", "eval")
-    if records and not fields.get("max_bad"):
-      source.check_places()
-  for step in steps:
-    if step.kind == "segment_probe":
-      name, _ = step.config.data[0]
-      images_ = len(registry.open_source(step.config.sources[name].to_dict()))
-      if images_ < step.config.batch:
+      key = json.dumps(fields, sort_keys=True)
+      if key not in sizes:
+        sizes[key] = _check_source(fields)
+      trains = step.kind == "segment_probe" and name == step.config.data[0][0]
+      if trains and sizes[key] < step.config.batch:
         raise InputError(
-          f"{step.name}.batch={step.config.batch} is more than the {images_} "
+          f"{step.name}.batch={step.config.batch} is more than the {sizes[key]} "
           "training images: lower it or give more images"
         )
+
+
+def _check_source(fields: dict[str, Any]) -> int:
+  """Returns the number of rows of a source that can be opened."""
+  root = fields.get("image_root")
+  if root and not pathlib.Path(root).is_dir():
+    raise InputError(f"{root}: no such folder of images")
+  source = registry.open_source(fields)
+  # With `max_bad` every row has been read already.
+  if fields["kind"] in ("llava", "preference", "eval") and not fields.get(
+    "max_bad"
+  ):
+    source.check_places()
+  return len(source)

@@ -92,8 +92,11 @@ def resample(folder: Path) -> str | None:
   if said.get("resample") is None:
     return None
   crops = bool(said.get("do_center_crop"))
-  known = {(3, False): "bicubic", (2, False): "bilinear"}
-  known[3, True] = "crop_bicubic"
+  known = {
+    (3, False): "bicubic",
+    (2, False): "bilinear",
+    (3, True): "crop_bicubic",
+  }
   if (said["resample"], crops) not in known:
     raise errors.InputError(
       f"{path}: resample is {said['resample']!r}, do_center_crop {crops}; images"

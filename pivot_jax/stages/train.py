@@ -330,10 +330,8 @@ def _check_tokenizer(address, loaded, config, tokenizer) -> None:
   files = ("tokenizer.json", "vocab.json")
   if known is None and any((folder / name).exists() for name in files):
     known = chat.load_tokenizer(folder).fingerprint
-  if known is None and (address[:3], config.tokenizer) == (
-    "hf:",
-    "package:toy",
-  ):
+  foreign = address.startswith("hf:")
+  if known is None and foreign and config.tokenizer == "package:toy":
     raise InputError(
       f"{address}: has no tokenizer beside its weights, and the toy's is not its "
       "own: give the one it was trained with, as --config.tokenizer=DIR"
