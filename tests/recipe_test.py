@@ -120,13 +120,18 @@ def test_a_result_that_was_changed_afterwards_is_no_result(small):
     _run(config, workdir)
 
 
-def test_half_a_result_is_made_again(small):
+@pytest.mark.parametrize(
+  "left", [("half.txt", "half"), ("begun.json", '{"config": "other"}')]
+)
+def test_half_a_result_without_a_checkpoint_is_made_again(small, left):
+  """Also if it was begun from other data, as from a file since mended."""
   config, workdir, runs = small
+  name, text = left
   folder = workdir / "detach_dpo"
   folder.mkdir(parents=True)
-  (folder / "half.txt").write_text("half")
+  (folder / name).write_text(text)
   _run(config, workdir)
-  assert runs and not (folder / "half.txt").exists()
+  assert runs == ["detach_dpo"] and not (folder / name).exists()
 
 
 def test_a_workdir_of_another_configuration_is_refused(small):
@@ -217,15 +222,6 @@ def test_a_stage_begun_from_other_data_is_not_continued(tmp_path, monkeypatch):
   file.write_text('{"another": 1}\n')
   with pytest.raises(InputError, match="begun with other settings or inputs"):
     recipe.run(plan, tmp_path / "w", config)
-
-
-def test_a_stage_that_kept_nothing_starts_anew_from_mended_data(small):
-  config, workdir, runs = small
-  folder = workdir / "detach_dpo"
-  folder.mkdir(parents=True)
-  (folder / "begun.json").write_text('{"config": "other", "inputs": {}}')
-  _run(config, workdir)
-  assert runs == ["detach_dpo"]
 
 
 def test_seeds_and_kinds_are_checked(tmp_path):

@@ -8,6 +8,7 @@ import pytest
 
 from pivot_jax import checkpoint, metrics, trees
 from pivot_jax import train as training
+from pivot_jax.convert import hf
 from pivot_jax.data import chat
 from pivot_jax.errors import InputError
 from pivot_jax.stages import train
@@ -291,6 +292,16 @@ def test_an_encoder_that_saw_images_resized_otherwise_is_refused(arm, tmp_path):
   checkpoint.save(tmp_path / "other", loaded.params, meta=meta)
   inputs["init"] = str(tmp_path / "other")
   with pytest.raises(InputError, match="set --config.resample=bilinear"):
+    train.run(config, inputs, tmp_path / "out")
+
+
+def test_an_llm_from_a_folder_without_tokenizer_does_not_get_the_toys(
+  arm, tmp_path
+):
+  config, inputs = arm("sft")
+  hf.save_llm(tmp_path / "llm", tiny.LLM, tiny.params()["llm"])
+  inputs["llm"] = f"hf:{tmp_path / 'llm'}"
+  with pytest.raises(InputError, match="has no tokenizer .*--config.tokenizer"):
     train.run(config, inputs, tmp_path / "out")
 
 
