@@ -7,7 +7,7 @@ python bench/sweep_table.py runs/sweep > docs/sweep.md
 import argparse
 import pathlib
 
-from pivot_jax import checkpoint
+from pivot_jax import files
 from pivot_jax.checkpoint import read_json
 
 
@@ -25,7 +25,7 @@ def main() -> None:
     " report never uses. `change`\nis the relative change of the encoder's"
     " weights. Made by\n`python -m pivot_jax.main --config=configs/pivot.py:sweep"
     "` and `bench/sweep_table.py`,\njax "
-    f"{checkpoint.versions()['jax']}, CPU. n = {start['all']['n']}.\n"
+    f"{files.versions()['jax']}, CPU. n = {start['all']['n']}.\n"
   )
   head = [
     "objective",

@@ -1,32 +1,78 @@
 """RL makes MLLMs see better than SFT, in JAX: `load` and `save` of weights.
 
   import pivot_jax
-  loaded = pivot_jax.load("package:toy:vision")
-  pivot_jax.save("out", loaded.params, meta=loaded.meta)
+  encoder, params = pivot_jax.load("package:toy:vision")
+  features = encoder.apply({"params": params}, encoder.preprocess(pil_images))
+  pivot_jax.save("out", encoder, params, format="hf")
 
-jax is imported when one of them is called: the command answers a wrong flag
-before that.
+jax is imported when one of them is called: importing the package is quick, and
+the command answers a wrong flag before that.
 """
 
-import pathlib
-from collections.abc import Mapping
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-  from pivot_jax import checkpoint
+  from pivot_jax import pretrained
 
 
-def load(address: str) -> "checkpoint.Loaded":
-  """Returns what `pivot_jax.checkpoint.load` finds at an address."""
-  from pivot_jax import checkpoint
+def load(
+  address: str,
+  *,
+  dtype: Any = "float32",
+  mesh: Any = None,
+  compute: Any = None,
+) -> "tuple[pretrained.Pretrained, Any]":
+  """Returns (model, params) of any address.
 
-  return checkpoint.load(address)
+  Addresses: `hf:DIR` or `hf:org/name` (Hugging Face: SigLIP, CLIP, DINOv2, MAE,
+  ViT, Qwen2.5, Llava, LLaVA-NeXT), `bv:FILE.npz[:img]` (big_vision),
+  `timm:FILE.safetensors`, `DIR[:subtree]` (ours), `package:NAME[:subtree]`.
+  Published weights take choices, as `hf:DIR?image_size=378&positions=dinov2`.
+
+  Args:
+    address: what to load.
+    dtype: of the parameters, "float32" or "bfloat16".
+    mesh: a mesh of `pivot_jax.sharding.make_mesh` to place each leaf on as it
+      is read, so that host memory holds one leaf at a time; None: numpy.
+    compute: `pivot_jax.models.layers.Compute`, how to compute (dtype, remat).
+
+  Returns:
+    A `pretrained.Pretrained` with `apply`, `preprocess`, `meta`, and the nested
+    dict of parameters: `vision`, `projector` and `llm`, as far as there are.
+    A vision encoder maps uint8 [N, H, W, 3] to features [N, P, D].
+
+  Raises:
+    pivot_jax.errors.InputError: nothing there, pickled or damaged weights, or
+      tensors that do not fit; all of them are listed.
+  """
+  from pivot_jax import pretrained
+
+  return pretrained.load(address, dtype=dtype, mesh=mesh, compute=compute)
 
 
 def save(
-  folder: str | pathlib.Path, params: Any, *, meta: Mapping[str, Any]
+  folder: str | os.PathLike,
+  model: "pretrained.Pretrained",
+  params: Any,
+  *,
+  format: str = "pivot_jax",
+  dtype: str = "float32",
 ) -> None:
-  """Writes an artifact that `load` reads, as `pivot_jax.checkpoint.save`."""
-  from pivot_jax import checkpoint
+  """Writes a model with these parameters, given or trained.
 
-  checkpoint.save(pathlib.Path(folder), params, meta=meta)
+  Args:
+    folder: must not be there for a foreign format.
+    model: as `load` returned it.
+    params: its parameters; without `llm` and `projector` it is the encoder.
+    format: "pivot_jax" (an artifact that `load` reads), "hf", "llava", "timm"
+      or "big_vision" (pivot_jax/export.py says what each is).
+    dtype: "float32", "bfloat16" or "float16", for the foreign formats.
+
+  Raises:
+    pivot_jax.errors.InputError: the format does not go with the model, or the
+      original weights of what is not trained cannot be found.
+  """
+  from pivot_jax import pretrained
+
+  pretrained.save(folder, model, params, format=format, dtype=dtype)

@@ -1,19 +1,12 @@
-"""Orbax, and only here: resumable training state, artifacts, addresses.
+"""Weights from addresses, and the resumable state of a training.
 
-An artifact explains itself: `params/` (orbax) or `params.safetensors` (shipped
-with the package), `model.json` with every choice, `tokenizer/`, and
-`fingerprint.json` with a CRC32 per leaf that is verified on load. Addresses:
-"DIR", "DIR:subtree", "package:NAME", "package:NAME:subtree", "hf:DIR",
-"hf:DIR:subtree".
+`load` gives what an address names (`addresses.py`): an artifact of ours, or
+published weights. `Resumable` keeps the checkpoints of a training.
 """
 
 import dataclasses
-import importlib.metadata
-import importlib.resources
-import json
 import logging
 import pathlib
-import platform
 import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -21,10 +14,9 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from safetensors import numpy as safetensors_numpy
 
-from pivot_jax import trees
-from pivot_jax.convert import hf, hf_config
+from pivot_jax import addresses, artifacts, sharding, trees
+from pivot_jax.convert import opening, source
 from pivot_jax.data import chat
 from pivot_jax.errors import InputError
 from pivot_jax.models import layers, mllm, qwen2, vit
@@ -65,79 +57,78 @@ class Model:
   meta: dict[str, Any]
 
 
-def save(path: pathlib.Path, params: Any, *, meta: Mapping[str, Any]) -> None:
-  """Writes `params/`, `model.json` and `fingerprint.json` into a folder."""
-  path.mkdir(parents=True, exist_ok=True)
-  host = jax.device_get(params)
-  with ocp.PyTreeCheckpointer() as saver:
-    saver.save(path.absolute() / "params", host, force=True)
-  write_json(path / "fingerprint.json", trees.fingerprint(host))
-  write_json(path / "model.json", dict(meta) | {"versions": versions()})
+def load(
+  address: str,
+  *,
+  dtype: Any = np.float32,
+  mesh: jax.sharding.Mesh | None = None,
+) -> Loaded:
+  """Returns the parameters at an address; of an artifact each leaf is verified.
 
+  Published weights are checked whole before any is read. A subtree after the
+  last colon restores that part alone, under its own name: "DIR:vision" gives
+  `{"vision": ...}`.
 
-def save_packaged(
-  path: pathlib.Path, params: Any, *, meta: Mapping[str, Any]
-) -> None:
-  """Writes an artifact as bfloat16 safetensors, for shipping."""
-  import ml_dtypes
+  Args:
+    dtype: of the parameters, float32 or bfloat16.
+    mesh: where to place them, leaf by leaf, by the rules of `sharding.py`; host
+      memory then holds one leaf at a time. None: numpy arrays.
 
-  path.mkdir(parents=True, exist_ok=True)
-  flat = {
-    name: np.asarray(jax.device_get(leaf)).astype(ml_dtypes.bfloat16)
-    for name, leaf in trees.flatten(params).items()
-  }
-  safetensors_numpy.save_file(flat, path / "params.safetensors")
-  write_json(
-    path / "fingerprint.json", trees.fingerprint(trees.unflatten(flat))
-  )
-  write_json(path / "model.json", dict(meta) | {"versions": versions()})
-
-
-def load(address: str) -> Loaded:
-  """Returns the parameters at an address, each leaf verified by its CRC32.
-
-  A subtree after the last colon restores that part alone, under its own name:
-  "DIR:vision" gives `{"vision": ...}`. Raises InputError naming what is missing
-  or damaged.
+  Raises:
+    InputError: naming what is missing, damaged, unexpected or misshapen.
   """
-  kind, folder, part = parse(address)
-  if kind == "hf":
-    found, params, info = hf.load(folder)
-    meta = _meta_of_hf(found, info)
-    if found["vision"] and (known := hf_config.resample(folder)):
-      meta["preprocessing"] = {"resample": known}
-  else:
-    meta = _read_meta(folder, address)
-    params = _read_params(folder, part)
-    _verify(folder, params, address)
-    params = jax.tree.map(_float32, params)
-  if part:
-    inside = trees.subtree(params, part)
-    params = trees.unflatten(
-      {f"{part}/{name}": leaf for name, leaf in trees.flatten(inside).items()}
+  where = addresses.parse(address)
+  part = where.part
+  if where.kind in addresses.FOREIGN:
+    opened = opening.open_address(where)
+    meta, paths, read = (
+      _meta(opened, address, where),
+      opened.shapes,
+      opened.read,
     )
-  return Loaded(params=params, meta=meta, folder=folder)
+    if where.kind == "bv" and part != "vision":
+      part = ""
+  else:
+    meta, paths, read = artifacts.open_folder(where.path, address)
+  if part:
+    # An error says what there is instead.
+    trees.subtree(trees.unflatten(dict.fromkeys(paths)), part)
+    paths = [p for p in paths if p == part or p.startswith(f"{part}/")]
+  flat = {}
+  for path in paths:
+    leaf = read(path, dtype)
+    flat[path] = leaf if mesh is None else sharding.place_leaf(path, leaf, mesh)
+  return Loaded(params=trees.unflatten(flat), meta=meta, folder=where.path)
 
 
-def parse(address: str) -> tuple[str, pathlib.Path, str]:
-  """Returns (kind, folder, subtree) of an address; kind is dir, package or hf."""
-  kind, rest = "dir", address
-  for prefix in ("package", "hf"):
-    if address.startswith(prefix + ":"):
-      kind, rest = prefix, address[len(prefix) + 1 :]
-  for prefix in ("bv:", "timm:"):
-    if address.startswith(prefix):
-      raise InputError(
-        f"{address}: {prefix} files are not read yet; convert to a Hugging "
-        "Face folder and use hf:DIR"
-      )
-  name, _, part = rest.partition(":")
-  if not name:
-    raise InputError(f"{address!r} names no folder: give DIR or DIR:subtree")
-  if kind == "package":
-    root = importlib.resources.files("pivot_jax") / "assets"
-    return kind, pathlib.Path(str(root)) / name, part
-  return kind, pathlib.Path(name).expanduser(), part
+def unread(
+  meta: Mapping[str, Any], *, source: str | None = None
+) -> dict[str, np.ndarray] | None:
+  """Returns the published tower's tensors that an artifact does not carry.
+
+  They are read from the address the artifact names, or from `source` if that
+  has moved. None: the encoder never had any.
+
+  Raises:
+    InputError: the address cannot be read, or holds other tensors.
+  """
+  known = meta.get("unread")
+  if not known:
+    return None
+  address = source or known["address"]
+  try:
+    arrays = opening.open_address(addresses.parse(address)).read_unread()
+  except InputError as error:
+    raise InputError(
+      f"the block behind the features, which is not trained, comes from"
+      f" {address}: {error}; if it has moved, say where it is (--source=ADDRESS)"
+    ) from error
+  if trees.digest(trees.fingerprint(arrays)) != known["fingerprint"]:
+    raise InputError(
+      f"{address}: is not what the encoder came from: the tensors behind the"
+      " features have another fingerprint; give the original (--source=ADDRESS)"
+    )
+  return arrays
 
 
 def load_model(
@@ -172,7 +163,7 @@ def load_model(
 
 def tokenizer_folder(address: str) -> pathlib.Path:
   """Returns the tokenizer folder of an artifact address or a plain folder."""
-  _, folder, _ = parse(address)
+  folder = addresses.parse(address).path
   nested = folder / "tokenizer"
   return nested if nested.is_dir() else folder
 
@@ -249,29 +240,6 @@ class Resumable:
     return read, f"leaf {wrong[0]}: CRC32 differs" if wrong else None
 
 
-def write_json(path: pathlib.Path, content: Any) -> None:
-  """Writes JSON aside and renames it into place."""
-  aside = path.with_name(path.name + ".tmp")
-  text = json.dumps(content, indent=2, sort_keys=True, default=_plain)
-  aside.write_text(text + "\n", encoding="utf-8")
-  aside.rename(path)
-
-
-def read_json(path: pathlib.Path) -> Any:
-  """Returns the content of a JSON file; raises InputError naming it."""
-  try:
-    return json.loads(path.read_text(encoding="utf-8"))
-  except (OSError, ValueError) as error:
-    raise InputError(f"{path}: not readable as JSON ({error})") from error
-
-
-def versions() -> dict[str, str]:
-  """Returns the versions of what computes and stores, for every record."""
-  names = ("pivot_jax", "jax", "flax", "optax", "orbax-checkpoint", "numpy")
-  found = {name: importlib.metadata.version(name) for name in names}
-  return found | {"python": platform.python_version()}
-
-
 def _manager(folder: pathlib.Path, keep: int) -> ocp.CheckpointManager:
   options = ocp.CheckpointManagerOptions(
     max_to_keep=keep, enable_async_checkpointing=False, create=True
@@ -307,86 +275,30 @@ def _config(kind, fields):
   return kind(**tupled)
 
 
-def _read_meta(folder: pathlib.Path, address: str) -> dict[str, Any]:
-  path = folder / "model.json"
-  if not path.exists():
-    raise InputError(
-      f"{address}: {folder} has no model.json, so it is no pivot_jax artifact; "
-      "for a Hugging Face folder write hf:DIR"
-    )
-  return read_json(path)
+def _meta(
+  opened: source.Source, address: str, where: addresses.Address
+) -> dict[str, Any]:
+  """Returns what model.json says of published weights."""
 
-
-def _read_params(folder: pathlib.Path, part: str) -> Any:
-  packaged = folder / "params.safetensors"
-  if packaged.exists():
-    import ml_dtypes  # noqa: F401  safetensors needs it for bfloat16.
-
-    return trees.unflatten(safetensors_numpy.load_file(packaged))
-  path = folder.absolute() / "params"
-  if not path.is_dir():
-    raise InputError(
-      f"{folder}: neither params/ nor params.safetensors is there"
-    )
-  try:
-    with ocp.PyTreeCheckpointer() as reader:
-      found = reader.metadata(path).item_metadata
-      if found is None:
-        raise OSError("its metadata cannot be read")
-      tree = found.tree
-      if part:
-        top = part.split("/")[0]
-        tree = {top: trees.subtree(tree, top)}
-      args = jax.tree.map(
-        lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree
-      )
-      item = jax.tree.map(lambda _: 0, tree)
-      restore = ocp.args.PyTreeRestore(
-        item=item, restore_args=args, partial_restore=True
-      )
-      return reader.restore(path, args=restore)
-  except (OSError, KeyError, TypeError, RuntimeError, ValueError) as error:
-    raise InputError(
-      f"{path}: damaged or incomplete ({str(error).splitlines()[0]}): make the "
-      "stage again, or restore the folder from a copy"
-    ) from error
-
-
-def _verify(folder: pathlib.Path, params: Any, address: str) -> None:
-  want = read_json(folder / "fingerprint.json")
-  have = trees.fingerprint(params)
-  wrong = [name for name in have if want.get(name) != have[name]]
-  tops = {name.split("/")[0] for name in have}
-  wrong += [n for n in want if n.split("/")[0] in tops and n not in have]
-  if wrong:
-    raise InputError(
-      f"{address}: {len(wrong)} leaves differ from fingerprint.json, first "
-      f"{wrong[0]}: the files are damaged; make them again or use a copy"
-    )
-
-
-def _meta_of_hf(found: Mapping[str, Any], info: Mapping[str, Any]):
   def fields(config):
     return None if config is None else dataclasses.asdict(config)
 
-  folder = str(pathlib.Path(info["source"]).absolute())
-  return {
-    "vision": fields(found["vision"]),
-    "llm": fields(found["llm"]),
-    "sources": {"all": info["source"]},
-    # Where the blocks are that nobody reads, for `detach` to give back.
-    "hf_vision": folder if found["vision"] else None,
-    "not_carried": info["not_carried"],
+  meta = {
+    "vision": fields(opened.vision),
+    "llm": fields(opened.llm),
+    "sources": {"all": address},
+    "not_carried": list(opened.not_carried),
+    "unread": None,
   }
-
-
-def _float32(leaf):
-  return np.asarray(leaf).astype(np.float32)
-
-
-def _plain(value):
-  if isinstance(value, (np.integer, np.floating)):
-    return value.item()
-  if isinstance(value, pathlib.Path):
-    return str(value)
-  raise TypeError(f"{type(value).__name__} does not go into JSON")
+  if opened.vision is not None:
+    # Where the tensors are that nobody reads, to be given back.
+    crc = opening.unread_crc(opened)
+    if crc:
+      meta["unread"] = {
+        "address": f"{where.kind}:{where.path.absolute()}",
+        "fingerprint": crc,
+      }
+    framing = opening.framing(opened)
+    if framing:
+      meta["preprocessing"] = {"resample": framing}
+  return meta

@@ -37,7 +37,6 @@ _CHOICES = {
   "template": chat.TEMPLATES,
   "mask": chat.MASKS,
   "schedule": optim.SCHEDULES,
-  "resample": images.RESAMPLES,
 }
 
 
@@ -131,6 +130,11 @@ def _check_choices(step: rundir.Step) -> None:
       raise InputError(
         f"{step.name}.{name}={value!r}: choose one of {', '.join(options)}"
       )
+  if "resample" in step.config:
+    try:
+      images.parse_resample(step.config.resample)
+    except InputError as error:
+      raise InputError(f"{step.name}.{error}") from None
 
 
 def _check_sources(steps: Iterable[rundir.Step]) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy import special
 
-from pivot_jax import checkpoint, metrics, segmentation
+from pivot_jax import files, metrics, segmentation
 from pivot_jax.errors import InputError
 
 ARMS = ("original", "stage1", "sft", "dpo")
@@ -62,7 +62,7 @@ def by_seed(inputs: Mapping[str, str]) -> dict[int, dict[str, dict[str, Any]]]:
   for name, address in inputs.items():
     match = re.fullmatch(r"(?:seed(\d+)/)?(.+)", name)
     folder = pathlib.Path(address)
-    done = checkpoint.read_json(folder / "done.json")
+    done = files.read_json(folder / "done.json")
     done |= {"stage": name, "folder": folder}
     found.setdefault(int(match[1] or 0), {})[match[2]] = done
   return dict(sorted(found.items()))

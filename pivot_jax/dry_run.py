@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from pivot_jax import checkpoint, recipe, rundir, trees
+from pivot_jax import addresses, checkpoint, recipe, rundir, trees
 from pivot_jax.data import chat, registry
 from pivot_jax.stages import train
 
@@ -76,7 +76,7 @@ def _shapes(step: rundir.Step, models: dict[str, _Configs]) -> Any:
   tokenizer = chat.load_tokenizer(checkpoint.tokenizer_folder(config.tokenizer))
   outside = {}
   for name, address in step.inputs.items():
-    folder = str(checkpoint.parse(address)[1])
+    folder = str(addresses.parse(address).path)
     for part, fields in models.get(folder, {}).items():
       if fields is not None and name in ("init", part):
         config[part] = dataclasses.asdict(fields) | {"init": ""}
@@ -96,7 +96,7 @@ def _shapes(step: rundir.Step, models: dict[str, _Configs]) -> Any:
 
 
 def _configs(address: str, models: dict[str, _Configs]) -> _Configs:
-  folder = str(checkpoint.parse(address)[1])
+  folder = str(addresses.parse(address).path)
   if folder in models:
     return models[folder]
   loaded = checkpoint.load(address)

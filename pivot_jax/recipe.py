@@ -18,7 +18,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from pivot_jax import checkpoint, rundir, train
+from pivot_jax import addresses, files, rundir, train
 from pivot_jax.errors import InputError
 
 LOG = logging.getLogger("pivot_jax")
@@ -145,7 +145,7 @@ def _given(config: ConfigDict) -> dict[str, str]:
 
 def _made_alike(config: ConfigDict, address: str) -> bool:
   """Returns whether the stages that led to a shipped result are unchanged."""
-  _, folder, _ = checkpoint.parse(address)
+  folder = addresses.parse(address).path
   made = folder / "made.json"
   if not made.exists():
     return False
@@ -154,7 +154,7 @@ def _made_alike(config: ConfigDict, address: str) -> bool:
     return False
   return all(
     name in config and shipped_settings(config, name) == settings
-    for name, settings in checkpoint.read_json(made)["settings"].items()
+    for name, settings in files.read_json(made)["settings"].items()
   )
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from pivot_jax import checkpoint, trees
+from pivot_jax import files, trees
 from pivot_jax.data import chat
 from pivot_jax.errors import InputError
 
@@ -37,7 +37,7 @@ def write(
   folder.mkdir(parents=True, exist_ok=True)
   np.savez(folder / "reference.npz", **columns)
   rows = trees.digest(list(columns["crc"]))
-  checkpoint.write_json(folder / "reference.json", dict(made) | {"rows": rows})
+  files.write_json(folder / "reference.json", dict(made) | {"rows": rows})
 
 
 def read(
@@ -47,7 +47,7 @@ def read(
 
   Raises InputError if they were made with anything else than `made`.
   """
-  head = checkpoint.read_json(folder / "reference.json")
+  head = files.read_json(folder / "reference.json")
   wrong = [name for name in made if head[name] != made[name]]
   if wrong:
     raise InputError(

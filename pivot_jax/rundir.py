@@ -19,7 +19,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from pivot_jax import checkpoint
+from pivot_jax import addresses, files
 from pivot_jax.data import images
 from pivot_jax.errors import InputError
 
@@ -52,10 +52,10 @@ class Inputs:
     """
     texts = {}
     for name, address in sorted(step.inputs.items()):
-      _, folder, _ = checkpoint.parse(address)
+      folder = addresses.parse(address).path
       done, prints = folder / "done.json", folder / "fingerprint.json"
       if done.exists():
-        outputs = checkpoint.read_json(done)["outputs"]
+        outputs = files.read_json(done)["outputs"]
         texts[name] = json.dumps(outputs, sort_keys=True)
       elif prints.exists():
         texts[name] = prints.read_text(encoding="utf-8")
@@ -108,7 +108,7 @@ def finished(step: Step, inputs: Inputs) -> bool:
   path = step.folder / "done.json"
   if not path.exists():
     return False
-  done = checkpoint.read_json(path)
+  done = files.read_json(path)
   if done["config"] != fingerprint(step):
     raise InputError(
       f"{step.folder} was made with other settings "
@@ -136,7 +136,7 @@ def begin(step: Step, inputs: Inputs) -> None:
   claim = step.folder / "begun.json"
   begun = {"config": fingerprint(step), "inputs": inputs.of(step)}
   kept = any((step.folder / "checkpoints").glob("*"))
-  if kept and claim.exists() and checkpoint.read_json(claim) != begun:
+  if kept and claim.exists() and files.read_json(claim) != begun:
     raise InputError(
       f"{step.folder} was begun with other settings or inputs: delete it to "
       "make it again"
@@ -144,15 +144,15 @@ def begin(step: Step, inputs: Inputs) -> None:
   for path in step.folder.iterdir():
     if path.name not in ("checkpoints", "metrics.jsonl", claim.name):
       shutil.rmtree(path) if path.is_dir() else path.unlink()
-  checkpoint.write_json(claim, begun)
-  checkpoint.write_json(step.folder / "config.json", step.config.to_dict())
+  files.write_json(claim, begun)
+  files.write_json(step.folder / "config.json", step.config.to_dict())
 
 
 def finish(
   step: Step, inputs: Inputs, metrics: Mapping[str, Any], seconds: float
 ) -> None:
   """Commits a result: `done.json` last, and only then the checkpoints go."""
-  checkpoint.write_json(
+  files.write_json(
     step.folder / "done.json",
     {
       "stage": step.name,
@@ -163,7 +163,7 @@ def finish(
       "outputs": _checksums(step.folder),
       "metrics": metrics,
       "seconds": round(seconds, 2),
-      "versions": checkpoint.versions(),
+      "versions": files.versions(),
     },
   )
   shutil.rmtree(step.folder / "checkpoints", ignore_errors=True)
@@ -184,14 +184,14 @@ def claim(workdir: pathlib.Path, config: ConfigDict) -> None:
   path = workdir / "config.json"
   now = json.loads(json.dumps(config.to_dict(), default=list))
   if path.exists():
-    before = checkpoint.read_json(path)
+    before = files.read_json(path)
     if _without_logging(before) != _without_logging(now):
       raise InputError(
         f"{workdir} belongs to another configuration "
         f"({_difference(before, now)}): use another --workdir"
       )
   else:
-    checkpoint.write_json(path, now)
+    files.write_json(path, now)
 
 
 def _without_logging(node: Any) -> Any:

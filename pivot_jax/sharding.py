@@ -28,7 +28,7 @@ PARAM_RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     ("fsdp", "tensor"),
   ),
   (r".*/(o_proj|out_proj|fc2|down_proj)/kernel", ("tensor", "fsdp")),
-  (r".*/(q_proj|k_proj|v_proj|fc1)/bias", ("tensor",)),
+  (r".*/(q_proj|k_proj|v_proj|fc1|gate_proj|up_proj)/bias", ("tensor",)),
   (r"llm/embed_tokens/embedding", ("tensor", "fsdp")),
   (r"llm/lm_head/kernel", ("fsdp", "tensor")),
   # Row-parallel out: column-parallel twice, XLA gives the first layer and the
@@ -142,15 +142,20 @@ def place(tree: Any, mesh: Mesh, rules: Sequence = PARAM_RULES) -> Any:
 
   The arrays are copied: donating the result never deletes the caller's tree.
   """
-  flat, shardings = trees.flatten(tree), trees.flatten(infer(tree, mesh, rules))
   return trees.unflatten(
     {
-      path: jax.make_array_from_callback(
-        leaf.shape, shardings[path], _slicer(np.asarray(leaf))
-      )
-      for path, leaf in flat.items()
+      path: place_leaf(path, np.asarray(leaf), mesh, rules)
+      for path, leaf in trees.flatten(tree).items()
     }
   )
+
+
+def place_leaf(
+  path: str, leaf: np.ndarray, mesh: Mesh, rules: Sequence = PARAM_RULES
+) -> jax.Array:
+  """Returns one host array placed by the parameter rules, as a copy."""
+  where = trees.flatten(infer({path: leaf}, mesh, rules))[path]
+  return jax.make_array_from_callback(leaf.shape, where, _slicer(leaf))
 
 
 def _slicer(host: np.ndarray):

@@ -15,7 +15,7 @@ from typing import Any
 from absl import app, flags
 from ml_collections import ConfigDict
 
-from pivot_jax import checkpoint, recipe, trees
+from pivot_jax import artifacts, checkpoint, files, recipe, trees
 
 _FROM = flags.DEFINE_string("from", None, "The run folder.", required=True)
 _TO = flags.DEFINE_string("to", None, "The artifact folder.", required=True)
@@ -31,26 +31,22 @@ def main(argv: Sequence[str]) -> None:
   vision = checkpoint.load(f"{run / 'stage0_vision'}:vision")
   llm = checkpoint.load(f"{run / 'stage0_llm'}:llm")
   meta = _meta(vision, llm, parts=["llm", "vision"])
-  checkpoint.save_packaged(
-    to, trees.merge(vision.params, llm.params), meta=meta
-  )
+  artifacts.save_packaged(to, trees.merge(vision.params, llm.params), meta=meta)
   records = {
     name: _record(run, name) for name in ("stage0_vision", "stage0_llm")
   }
-  checkpoint.write_json(
-    to / "made.json", {"command": COMMAND, "stages": records}
-  )
+  files.write_json(to / "made.json", {"command": COMMAND, "stages": records})
   whole = checkpoint.load(str(run / "stage1_full"))
   meta = _meta(whole, whole, parts=list(checkpoint.PARTS))
-  checkpoint.save_packaged(to / "stage1", whole.params, meta=meta)
+  artifacts.save_packaged(to / "stage1", whole.params, meta=meta)
   names = ("stage1_proj", "stage1_full")
-  config = ConfigDict(checkpoint.read_json(run / "config.json"))
+  config = ConfigDict(files.read_json(run / "config.json"))
   made = {
     "command": COMMAND,
     "settings": {n: recipe.shipped_settings(config, n) for n in names},
     "stages": {name: _record(run, name) for name in names},
   }
-  checkpoint.write_json(to / "stage1" / "made.json", made)
+  files.write_json(to / "stage1" / "made.json", made)
   shutil.copytree(
     to / "tokenizer", to / "stage1" / "tokenizer", dirs_exist_ok=True
   )
@@ -70,7 +66,7 @@ def _meta(vision, llm, *, parts: list[str]) -> dict[str, Any]:
 
 def _record(run: pathlib.Path, name: str) -> dict[str, Any]:
   """Returns the settings, seconds, metrics and versions of a finished stage."""
-  done = checkpoint.read_json(run / name / "done.json")
+  done = files.read_json(run / name / "done.json")
   return {
     key: done[key] for key in ("fields", "seconds", "metrics", "versions")
   }

@@ -7,7 +7,11 @@ import re
 ROOT = pathlib.Path(__file__).parents[1]
 
 _BASE = r"trees|losses|optim|sharding|metrics|models\..+|data\..+"
-_TOOLS = _BASE + r"|objectives|generate|logistic|segmentation|convert\..+"
+_TOOLS = (
+  _BASE
+  + r"|objectives|generate|logistic|segmentation|convert\..+"
+  + r"|files|addresses|artifacts"
+)
 # What a module of pivot_jax may import of it, beside `errors`; the first match
 # counts, and a module without a match needs a line here.
 MAY_IMPORT = (
@@ -16,7 +20,8 @@ MAY_IMPORT = (
   (r"models\.layers", r""),
   (r"models\.(vit|qwen2|heads)", r"models\.layers"),
   (r"models\.mllm", r"models\.(layers|vit|qwen2|heads)"),
-  (r"data\.(tokens|images|records|packing|drawing)", r""),
+  (r"data\.(tokens|framing|records|packing|drawing)", r""),
+  (r"data\.images", r"data\.framing"),
   (r"data\.layout", r"data\.drawing"),
   (r"data\.questions", r"data\.(drawing|layout)"),
   (r"data\.misnaming", r"data\.(drawing|layout|questions)"),
@@ -24,11 +29,15 @@ MAY_IMPORT = (
   (r"data\.chat", r"data\.tokens"),
   (r"data\.sources", r"data\.(images|records)"),
   (r"data\..+|objectives|generate|logistic|segmentation", _BASE),
-  (r"convert\..+", _BASE + r"|convert\..+"),
+  (r"files|addresses", r""),
+  (r"convert\..+", _BASE + r"|addresses|convert\..+"),
+  (r"artifacts", r"trees|files"),
   (r"checkpoint", _TOOLS),
-  (r"html", r""),
-  (r"compare", _TOOLS + r"|checkpoint"),
-  (r"train|export|reference|rundir|", _TOOLS + r"|checkpoint"),
+  (r"html|model_card", r"files"),
+  (r"train|reference|rundir|compare", _TOOLS + r"|checkpoint"),
+  (r"export", _TOOLS + r"|checkpoint|model_card"),
+  (r"pretrained", _TOOLS + r"|checkpoint|export"),
+  (r"", r"pretrained"),
   (r"stages\..+", _TOOLS + r"|checkpoint|train|reference|compare|html"),
   (r"recipe", _TOOLS + r"|checkpoint|rundir|train|stages\..+"),
   (

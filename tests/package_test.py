@@ -1,24 +1,36 @@
-"""The installed package works away from its checkout."""
+"""The installed package works away from its checkout, and imports quickly."""
 
 import subprocess
 import sys
+import time
 
 
-def test_load_and_save_are_there_from_any_folder(tmp_path):
-  script = (
-    "import pivot_jax; "
-    "loaded = pivot_jax.load('package:toy:vision'); "
-    "pivot_jax.save('out', loaded.params, "
-    "meta=loaded.meta); "
-    "print(sorted(pivot_jax.load('out').params))"
-  )
+def _run(script, folder):
   done = subprocess.run(
     [sys.executable, "-c", script],
-    cwd=tmp_path,
+    cwd=folder,
     capture_output=True,
     text=True,
     check=False,
     timeout=120,
   )
   assert done.returncode == 0, done.stderr
-  assert done.stdout.strip().endswith("['vision']")
+  return done.stdout.strip()
+
+
+def test_load_and_save_are_there_from_any_folder(tmp_path):
+  script = (
+    "import pivot_jax; "
+    "encoder, params = pivot_jax.load('package:toy:vision'); "
+    "pivot_jax.save('out', encoder, params); "
+    "print(sorted(pivot_jax.load('out')[1]))"
+  )
+  assert _run(script, tmp_path).endswith("['vision']")
+
+
+def test_importing_the_package_imports_no_jax(tmp_path):
+  script = "import sys, pivot_jax; print('jax' in sys.modules)"
+  began = time.monotonic()
+  assert _run(script, tmp_path) == "False"
+  # Far more than it takes without jax, on a machine that is busy, too.
+  assert time.monotonic() - began < 10

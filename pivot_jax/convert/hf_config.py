@@ -1,7 +1,7 @@
-"""Hugging Face config.json to our frozen configurations, and back.
+"""Hugging Face config.json to our frozen configurations.
 
-No weights here (`hf.py`). A setting that our models do not compute is refused
-by name rather than read past.
+No weights here (`hf.py`), and nothing is written (`hf_json.py`). A setting that
+our models do not compute is refused by name rather than read past.
 """
 
 from collections.abc import Mapping
@@ -12,17 +12,63 @@ from pivot_jax import errors
 from pivot_jax.convert import tensors
 from pivot_jax.models import layers, qwen2, vit
 
-# config.json leaves out what equals the default of transformers' class.
-_VISION_DEFAULTS = {
+
+class _Tower(NamedTuple):
+  """A kind of vision config: what config.json leaves out, what the kind is."""
+
+  defaults: Mapping[str, Any]  # of transformers' class
+  choices: Mapping[str, Any]  # VisionConfig fields that the kind decides
+
+
+_SIZES = {
   "image_size": 224,
   "patch_size": 16,
   "hidden_size": 768,
   "intermediate_size": 3072,
   "num_hidden_layers": 12,
   "num_attention_heads": 12,
-  "hidden_act": "gelu_pytorch_tanh",
-  "layer_norm_eps": 1e-6,
 }
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+_CLIP = (
+  (0.48145466, 0.4578275, 0.40821073),
+  (0.26862954, 0.26130258, 0.27577711),
+)
+_HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+# Without preprocessor_config.json: the statistics of the published models.
+STATISTICS = {
+  "siglip": _HALF,
+  "clip": _CLIP,
+  "dinov2": IMAGENET,
+  "vit": _HALF,
+  "vit_mae": IMAGENET,
+}
+# The paper reads these after the last block and its norm (paper.md 1.4).
+_LAST = dict(class_token=True, feature_layer=-1, final_norm=True)
+_TOWERS = {
+  "siglip_vision_model": _Tower(
+    _SIZES | {"hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6},
+    dict(family="siglip"),
+  ),
+  "clip_vision_model": _Tower(
+    _SIZES
+    | {"patch_size": 32, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5},
+    dict(family="clip", class_token=True, patch_bias=False, pre_norm=True),
+  ),
+  "dinov2": _Tower(
+    _SIZES | {"patch_size": 14, "hidden_act": "gelu", "layer_norm_eps": 1e-6},
+    dict(family="dinov2", layer_scale=True, **_LAST),
+  ),
+  "vit": _Tower(
+    _SIZES | {"hidden_act": "gelu", "layer_norm_eps": 1e-12},
+    dict(family="vit", **_LAST),
+  ),
+  "vit_mae": _Tower(
+    _SIZES | {"hidden_act": "gelu", "layer_norm_eps": 1e-12},
+    dict(family="vit_mae", **_LAST),
+  ),
+}
+# Contrastive models, of which the vision half is read.
+_PAIRS = {"siglip": "siglip_vision_model", "clip": "clip_vision_model"}
 _LLM_DEFAULTS = {
   "vocab_size": 151936,
   "hidden_size": 4096,
@@ -36,6 +82,15 @@ _LLM_DEFAULTS = {
 _LLM_THETA = 10000.0
 
 
+_HINTS = {
+  "siglip2": " (this looks like SigLIP2 NaFlex, whose images keep their shape:"
+  " take a fixed-resolution one, such as siglip2-so400m-patch16-384)",
+  "siglip2_vision_model": " (this looks like SigLIP2 NaFlex: take a"
+  " fixed-resolution one)",
+  "dinov2_with_registers": " (register tokens are not computed here)",
+}
+
+
 class Configs(NamedTuple):
   """What a checkpoint folder holds; `kind` is its model_type."""
 
@@ -45,7 +100,7 @@ class Configs(NamedTuple):
 
 
 def read(folder: Path) -> Configs:
-  """Reads config.json, and preprocessor_config.json for the image statistics.
+  """Reads config.json; image statistics are those of the published family.
 
   Raises:
     InputError: another kind of model, or a setting we do not compute.
@@ -53,131 +108,20 @@ def read(folder: Path) -> Configs:
   path = folder / "config.json"
   config = tensors.read_json(path)
   kind = config.get("model_type")
-  if kind == "siglip_vision_model":
-    return Configs(kind, _vision(path, config, feature_layer=-2), None)
-  if kind == "siglip":
+  if kind in _TOWERS:
+    return Configs(kind, vision(path, config), None)
+  if kind in _PAIRS:
     inner = config.get("vision_config") or {}
-    return Configs(kind, _vision(path, inner, feature_layer=-2), None)
+    return Configs(kind, vision(path, inner, kind=_PAIRS[kind]), None)
   if kind == "qwen2":
-    return Configs(kind, None, _llm(path, config))
+    return Configs(kind, None, llm(path, config))
   if kind == "llava":
     return _llava(path, config)
   raise errors.InputError(
-    f"{path}: model_type is {kind!r}; it can be siglip, siglip_vision_model,"
-    " qwen2 or llava"
+    f"{path}: model_type is {kind!r}; it can be"
+    f" {', '.join([*_TOWERS, *_PAIRS, 'qwen2', 'llava'])} or llava_qwen"
+    f"{_HINTS.get(kind, '')}"
   )
-
-
-def vision_json(config: vit.VisionConfig) -> dict[str, Any]:
-  """Returns config.json of a SiglipVisionModel without pooling head."""
-  return {
-    "architectures": ["SiglipVisionModel"],
-    "model_type": "siglip_vision_model",
-    **{name: vars(config)[name] for name in _VISION_DEFAULTS},
-    "num_channels": 3,
-    "attention_dropout": 0.0,
-    "vision_use_head": False,
-    "torch_dtype": "float32",
-  }
-
-
-def resample(folder: Path) -> str | None:
-  """Returns how a folder's image processor resizes, None if it does not say.
-
-  Raises:
-    InputError: a filter that `preprocessor_json` has no name for.
-  """
-  path = folder / "preprocessor_config.json"
-  said = tensors.read_json(path) if path.exists() else {}
-  if said.get("resample") is None:
-    return None
-  crops = bool(said.get("do_center_crop"))
-  known = {
-    (3, False): "bicubic",
-    (2, False): "bilinear",
-    (3, True): "crop_bicubic",
-  }
-  if (said["resample"], crops) not in known:
-    raise errors.InputError(
-      f"{path}: resample is {said['resample']!r}, do_center_crop {crops}; images"
-      " can be resized by filter 2 or 3, or by 3 and cropped"
-    )
-  return known[said["resample"], crops]
-
-
-def preprocessor_json(
-  config: vit.VisionConfig, resample: str = "bicubic"
-) -> dict[str, Any]:
-  """Returns preprocessor_config.json: images framed as in training.
-
-  "bicubic" and "bilinear" squash to the square, as SigLIP's processor does;
-  "crop_bicubic" resizes the short side and cuts the middle, as CLIP's does.
-  """
-  side = config.image_size
-  framing: dict[str, Any] = {
-    "image_processor_type": "SiglipImageProcessor",
-    "size": {"height": side, "width": side},
-  }
-  if resample == "crop_bicubic":
-    framing = {
-      "image_processor_type": "CLIPImageProcessor",
-      "size": {"shortest_edge": side},
-      "do_center_crop": True,
-      "crop_size": {"height": side, "width": side},
-      "do_convert_rgb": True,
-    }
-  filters = {"bicubic": 3, "crop_bicubic": 3, "bilinear": 2}
-  return framing | {
-    "do_resize": True,
-    "resample": filters[resample],
-    "do_rescale": True,
-    "rescale_factor": 1 / 255,
-    "do_normalize": True,
-    "image_mean": list(config.image_mean),
-    "image_std": list(config.image_std),
-  }
-
-
-def llm_json(
-  config: qwen2.LLMConfig, *, eos_token_id: int | None
-) -> dict[str, Any]:
-  """Returns config.json of a Qwen2ForCausalLM."""
-  return {
-    "architectures": ["Qwen2ForCausalLM"],
-    "model_type": "qwen2",
-    **vars(config),
-    "hidden_act": "silu",
-    "attention_dropout": 0.0,
-    "max_position_embeddings": 32768,
-    "use_sliding_window": False,
-    "eos_token_id": eos_token_id,
-    "torch_dtype": "float32",
-  }
-
-
-def llava_json(
-  vision: vit.VisionConfig,
-  llm: qwen2.LLMConfig,
-  *,
-  image_token_id: int,
-  eos_token_id: int | None,
-) -> dict[str, Any]:
-  """Returns config.json of a LlavaForConditionalGeneration."""
-  return {
-    "architectures": ["LlavaForConditionalGeneration"],
-    "model_type": "llava",
-    "vision_config": vision_json(vision),
-    "text_config": llm_json(llm, eos_token_id=eos_token_id),
-    "image_token_index": image_token_id,
-    "image_seq_length": vision.num_patches,
-    "projector_hidden_act": "gelu",
-    "multimodal_projector_bias": True,
-    "vision_feature_layer": vision.used_layers - vision.num_hidden_layers - 1,
-    "vision_feature_select_strategy": "full",
-    "tie_word_embeddings": llm.tie_word_embeddings,
-    "eos_token_id": eos_token_id,
-    "torch_dtype": "float32",
-  }
 
 
 def _llava(path: Path, config: Mapping[str, Any]) -> Configs:
@@ -185,18 +129,23 @@ def _llava(path: Path, config: Mapping[str, Any]) -> Configs:
     part: config.get(f"{part}_config") or {} for part in ("vision", "text")
   }
   kinds = {part: inner[part].get("model_type") for part in inner}
-  if kinds != {"vision": "siglip_vision_model", "text": "qwen2"}:
+  towers = tuple(_PAIRS.values())
+  if kinds["vision"] not in towers or kinds["text"] != "qwen2":
     raise errors.InputError(
       f"{path}: vision_config is {kinds['vision']!r} and text_config"
-      f" {kinds['text']!r}; they must be siglip_vision_model and qwen2"
+      f" {kinds['text']!r}; they must be {' or '.join(towers)}, and qwen2"
     )
+  tower = vision(path, inner["vision"])
   _require(
     path,
     config,
     projector_hidden_act=("gelu", "gelu"),
     multimodal_projector_bias=(True, True),
-    # "default" would drop the first patch, which is no CLS token in SigLIP.
-    vision_feature_select_strategy=("full", "default"),
+    # "default" drops the first token, which must be a class token and no patch.
+    vision_feature_select_strategy=(
+      "default" if tower.class_token else "full",
+      "default",
+    ),
   )
   layer = config.get("vision_feature_layer", -2)
   if not isinstance(layer, int) or layer == -1:
@@ -207,34 +156,58 @@ def _llava(path: Path, config: Mapping[str, Any]) -> Configs:
   tied = config.get("tie_word_embeddings", False)
   text = dict(inner["text"])
   text["tie_word_embeddings"] = tied or text.get("tie_word_embeddings", False)
-  vision = _vision(path, inner["vision"], feature_layer=layer)
-  return Configs("llava", vision, _llm(path, text))
+  tower = vision(path, inner["vision"], feature_layer=layer)
+  return Configs("llava", tower, llm(path, text))
 
 
-def _vision(path, config, *, feature_layer) -> vit.VisionConfig:
-  _require(path, config, num_channels=(3, 3))
-  fields = {k: config.get(k, v) for k, v in _VISION_DEFAULTS.items()}
+def vision(
+  path: Path,
+  config: Mapping[str, Any],
+  *,
+  kind: str | None = None,
+  **choices: Any,
+) -> vit.VisionConfig:
+  """Returns the encoder of a vision config, read as the paper reads its kind.
+
+  `choices` are VisionConfig fields that win over the kind's own.
+  """
+  kind = kind or config["model_type"]
+  tower = _TOWERS[kind]
+  _require(path, config, num_channels=(3, 3), qkv_bias=(True, True))
+  fields = {k: config.get(k, v) for k, v in tower.defaults.items()}
+  mean, std = STATISTICS[tower.choices["family"]]
+  fields |= dict(tower.choices, image_mean=mean, image_std=std) | choices
+  if kind == "dinov2":
+    fields |= _dinov2_mlp(path, config, fields["hidden_size"])
   if fields["hidden_act"] not in layers.ACTIVATIONS:
     raise errors.InputError(
       f"{path}: hidden_act is {fields['hidden_act']!r}; it can be"
       f" {', '.join(layers.ACTIVATIONS)}"
     )
-  processor = path.with_name("preprocessor_config.json")
-  statistics = tensors.read_json(processor) if processor.exists() else {}
   try:
-    return vit.VisionConfig(
-      **fields,
-      feature_layer=feature_layer,
-      image_mean=tuple(statistics.get("image_mean", (0.5, 0.5, 0.5))),
-      image_std=tuple(statistics.get("image_std", (0.5, 0.5, 0.5))),
-    )
+    return vit.VisionConfig(**fields)
   except (ValueError, TypeError) as error:
     raise errors.InputError(
       f"{path}: {error}; correct the vision config"
     ) from error
 
 
-def _llm(path, config) -> qwen2.LLMConfig:
+def _dinov2_mlp(path, config, width) -> dict[str, Any]:
+  """The width of the MLP, which transformers computes from a ratio."""
+  _require(path, config, hidden_act=("gelu", "gelu"))
+  inner = int(width * config.get("mlp_ratio", 4))
+  if not config.get("use_swiglu_ffn", False):
+    return {"intermediate_size": inner}
+  return {"intermediate_size": gated_width(inner), "gated_mlp": True}
+
+
+def gated_width(inner: int) -> int:
+  """Returns the width of DINOv2's gated MLP: two thirds, a multiple of 8."""
+  return (int(inner * 2 / 3) + 7) // 8 * 8
+
+
+def llm(path: Path, config: Mapping[str, Any]) -> qwen2.LLMConfig:
+  """Returns the decoder of a Qwen2 config."""
   _require(
     path,
     config,

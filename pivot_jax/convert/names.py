@@ -4,7 +4,8 @@ Paths are named after Hugging Face modules, so there is no table: `/` becomes
 `.`, a stacked `layers` axis becomes `layers.0`, `layers.1`, ..., and a leaf
 becomes `weight` or `bias`, a matrix transposed, a patch kernel from
 [p, q, C, D] to [D, C, p, q]. Which prefix a checkpoint puts before such a name
-is not known here (`hf.py`).
+is not known here (`hf.py`), nor what towers call it that are not named like
+SigLIP's (`layouts.py`).
 """
 
 from collections.abc import Callable, Mapping
@@ -36,6 +37,9 @@ class Slot(NamedTuple):
 
 def slots(shapes: PyTree) -> dict[str, Slot]:
   """Maps the foreign name of every tensor of a tree to its place.
+
+  A leaf with no torch counterpart in `_LEAVES` (a class token, a factor) keeps
+  its own name.
 
   `shapes` is a nested dict whose leaves have a `shape`.
   """
@@ -69,27 +73,41 @@ def to_foreign(params: PyTree) -> dict[str, np.ndarray]:
 def from_foreign(
   shapes: PyTree, read: Callable[[list[str]], Mapping[str, np.ndarray]]
 ) -> PyTree:
-  """Builds a float32 tree; `read` gives the tensors of a list of names.
+  """Builds a float32 tree; `read` gives the tensors of a list of names."""
 
-  It is asked for one leaf at a time, so that memory holds the tree and one
-  leaf's tensors.
+  def fill(name: str, view: np.ndarray) -> None:
+    view[...] = read([name])[name]
+
+  return flax.traverse_util.unflatten_dict(
+    {
+      path: build_leaf(path, leaf.shape, np.float32, fill)
+      for path, leaf in flax.traverse_util.flatten_dict(shapes).items()
+    }
+  )
+
+
+def build_leaf(
+  path: tuple[str, ...],
+  shape: tuple[int, ...],
+  dtype: np.typing.DTypeLike,
+  fill: Callable[[str, np.ndarray], None],
+) -> np.ndarray:
+  """Returns one leaf, its tensors written straight into their place.
+
+  `fill(name, view)` writes the tensor of that foreign name, cast, into a view
+  that has the foreign layout: memory holds the leaf and what `fill` reads.
   """
-  by_path: dict[tuple[str, ...], list[str]] = {}
-  places = slots(shapes)
-  for name, slot in places.items():
-    by_path.setdefault(slot.path, []).append(name)
-  leaves = {}
-  for path, group in by_path.items():
-    arrays = [read([name])[name] for name in group]
-    arrays = [x.transpose(_axes_from_foreign(path, x.ndim)) for x in arrays]
-    stacked = places[group[0]].layer is not None
-    leaf = np.stack(arrays) if stacked else arrays[0]
-    leaves[path] = np.ascontiguousarray(leaf, np.float32)
-  return flax.traverse_util.unflatten_dict(leaves)
+  leaf = np.empty(shape, dtype)
+  stacked = "layers" in path
+  for layer in range(shape[0]) if stacked else (None,):
+    part = leaf if layer is None else leaf[layer]
+    view = part.transpose(_axes_to_foreign(path, part.ndim))
+    fill(_name(path, layer), view)
+  return leaf
 
 
 def _name(path, layer):
-  parts = [*path[:-1], _LEAVES[path[-1]]]
+  parts = [*path[:-1], _LEAVES.get(path[-1], path[-1])]
   if layer is not None:
     parts.insert(parts.index("layers") + 1, str(layer))
   return ".".join(parts)
@@ -103,9 +121,3 @@ def _axes_to_foreign(path, ndim):
   if path[-1] != "kernel":
     return tuple(range(ndim))
   return {2: (1, 0), 4: (3, 2, 0, 1)}[ndim]
-
-
-def _axes_from_foreign(path, ndim):
-  if path[-1] != "kernel":
-    return tuple(range(ndim))
-  return {2: (1, 0), 4: (2, 3, 1, 0)}[ndim]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 # Registers bfloat16 with numpy, which safetensors needs to read it.
-import ml_dtypes  # noqa: F401
+import ml_dtypes
 import numpy as np
 import safetensors
 import safetensors.numpy
@@ -21,6 +21,11 @@ _FILE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _FLOATS = ("F64", "F32", "F16", "BF16")
+_CHUNK = 2**22  # elements read at a time
+_PICKLED = (
+  "a pickle can run code when opened and is not read; convert it to safetensors"
+  " where you trust it (docs/formats.md says how)"
+)
 
 
 class Stored(NamedTuple):
@@ -40,82 +45,126 @@ def contents(folder: Path) -> dict[str, Stored]:
   """
   found: dict[str, Stored] = {}
   for path, names in _files(folder).items():
-    try:
-      with safetensors.safe_open(path, framework="numpy") as file:
-        present = set(file.keys())
-        lost = sorted((names or set()) - present)
-        if lost:
-          raise errors.InputError(
-            f"{path}: lacks {', '.join(lost)}, which {_INDEX} places there;"
-            " download the folder again"
-          )
-        for name in sorted(present):
-          view = file.get_slice(name)
-          shape = tuple(view.get_shape())
-          found[name] = Stored(path, shape, view.get_dtype())
-    except (safetensors.SafetensorError, OSError) as error:
+    present = contents_of_file(path)
+    lost = sorted((names or set()) - present.keys())
+    if lost:
       raise errors.InputError(
-        f"{path}: cannot be read as safetensors ({error}); copy or download"
-        " it again"
-      ) from error
+        f"{path}: lacks {', '.join(lost)}, which {_INDEX} places there;"
+        " download the folder again"
+      )
+    found |= present
+  return found
+
+
+def contents_of_file(path: Path) -> dict[str, Stored]:
+  """Lists the tensors of one safetensors file without reading them.
+
+  Raises:
+    InputError: no such file, a pickle, or a truncated or malformed file.
+  """
+  if any(path.match(pattern) for pattern in _PICKLES):
+    raise errors.InputError(f"{path}: {_PICKLED}")
+  found = {}
+  try:
+    with safetensors.safe_open(path, framework="numpy") as file:
+      for name in sorted(file.keys()):
+        view = file.get_slice(name)
+        shape = tuple(view.get_shape())
+        found[name] = Stored(path, shape, view.get_dtype())
+  except (safetensors.SafetensorError, OSError) as error:
+    raise errors.InputError(
+      f"{path}: cannot be read as safetensors ({error}); copy or download"
+      " it again"
+    ) from error
   return found
 
 
 def read(
   stored: Mapping[str, Stored], names: list[str]
 ) -> dict[str, np.ndarray]:
-  """Reads the named tensors as float32, each file opened once.
+  """Reads the named tensors as float32.
 
   Raises:
     InputError: a tensor that is not a float.
   """
   arrays = {}
   for name in names:
-    path, _, dtype = stored[name]
-    if dtype not in _FLOATS:
-      raise errors.InputError(
-        f"{path}: {name} is stored as {dtype}, not as a float"
-        f" ({', '.join(_FLOATS)}); give unquantised weights"
-      )
-  by_file: dict[Path, list[str]] = {}
-  for name in names:
-    by_file.setdefault(stored[name].path, []).append(name)
-  for path, group in by_file.items():
-    with safetensors.safe_open(path, framework="numpy") as file:
-      for name in group:
-        arrays[name] = np.asarray(file.get_tensor(name), np.float32)
+    arrays[name] = np.empty(stored[name].shape, np.float32)
+    fill(arrays[name], stored[name], name)
   return arrays
+
+
+def fill(
+  view: np.ndarray,
+  stored: Stored,
+  name: str,
+  *,
+  block: int = 0,
+  blocks: int = 1,
+  lead: int = 0,
+) -> None:
+  """Writes a stored tensor, or block `block` of `blocks` of its rows, cast.
+
+  Leading axes of length one (`lead`) are left out. It reads some megabytes at
+  a time, so that memory holds the target and little else.
+
+  Raises:
+    InputError: a tensor that is not a float.
+  """
+  if stored.dtype not in _FLOATS:
+    raise errors.InputError(
+      f"{stored.path}: {name} is stored as {stored.dtype}, not as a float"
+      f" ({', '.join(_FLOATS)}); give unquantised weights"
+    )
+  with safetensors.safe_open(stored.path, framework="numpy") as file:
+    if lead or not view.ndim:
+      whole = file.get_tensor(name)
+      view[...] = whole.reshape(whole.shape[lead:])
+      return
+    source = file.get_slice(name)
+    rows = stored.shape[0] // blocks
+    step = max(1, _CHUNK * rows // max(1, view.size))
+    for start in range(0, rows, step):
+      stop = min(rows, start + step)
+      view[start:stop] = source[block * rows + start : block * rows + stop]
 
 
 def write(
   folder: Path,
   arrays: Mapping[str, np.ndarray],
   *,
+  dtype: str = "float32",
   shard_bytes: int = 5_000_000_000,
 ) -> None:
   """Writes one file, or shards of at most `shard_bytes` with an index."""
   folder.mkdir(parents=True, exist_ok=True)
-  shards: list[dict[str, np.ndarray]] = [{}]
-  size = 0
+  kind = np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
+  shards: list[list[str]] = [[]]
+  size = total = 0
   for name, array in arrays.items():
-    if shards[-1] and size + array.nbytes > shard_bytes:
-      shards.append({})
+    need = array.size * kind.itemsize
+    if shards[-1] and size + need > shard_bytes:
+      shards.append([])
       size = 0
-    # safetensors writes the memory of a transposed view in the wrong order.
-    shards[-1][name] = np.ascontiguousarray(array)
-    size += array.nbytes
+    shards[-1].append(name)
+    size += need
+    total += need
   count = len(shards)
-  names = [_FILE]
+  files = [_FILE]
   if count > 1:
-    names = [
+    files = [
       f"model-{i + 1:05}-of-{count:05}.safetensors" for i in range(count)
     ]
-  for file, shard in zip(names, shards, strict=True):
+  for file, shard in zip(files, shards, strict=True):
+    # safetensors writes the memory of a transposed view in the wrong order, and
     # transformers refuses a file that does not say which layout it has.
-    safetensors.numpy.save_file(shard, folder / file, metadata={"format": "pt"})
+    safetensors.numpy.save_file(
+      {name: np.ascontiguousarray(arrays[name], kind) for name in shard},
+      folder / file,
+      metadata={"format": "pt"},
+    )
   if count > 1:
-    place = {k: f for f, s in zip(names, shards, strict=True) for k in s}
-    total = sum(array.nbytes for array in arrays.values())
+    place = {k: f for f, s in zip(files, shards, strict=True) for k in s}
     index = {"metadata": {"total_size": total}, "weight_map": place}
     write_json(folder / _INDEX, index)
 
@@ -165,9 +214,28 @@ def _files(folder: Path) -> dict[Path, set[str] | None]:
     return {folder / _FILE: None}
   pickles = sorted(p.name for pattern in _PICKLES for p in folder.glob(pattern))
   if pickles:
-    raise errors.InputError(
-      f"{folder}: {', '.join(pickles)} are pickles, which can run code when"
-      " opened; convert them to safetensors (transformers: from_pretrained,"
-      " then save_pretrained)"
-    )
+    raise errors.InputError(f"{folder}: holds {', '.join(pickles)}: {_PICKLED}")
   raise errors.InputError(f"{folder}: holds neither {_FILE} nor {_INDEX}")
+
+
+def equal(stored: Mapping[str, Stored], first: str, second: str) -> bool:
+  """Returns whether two stored tensors hold the same numbers."""
+  one, other = stored[first], stored[second]
+  if one.shape != other.shape:
+    return False
+  if one.dtype != other.dtype:
+    arrays = read(stored, [first, second])
+    return np.array_equal(arrays[first], arrays[second])
+  with (
+    safetensors.safe_open(one.path, framework="numpy") as a,
+    safetensors.safe_open(other.path, framework="numpy") as b,
+  ):
+    left, right = a.get_slice(first), b.get_slice(second)
+    step = max(1, _CHUNK // max(1, int(np.prod(one.shape[1:]))))
+    rows = one.shape[0]
+    return all(
+      np.array_equal(
+        left[i : min(rows, i + step)], right[i : min(rows, i + step)]
+      )
+      for i in range(0, rows, step)
+    )

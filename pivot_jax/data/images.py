@@ -1,9 +1,10 @@
-"""Files to uint8 pixels, resized exactly as an encoder expects.
+"""Files and PIL images to uint8 pixels, as large as an encoder expects them.
 
 Decoding and resampling are Pillow's on uint8, as in the paper's code; scaling
 to [-1, 1] happens on the device. An image file is never trusted: its size is
 limited before it is decoded, and a row's path cannot leave the image root. It
-knows nothing of rows: errors name the path, and the source adds the row.
+knows nothing of rows: errors name the path, and the source adds the row. How
+an image is made square is `framing.py`'s.
 
 Axes: H, W height and width in pixels.
 """
@@ -13,11 +14,13 @@ import os
 import pathlib
 import struct
 import zlib
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Int32, UInt8
 from PIL import Image
 
+from pivot_jax.data import framing
 from pivot_jax.errors import InputError
 
 MAX_PIXELS = 50_000_000
@@ -29,9 +32,11 @@ SUFFIXES = (
 )  # fmt: skip
 # Pillow knows no format by name before its plugin is loaded.
 Image.init()
-# How an image becomes square: the paper's squash (SigLIP), the same with the
-# filter of SigLIP 2's published processor, and CLIP's shortest edge and crop.
-RESAMPLES = ("bicubic", "bilinear", "crop_bicubic")
+
+RESAMPLES = framing.RESAMPLES
+parse_resample = framing.parse_resample
+resize = framing.resize
+resize_labels = framing.resize_labels
 
 _UNREADABLE = (
   OSError, SyntaxError, ValueError, TypeError, IndexError, KeyError,
@@ -95,12 +100,7 @@ def decode(
 ) -> UInt8[np.ndarray, "H W 3"]:
   """Decodes the bytes of an image file; see `read`. `name` is for messages."""
   image = _open(data, name=name, formats=FORMATS, max_pixels=max_pixels)
-  if image.mode.startswith("I"):
-    return _scale_16_bit(np.asarray(image), name)
-  # Pillow warns when a palette with alpha goes to RGB directly.
-  if image.mode in ("P", "PA"):
-    image = image.convert("RGBA")
-  return np.array(image.convert("RGB"))
+  return _to_rgb(image, name)
 
 
 def read_labels(
@@ -127,39 +127,33 @@ def read_labels(
   return np.asarray(image).astype(np.int32)
 
 
-def resize(
-  image: UInt8[np.ndarray, "h w 3"],
-  size: int,
-  *,
-  resample: str = "bicubic",
-) -> UInt8[np.ndarray, "S S 3"]:
-  """Resizes to a square of `size` pixels and rounds to uint8, as Pillow does.
+def preprocess(
+  images: Sequence[Image.Image | np.ndarray], size: int, *, resample: str
+) -> UInt8[np.ndarray, "N S S 3"]:
+  """Returns the pixels an encoder reads, from images as a program has them.
 
-  `bicubic` and `bilinear` ignore the aspect ratio (paper.md 1.3);
-  `crop_bicubic` scales the image until it covers `size` and cuts the centre
-  out (paper.md 1.4, CLIP). All three are antialiased.
+  Colours are those of `read`: an EXIF rotation is not applied, and an animation
+  gives the frame it stands at, the first of a file just opened. Arrays are
+  uint8 [H, W, 3]. For images without transparency this is, pixel for pixel,
+  what transformers' PIL processors make before they rescale, but for 16-bit
+  grey, which Pillow clips at 255. Of transparent pixels transformers 4 keeps
+  the colour below, as here, and transformers 5 blends them with white.
+
+  Args:
+    resample: see `parse_resample`.
+
+  Raises:
+    InputError: an unknown resample, or an image (its place in the list is
+      named) that is unreadable, empty, of floats, or no image.
   """
-  filters = {
-    "bicubic": Image.Resampling.BICUBIC,
-    "bilinear": Image.Resampling.BILINEAR,
-    "crop_bicubic": Image.Resampling.BICUBIC,
-  }
-  if resample not in filters:
-    raise InputError(f"resample {resample!r} is none of {', '.join(RESAMPLES)}")
-  return _resize(image, size, filters[resample], crop=resample[:4] == "crop")
-
-
-def resize_labels(
-  labels: Int32[np.ndarray, "h w"],
-  size: int,
-  *,
-  resample: str = "bicubic",
-) -> Int32[np.ndarray, "S S"]:
-  """Resizes a label map by nearest pixel, framed as `resize` frames."""
-  if resample not in RESAMPLES:
-    raise InputError(f"resample {resample!r} is none of {', '.join(RESAMPLES)}")
-  nearest = Image.Resampling.NEAREST
-  return _resize(labels, size, nearest, crop=resample[:4] == "crop")
+  parse_resample(resample)
+  if isinstance(images, Image.Image):
+    raise InputError("images: one image is given; give a list of images")
+  squares = [
+    resize(_pixels(image, f"images[{i}]"), size, resample=resample)
+    for i, image in enumerate(images)
+  ]
+  return np.stack(squares) if squares else np.zeros((0, size, size, 3), "uint8")
 
 
 class Pictures:
@@ -173,10 +167,7 @@ class Pictures:
     resample: str,
     max_pixels: int,
   ):
-    if resample not in RESAMPLES:
-      raise InputError(
-        f"resample {resample!r} is none of {', '.join(RESAMPLES)}"
-      )
+    parse_resample(resample)
     self.root = pathlib.Path(root)
     self.size = image_size
     self.resample = resample
@@ -243,6 +234,52 @@ def _reason(error: BaseException) -> str:
   return " ".join((text or str(error) or type(error).__name__).split())
 
 
+def _pixels(
+  image: Image.Image | np.ndarray, name: str
+) -> UInt8[np.ndarray, "H W 3"]:
+  if isinstance(image, np.ndarray):
+    shape, wanted = image.shape, image.ndim == 3 and image.shape[-1] == 3
+    if not wanted or image.dtype != np.uint8 or not image.size:
+      raise InputError(
+        f"{name}: an array must be uint8 [H, W, 3], not {image.dtype}"
+        f" {list(shape)}"
+      )
+    return image
+  if not isinstance(image, Image.Image):
+    raise InputError(
+      f"{name}: {type(image).__name__} is neither a PIL image nor an array;"
+      " open files by PIL.Image.open"
+    )
+  if not image.width * image.height:
+    raise InputError(f"{name}: the image has no pixels")
+  try:
+    image.load()
+  except _UNREADABLE as error:
+    raise InputError(
+      f"{name}: cannot decode the image: {_reason(error)}"
+    ) from None
+  return _to_rgb(image, name)
+
+
+def _to_rgb(image: Image.Image, name: str) -> UInt8[np.ndarray, "H W 3"]:
+  """Returns the pixels of an image of any mode; `read` defines the colours."""
+  if image.mode.startswith("I"):
+    return _scale_16_bit(np.asarray(image), name)
+  if image.mode == "F":
+    raise InputError(
+      f"{name}: float pixels (mode F) have no known range; save 8 bits a channel"
+    )
+  # Pillow warns when a palette with alpha goes to RGB directly.
+  if image.mode in ("P", "PA"):
+    image = image.convert("RGBA")
+  try:
+    return np.array(image.convert("RGB"))
+  except ValueError:
+    raise InputError(
+      f"{name}: mode {image.mode} has no conversion to RGB; convert the image"
+    ) from None
+
+
 def _scale_16_bit(grey: np.ndarray, name: str) -> UInt8[np.ndarray, "H W 3"]:
   grey = grey.astype(np.int64)
   if grey.min() < 0 or grey.max() > 65535:
@@ -250,15 +287,3 @@ def _scale_16_bit(grey: np.ndarray, name: str) -> UInt8[np.ndarray, "H W 3"]:
   # 65535 = 255 * 257: white stays white, and the nearest value is taken.
   grey = ((grey + 128) // 257).astype(np.uint8)
   return np.repeat(grey[:, :, None], 3, axis=2)
-
-
-def _resize(array: np.ndarray, size: int, resample: int, *, crop: bool):
-  image = Image.fromarray(array)
-  if not crop:
-    return np.array(image.resize((size, size), resample))
-  # The long side is rounded down, as in transformers.
-  short = min(image.size)
-  covered = [int(size * side / short) for side in image.size]
-  resized = np.array(image.resize(covered, resample))
-  left, top = ((side - size) // 2 for side in covered)
-  return resized[top : top + size, left : left + size].copy()

@@ -78,8 +78,8 @@ class Coder:
 
   def pixels(self, image: Any) -> UInt8[np.ndarray, "H W 3"] | None:
     """Returns an image at the size the encoder reads."""
-    if image is None or image.shape[:2] == (self.image_size,) * 2:
-      return image
+    if image is None:
+      return None
     return images.resize(image, self.image_size, resample=self.resample)
 
 
@@ -356,13 +356,9 @@ def images_and_maps(source: Any, image_size: int, resample: str = "bicubic"):
 
 
 def _stack(pictures, size, resample):
-  sized = [
-    picture
-    if picture.shape[:2] == (size, size)
-    else images.resize(picture, size, resample=resample)
-    for picture in pictures
-  ]
-  return np.stack(sized)
+  return np.stack(
+    [images.resize(picture, size, resample=resample) for picture in pictures]
+  )
 
 
 def _blank(row: Row):

@@ -1,21 +1,28 @@
-"""Vision transformer of the SigLIP family: uint8 images to patch features.
+"""Vision transformers: uint8 images to patch features.
 
-One module and one frozen dataclass of choices. Resizing is not done here
-(`data/images.py`), nor the projection to a language model (`heads.py`).
+One module for SigLIP 1 and 2, CLIP, DINOv2, MAE, MoCo-v3 and supervised ViT,
+and one frozen dataclass of choices in which they differ. Resizing is not done
+here (`data/images.py`), nor the projection to a language model (`heads.py`).
 
-Axes: N images, P patches, D width, A heads, H head dim, p q the two sides of a
-patch, C colours, h w the patch grid.
+Axes: N images, P patches (or feature tokens), T tokens (patches, and the class
+token before them if there is one), D width, A heads, H head dim, p q the two
+sides of a patch, C colours, h w the patch grid.
 """
 
 import dataclasses
+import math
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
+import numpy as np
 from einops import rearrange
 from jaxtyping import Array, Float, UInt8
 
 from pivot_jax.errors import InputError
 from pivot_jax.models import layers
+
+FAMILIES = ("siglip", "clip", "dinov2", "vit", "vit_mae")
 
 _LINEAR_INIT = nn.initializers.xavier_uniform()
 
@@ -30,6 +37,16 @@ class VisionConfig:
   final_norm: whether the last norm is applied to the features. Both defaults
     are the paper's for SigLIP (penultimate block, no norm).
   image_mean, image_std: of the channels after division by 255.
+  family: whose names and files it goes by: siglip (1 and 2), clip, dinov2, vit
+    (supervised and MoCo-v3) or vit_mae.
+  class_token: a learned token before the patches, with a position of its own;
+    it is no feature.
+  patch_bias: whether the patch embedding has a bias.
+  pre_norm: a norm before the first block (CLIP).
+  layer_scale: a learned factor per channel on each residual (DINOv2).
+  gated_mlp: down(silu(gate(x)) * up(x)) instead of fc2(act(fc1(x))) (DINOv2-g).
+  feature_tokens: features per image after bilinear interpolation of the patch
+    grid, a square number (paper 1.4, `-interpN`); 0 keeps the patches.
   """
 
   image_size: int
@@ -44,6 +61,13 @@ class VisionConfig:
   layer_norm_eps: float = 1e-6
   image_mean: tuple[float, ...] = (0.5, 0.5, 0.5)
   image_std: tuple[float, ...] = (0.5, 0.5, 0.5)
+  family: str = "siglip"
+  class_token: bool = False
+  patch_bias: bool = True
+  pre_norm: bool = False
+  layer_scale: bool = False
+  gated_mlp: bool = False
+  feature_tokens: int = 0
 
   def __post_init__(self):
     # JSON gives lists; a config must stay hashable.
@@ -64,11 +88,27 @@ class VisionConfig:
         f"hidden_act {self.hidden_act!r} is none of"
         f" {sorted(layers.ACTIVATIONS)}"
       )
+    if self.family not in FAMILIES:
+      raise InputError(f"family {self.family!r} is none of {FAMILIES}")
+    if math.isqrt(self.feature_tokens) ** 2 != self.feature_tokens:
+      raise InputError(
+        f"feature_tokens {self.feature_tokens} is no square number"
+      )
+
+  @property
+  def grid(self) -> int:
+    """Patches along a side; pixels beyond the last whole patch are cut."""
+    return self.image_size // self.patch_size
+
+  @property
+  def positions(self) -> int:
+    """Rows of the position table: one a patch, and one for a class token."""
+    return self.grid**2 + self.class_token
 
   @property
   def num_patches(self) -> int:
-    """Patch tokens of an image; pixels beyond the last whole patch are cut."""
-    return (self.image_size // self.patch_size) ** 2
+    """Features of an image, the tokens that a language model reads."""
+    return self.feature_tokens or self.grid**2
 
   @property
   def used_layers(self) -> int:
@@ -95,12 +135,23 @@ class ViT(nn.Module):
     x = Embeddings(config, self.compute, name="embeddings")(
       normalize(images, config)
     )
+
+    def norm(name):
+      return layers.LayerNorm(
+        config.layer_norm_eps, self.compute.dtype, name=name
+      )
+
+    if config.pre_norm:
+      # The name is CLIP's own, as its files have it.
+      x = norm("pre_layrnorm")(x)
     x = nn.with_logical_constraint(x, ("rows", "patches", "embed"))
     x = Encoder(config, self.compute, name="encoder")(x)
     if config.final_norm:
-      x = layers.LayerNorm(
-        config.layer_norm_eps, self.compute.dtype, name="post_layernorm"
-      )(x)
+      x = norm("post_layernorm")(x)
+    if config.class_token:
+      x = x[:, 1:]
+    if config.feature_tokens:
+      x = resize_tokens(x, config.feature_tokens)
     return x
 
 
@@ -113,17 +164,52 @@ def normalize(
   return (images.astype(jnp.float32) / 255.0 - mean) / std
 
 
+def resize_tokens(
+  x: Float[Array, "N P D"], tokens: int
+) -> Float[Array, "N tokens D"]:
+  """Resizes a square grid of features bilinearly, in float32.
+
+  As torch's `interpolate` without aligned corners and without antialiasing,
+  which the paper's code calls (paper.md 1.4).
+  """
+  weights = _bilinear(math.isqrt(x.shape[1]), math.isqrt(tokens))
+  grid = rearrange(
+    x.astype(jnp.float32), "N (h w) D -> N h w D", h=weights.shape[1]
+  )
+  grid = jnp.einsum("ih,jw,NhwD->NijD", weights, weights, grid)
+  return rearrange(grid, "N i j D -> N (i j) D").astype(x.dtype)
+
+
+def _bilinear(old: int, new: int) -> np.ndarray:
+  """Returns the matrix [new, old] that resizes one axis."""
+  centre = np.maximum((np.arange(new) + 0.5) * old / new - 0.5, 0)
+  low = np.floor(centre).astype(int)
+  high = np.minimum(low + 1, old - 1)
+  weights = np.zeros((new, old))
+  np.add.at(weights, (np.arange(new), low), 1 - (centre - low))
+  np.add.at(weights, (np.arange(new), high), centre - low)
+  return weights.astype(np.float32)
+
+
 class Embeddings(nn.Module):
-  """Patch embedding plus one learned vector per patch position."""
+  """Patches, a class token before them if there is one, and positions."""
 
   config: VisionConfig
   compute: layers.Compute
 
   @nn.compact
-  def __call__(self, pixels: Float[Array, "N H W C"]) -> Float[Array, "N P D"]:
-    x = PatchEmbedding(self.config, self.compute, name="patch_embedding")(
-      pixels
-    )
+  def __call__(self, pixels: Float[Array, "N H W C"]) -> Float[Array, "N T D"]:
+    config = self.config
+    x = PatchEmbedding(config, self.compute, name="patch_embedding")(pixels)
+    if config.class_token:
+      token = self.param(
+        "class_embedding",
+        nn.initializers.normal(config.hidden_size**-0.5),
+        (config.hidden_size,),
+        jnp.float32,
+      )
+      token = jnp.broadcast_to(token.astype(x.dtype), (len(x), 1, len(token)))
+      x = jnp.concatenate([token, x], axis=1)
     return PositionEmbedding(self.compute, name="position_embedding")(x)
 
 
@@ -146,8 +232,7 @@ class PatchEmbedding(nn.Module):
       (side, side, 3, width),
       jnp.float32,
     )
-    bias = self.param("bias", nn.initializers.zeros, (width,), jnp.float32)
-    grid = self.config.image_size // side
+    grid = self.config.grid
     patches = rearrange(
       pixels[:, : grid * side, : grid * side],
       "N (h p) (w q) C -> N (h w) (p q C)",
@@ -156,16 +241,20 @@ class PatchEmbedding(nn.Module):
     )
     dtype = self.compute.dtype
     kernel = rearrange(kernel, "p q C D -> (p q C) D").astype(dtype)
-    return patches.astype(dtype) @ kernel + bias.astype(dtype)
+    x = patches.astype(dtype) @ kernel
+    if not self.config.patch_bias:
+      return x
+    bias = self.param("bias", nn.initializers.zeros, (width,), jnp.float32)
+    return x + bias.astype(dtype)
 
 
 class PositionEmbedding(nn.Module):
-  """Adds one learned vector per patch position."""
+  """Adds one learned vector per position."""
 
   compute: layers.Compute
 
   @nn.compact
-  def __call__(self, x: Float[Array, "N P D"]) -> Float[Array, "N P D"]:
+  def __call__(self, x: Float[Array, "N T D"]) -> Float[Array, "N T D"]:
     embedding = self.param(
       "embedding",
       nn.initializers.normal(x.shape[-1] ** -0.5),
@@ -182,7 +271,7 @@ class Encoder(nn.Module):
   compute: layers.Compute
 
   @nn.compact
-  def __call__(self, x: Float[Array, "N P D"]) -> Float[Array, "N P D"]:
+  def __call__(self, x: Float[Array, "N T D"]) -> Float[Array, "N T D"]:
     blocks = layers.stack(
       Block, compute=self.compute, length=self.config.used_layers, in_axes=()
     )
@@ -198,20 +287,38 @@ class Block(nn.Module):
 
   @nn.compact
   def __call__(
-    self, x: Float[Array, "N P D"]
-  ) -> tuple[Float[Array, "N P D"], None]:
+    self, x: Float[Array, "N T D"]
+  ) -> tuple[Float[Array, "N T D"], None]:
     config, compute = self.config, self.compute
     norm1 = layers.LayerNorm(
       config.layer_norm_eps, compute.dtype, name="layer_norm1"
     )
-    x = x + Attention(config, compute, name="self_attn")(norm1(x))
+    mixed = Attention(config, compute, name="self_attn")(norm1(x))
+    x = x + self._scale("layer_scale1", mixed)
     norm2 = layers.LayerNorm(
       config.layer_norm_eps, compute.dtype, name="layer_norm2"
     )
-    x = x + MLP(config, compute, name="mlp")(norm2(x))
+    mlp = GatedMLP if config.gated_mlp else MLP
+    x = x + self._scale(
+      "layer_scale2", mlp(config, compute, name="mlp")(norm2(x))
+    )
     x = nn.with_logical_constraint(x, ("rows", "patches", "embed"))
     self.sow("intermediates", "output", x)
     return x, None
+
+  def _scale(self, name, x):
+    return LayerScale(name=name)(x) if self.config.layer_scale else x
+
+
+class LayerScale(nn.Module):
+  """A learned factor per channel."""
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "N T D"]) -> Float[Array, "N T D"]:
+    factor = self.param(
+      "lambda1", nn.initializers.ones, x.shape[-1:], jnp.float32
+    )
+    return x * factor.astype(x.dtype)
 
 
 class Attention(nn.Module):
@@ -221,7 +328,7 @@ class Attention(nn.Module):
   compute: layers.Compute
 
   @nn.compact
-  def __call__(self, x: Float[Array, "N P D"]) -> Float[Array, "N P D"]:
+  def __call__(self, x: Float[Array, "N T D"]) -> Float[Array, "N T D"]:
     def project(name):
       return layers.linear(
         self.config.hidden_size,
@@ -233,7 +340,7 @@ class Attention(nn.Module):
     def heads(name):
       y = rearrange(
         project(name)(x),
-        "N P (A H) -> N P A H",
+        "N T (A H) -> N T A H",
         A=self.config.num_attention_heads,
       )
       return nn.with_logical_constraint(y, ("rows", "patches", "heads", None))
@@ -241,7 +348,7 @@ class Attention(nn.Module):
     mixed = layers.attend(
       heads("q_proj"), heads("k_proj"), heads("v_proj"), None
     )
-    return project("out_proj")(rearrange(mixed, "N P A H -> N P (A H)"))
+    return project("out_proj")(rearrange(mixed, "N T A H -> N T (A H)"))
 
 
 class MLP(nn.Module):
@@ -251,7 +358,7 @@ class MLP(nn.Module):
   compute: layers.Compute
 
   @nn.compact
-  def __call__(self, x: Float[Array, "N P D"]) -> Float[Array, "N P D"]:
+  def __call__(self, x: Float[Array, "N T D"]) -> Float[Array, "N T D"]:
     config, dtype = self.config, self.compute.dtype
     x = layers.linear(
       config.intermediate_size,
@@ -263,3 +370,26 @@ class MLP(nn.Module):
     return layers.linear(
       config.hidden_size, name="fc2", dtype=dtype, kernel_init=_LINEAR_INIT
     )(x)
+
+
+class GatedMLP(nn.Module):
+  """down(silu(gate(x)) * up(x)), all three biased."""
+
+  config: VisionConfig
+  compute: layers.Compute
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "N T D"]) -> Float[Array, "N T D"]:
+    def project(name, features):
+      return layers.linear(
+        features,
+        name=name,
+        dtype=self.compute.dtype,
+        kernel_init=_LINEAR_INIT,
+      )
+
+    inner = self.config.intermediate_size
+    gate = jax.nn.silu(project("gate_proj", inner)(x))
+    return project("down_proj", self.config.hidden_size)(
+      gate * project("up_proj", inner)(x)
+    )

@@ -3,9 +3,9 @@
   c.detach_dpo = stage("detach", inputs=dict(init="@stage2_dpo"))
 
 Leaves our artifact (`params/` with vision and projector) and `hf/`, a folder
-that `transformers.SiglipVisionModel.from_pretrained` loads: all N blocks, the
-features being `hidden_states[-2]`. The last block, which nobody reads, is that
-of the Hugging Face folder the encoder came from; of another origin, inert.
+that transformers' class of the encoder loads (`SiglipVisionModel`): all N
+blocks, the features being `hidden_states[-2]`. The last block, which nobody
+reads, is that of the weights the encoder came from; of a toy, inert.
 """
 
 import pathlib
@@ -15,7 +15,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from pivot_jax import checkpoint, trees
+from pivot_jax import addresses, artifacts, checkpoint, trees
 from pivot_jax.convert import hf
 from pivot_jax.errors import InputError
 
@@ -35,18 +35,16 @@ def run(
     if part in loaded.params
   }
   meta = loaded.meta | {"parts": sorted(kept), "detached_from": address}
-  checkpoint.save(out, kept, meta=meta)
-  folder = checkpoint.parse(address)[1] / "tokenizer"
+  artifacts.save(out, kept, meta=meta)
+  folder = addresses.parse(address).path / "tokenizer"
   if folder.is_dir():
     shutil.copytree(folder, out / "tokenizer", dirs_exist_ok=True)
-  origin = loaded.meta.get("hf_vision")
-  last_block = hf.read_unread_vision(origin) if origin else None
   preprocessing = loaded.meta.get("preprocessing", {})
   hf.save_vision(
     out / "hf",
     loaded.vision,
     kept["vision"],
-    last_block=last_block,
+    unread=checkpoint.unread(loaded.meta),
     resample=preprocessing.get("resample", "bicubic"),
   )
   return {

@@ -29,7 +29,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 from ml_collections import ConfigDict
 
-from pivot_jax import checkpoint, metrics, objectives, sharding, train
+from pivot_jax import checkpoint, files, metrics, objectives, sharding, train
 from pivot_jax.data import images, packing, pipeline, registry
 from pivot_jax.errors import InputError
 from pivot_jax.models import layers, mllm
@@ -338,4 +338,4 @@ def _write_examples(out, scenes: Sequence[Scene], maps, seed: int) -> None:
   np.savez_compressed(out / "maps.npz", **arrays)
   fields = ("id", "question", "chosen", "rejected", "category", "kind")
   texts = [{name: scene.row[name] for name in fields} for scene in scenes]
-  checkpoint.write_json(out / "examples.json", texts)
+  files.write_json(out / "examples.json", texts)

@@ -23,7 +23,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from ml_collections import ConfigDict
 
-from pivot_jax import checkpoint, errors, logistic, metrics, sharding
+from pivot_jax import checkpoint, errors, files, logistic, metrics, sharding
 from pivot_jax import train as training
 from pivot_jax.data import pipeline, registry
 from pivot_jax.models import heads, layers
@@ -157,7 +157,7 @@ def run(
     predictions[f"{kind}_prototype_correct"] = prototype == 0
   out.mkdir(parents=True, exist_ok=True)
   np.savez_compressed(out / "predictions.npz", **predictions)
-  checkpoint.write_json(out / "path.json", chosen)
+  files.write_json(out / "path.json", chosen)
   return measured
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from pivot_jax import checkpoint, compare, html, metrics
+from pivot_jax import compare, files, html, metrics
 from pivot_jax.data import layout
 
 LABELS = {
@@ -62,7 +62,7 @@ def run(
   document = page(title, lead, record, seeds.get(0, {}))
   out.mkdir(parents=True, exist_ok=True)
   for folder in (out, out.parent):
-    checkpoint.write_json(folder / "report.json", record)
+    files.write_json(folder / "report.json", record)
     aside = folder / "report.html.tmp"
     aside.write_text(document, encoding="utf-8")
     aside.rename(folder / "report.html")
@@ -253,9 +253,7 @@ def _gradient_examples(stages: compare.Stages, count: int = 4) -> list[str]:
   if not runs:
     return []
   texts = {
-    arm: checkpoint.read_json(
-      stages[f"gradcam_{arm}"]["folder"] / "examples.json"
-    )
+    arm: files.read_json(stages[f"gradcam_{arm}"]["folder"] / "examples.json")
     for arm in runs
   }
   first = next(iter(runs))
@@ -372,7 +370,7 @@ def _what_ran(record: Mapping[str, Any]) -> str:
 def _run_config(config: ConfigDict, out: pathlib.Path) -> Any:
   """Returns the run's config, or the report's own where there is none."""
   path = out.parent / "config.json"
-  return checkpoint.read_json(path) if path.exists() else _plain(config)
+  return files.read_json(path) if path.exists() else _plain(config)
 
 
 def _versions(seeds: Mapping[int, compare.Stages]) -> dict[str, str]:

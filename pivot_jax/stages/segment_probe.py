@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 from ml_collections import ConfigDict
 
-from pivot_jax import checkpoint, errors, metrics, segmentation, sharding
+from pivot_jax import checkpoint, errors, files, metrics, segmentation, sharding
 from pivot_jax import train as training
 from pivot_jax.data import pipeline, registry
 from pivot_jax.models import heads, layers
@@ -204,7 +204,7 @@ def _write(out, test, predicted, epochs) -> None:
     "epochs": [{k: float(v) for k, v in e.scores.items()} for e in epochs],
     "classes": {name: _nullable(values) for name, values in held.items()},
   }
-  checkpoint.write_json(out / "epochs.json", record)
+  files.write_json(out / "epochs.json", record)
   rows, columns = predicted.shape[1:]
   np.savez_compressed(
     out / "maps.npz",

@@ -20,6 +20,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from pivot_jax import (
+  artifacts,
   checkpoint,
   metrics,
   objectives,
@@ -29,7 +30,7 @@ from pivot_jax import (
   train,
   trees,
 )
-from pivot_jax.data import chat, pipeline, registry
+from pivot_jax.data import chat, framing, pipeline, registry
 from pivot_jax.errors import InputError
 from pivot_jax.models import layers, mllm, qwen2, vit
 
@@ -64,10 +65,10 @@ def assemble(
   part in `config.parts` that no input gives starts at random.
   """
   found = {name: checkpoint.load(inputs[name]) for name in _weights(inputs)}
-  vision = llm = hf_vision = None
+  vision = llm = unread = None
   for name, loaded in found.items():
     if name in ("init", "vision") and "vision" in loaded.params:
-      vision, hf_vision = loaded.vision, loaded.meta.get("hf_vision")
+      vision, unread = loaded.vision, loaded.meta.get("unread")
       _check_resample(inputs[name], loaded, config)
     if name in ("init", "llm") and "llm" in loaded.params:
       llm = loaded.llm
@@ -97,7 +98,7 @@ def assemble(
     "llm": None if llm is None else dataclasses.asdict(llm),
     "sources": sources | {"random": sorted(set(config.parts) - given.keys())},
     "not_carried": not_carried,
-    "hf_vision": hf_vision,
+    "unread": unread,
   }
   return checkpoint.Model(model, params, tokenizer, meta)
 
@@ -150,7 +151,7 @@ def save_model(out, params, start, config, tokenizer) -> None:
     "tokenizer": tokenizer.fingerprint,
     "stage": config.name,
   }
-  checkpoint.save(out, params, meta=meta)
+  artifacts.save(out, params, meta=meta)
   tokenizer.save(out / "tokenizer")
 
 
@@ -316,7 +317,8 @@ def _new_llm(config, tokenizer) -> qwen2.LLMConfig:
 def _check_resample(address, loaded, config) -> None:
   """Raises if an encoder is known to have seen images resized otherwise."""
   known = loaded.meta.get("preprocessing", {}).get("resample")
-  if known not in (None, config.resample):
+  size = loaded.vision.image_size
+  if known and not framing.same(known, config.resample, size):
     raise InputError(
       f"{address}: this encoder reads images resized as {known!r}, and "
       f"resample={config.resample!r}: set --config.resample={known}"
@@ -327,8 +329,8 @@ def _check_tokenizer(address, loaded, config, tokenizer) -> None:
   """Raises if an LLM is known to have been trained with another tokenizer."""
   known = loaded.meta.get("tokenizer")
   folder = loaded.folder
-  files = ("tokenizer.json", "vocab.json")
-  if known is None and any((folder / name).exists() for name in files):
+  names = ("tokenizer.json", "vocab.json")
+  if known is None and any((folder / name).exists() for name in names):
     known = chat.load_tokenizer(folder).fingerprint
   foreign = address.startswith("hf:")
   if known is None and foreign and config.tokenizer == "package:toy":

@@ -12,6 +12,11 @@ from pivot_jax.models import mllm
 from tests.convert import folders
 from tests.models import tiny
 
+
+def _unread(folder):
+  return hf.open_folder(folder).read_unread()
+
+
 KEY_BIAS = "vision_model.encoder.layers.{}.self_attn.k_proj.bias"
 
 
@@ -66,7 +71,7 @@ def test_the_block_behind_the_features_is_the_identity(vision_folder, params):
   whole = dataclasses.replace(tiny.VISION, feature_layer=-1)
   rest = {
     name: array
-    for name, array in hf.read_unread_vision(vision_folder).items()
+    for name, array in _unread(vision_folder).items()
     if name.startswith("encoder.layers.2.")
   }
   layers = jax.tree_util.tree_map_with_path(
@@ -92,18 +97,16 @@ def _last(path, rest):
 
 def test_a_given_last_block_is_written_and_read_back(tmp_path, params):
   hf.save_vision(tmp_path / "a", tiny.VISION, params["vision"])
-  source = hf.read_unread_vision(tmp_path / "a")
-  noisy = {f"vision_model.{k}": x + 0.5 for k, x in source.items()}
-  hf.save_vision(
-    tmp_path / "b", tiny.VISION, params["vision"], last_block=noisy
-  )
-  again = hf.read_unread_vision(tmp_path / "b")
-  folders.equal({f"vision_model.{k}": x for k, x in again.items()}, noisy)
+  source = _unread(tmp_path / "a")
+  noisy = {k: x + 0.5 for k, x in source.items()}
+  hf.save_vision(tmp_path / "b", tiny.VISION, params["vision"], unread=noisy)
+  again = _unread(tmp_path / "b")
+  folders.equal(again, noisy)
 
 
 def test_an_incomplete_last_block_is_refused(tmp_path, params):
-  with pytest.raises(ValueError, match="post_layernorm.bias absent"):
-    hf.save_vision(tmp_path, tiny.VISION, params["vision"], last_block={})
+  with pytest.raises(errors.InputError, match="post_layernorm.bias absent"):
+    hf.save_vision(tmp_path, tiny.VISION, params["vision"], unread={})
 
 
 @pytest.mark.parametrize("old,new", [("vision_model.", ""), ("", "")])

@@ -8,7 +8,7 @@ import pytest
 import torch
 import transformers
 
-from pivot_jax import checkpoint
+from pivot_jax import artifacts, checkpoint
 from pivot_jax.convert import hf
 from pivot_jax.models import mllm
 from pivot_jax.stages import detach
@@ -35,7 +35,7 @@ def case(tmp_path_factory):
     "sources": {},
     "not_carried": [],
   }
-  checkpoint.save(folders[1], params, meta=meta)
+  artifacts.save(folders[1], params, meta=meta)
   detach.run(None, {"init": str(folders[1])}, folders[2])
   images = foreign.images(3)
   expected = hidden_states(theirs, images)

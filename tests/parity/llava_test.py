@@ -125,7 +125,7 @@ def test_transformers_loads_our_export_without_loss(case, tmp_path):
     configs["llm"],
     params,
     image_token_id=IMAGE,
-    last_block=hf.read_unread_vision(folder),
+    unread=hf.open_folder(folder).read_unread(),
   )
   model = foreign.loaded_without_loss(
     transformers.LlavaForConditionalGeneration, tmp_path

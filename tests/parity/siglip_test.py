@@ -122,10 +122,10 @@ def test_transformers_loads_our_export_without_loss(case, tmp_path, keep_last):
   if keep_last:
     last = {
       name: array
-      for name, array in hf.read_unread_vision(folder).items()
+      for name, array in hf.open_folder(folder).read_unread().items()
       if not name.startswith("head.")
     }
-  hf.save_vision(tmp_path, configs["vision"], params["vision"], last_block=last)
+  hf.save_vision(tmp_path, configs["vision"], params["vision"], unread=last)
   model = foreign.loaded_without_loss(transformers.SiglipVisionModel, tmp_path)
   with torch.no_grad():
     states = model(foreign.pixels(images), output_hidden_states=True)

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from configs import common
-from pivot_jax import checkpoint
+from pivot_jax import artifacts, checkpoint
 from pivot_jax.data import chat
 from pivot_jax.models import mllm
 from tests import tiny
@@ -40,7 +40,7 @@ def save(folder, values, model=MODEL):
     "sources": {},
     "not_carried": [],
   }
-  checkpoint.save(folder, values, meta=meta)
+  artifacts.save(folder, values, meta=meta)
   TOKENIZER.save(folder / "tokenizer")
   return str(folder)
 

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from pivot_jax import checkpoint, metrics, trees
+from pivot_jax import artifacts, checkpoint, metrics, trees
 from pivot_jax import train as training
 from pivot_jax.convert import hf
 from pivot_jax.data import chat
@@ -289,7 +289,7 @@ def test_an_encoder_that_saw_images_resized_otherwise_is_refused(arm, tmp_path):
   config, inputs = arm("sft")
   loaded = checkpoint.load(inputs["init"])
   meta = loaded.meta | {"preprocessing": {"resample": "bilinear"}}
-  checkpoint.save(tmp_path / "other", loaded.params, meta=meta)
+  artifacts.save(tmp_path / "other", loaded.params, meta=meta)
   inputs["init"] = str(tmp_path / "other")
   with pytest.raises(InputError, match="set --config.resample=bilinear"):
     train.run(config, inputs, tmp_path / "out")
@@ -310,7 +310,7 @@ def test_an_llm_of_another_tokenizer_is_refused(arm, tmp_path):
   config.tokenizer = other_tokenizer(tmp_path / "other")
   loaded = checkpoint.load(inputs["init"])
   meta = loaded.meta | {"tokenizer": tiny.TOKENIZER.fingerprint}
-  checkpoint.save(tmp_path / "known", loaded.params, meta=meta)
+  artifacts.save(tmp_path / "known", loaded.params, meta=meta)
   inputs["init"] = str(tmp_path / "known")
   with pytest.raises(InputError, match="known: its tokenizer is not .*other"):
     train.run(config, inputs, tmp_path / "out")

@@ -1,0 +1,108 @@
+"""Addresses of weights: one syntax in configs, on the command line, in Python.
+
+  DIR                    an artifact of ours      package:toy   one that ships
+  hf:DIR, hf:org/name    a Hugging Face folder, or model of the hub
+  bv:FILE.npz            big_vision's SigLIP      timm:FILE.safetensors
+
+A subtree may follow after a colon (`DIR:vision`, `bv:FILE.npz:img`), and
+choices after a question mark: `hf:DIR?image_size=378&positions=dinov2`.
+"""
+
+import functools
+import importlib.resources
+import pathlib
+import re
+import urllib.parse
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from pivot_jax.errors import InputError
+
+FOREIGN = ("hf", "bv", "timm")
+# What may stand after "?", and how it is read.
+_OPTIONS: Mapping[str, Callable[[str], Any]] = {
+  "image_size": int,
+  "positions": str,
+  "tokens": int,
+  "feature_layer": int,
+  "final_norm": lambda text: {"true": True, "false": False}[text.lower()],
+  "revision": str,
+}
+# What a model of the hub is read from; pickles are not even downloaded.
+_FILES = ("*.json", "*.safetensors", "*.txt", "*.jinja", "*.model")
+
+
+class Address(NamedTuple):
+  """A parsed address; `kind` is dir, package, hf, bv or timm."""
+
+  kind: str
+  path: pathlib.Path
+  part: str
+  options: dict[str, Any]
+
+
+def parse(address: str) -> Address:
+  """Returns the parts of an address; a model of the hub is found or fetched.
+
+  Raises:
+    InputError: no folder or file named, an unknown option, or a model that is
+      not in the local cache while the hub cannot be asked.
+  """
+  kind, rest = "dir", address
+  for prefix in ("package", *FOREIGN):
+    if address.startswith(prefix + ":"):
+      kind, rest = prefix, address[len(prefix) + 1 :]
+  rest, _, query = rest.partition("?")
+  options = _options(address, query)
+  if options and kind not in FOREIGN:
+    raise InputError(
+      f"{address}: choices after ? are for published weights; an artifact has"
+      " made its own (model.json)"
+    )
+  name, _, part = rest.partition(":")
+  if not name:
+    raise InputError(f"{address!r} names no folder: give DIR or DIR:subtree")
+  if kind == "package":
+    root = importlib.resources.files("pivot_jax") / "assets"
+    return Address(kind, pathlib.Path(str(root)) / name, part, options)
+  path = pathlib.Path(name).expanduser()
+  if kind == "hf" and not path.exists() and re.fullmatch(_HUB_ID, name):
+    path = _from_hub(name, options.get("revision"))
+  return Address(kind, path, part, options)
+
+
+_HUB_ID = r"[A-Za-z0-9][\w.-]*/[\w.-]+"
+
+
+def _options(address: str, query: str) -> dict[str, Any]:
+  found = {}
+  for name, text in urllib.parse.parse_qsl(query, keep_blank_values=True):
+    if name not in _OPTIONS:
+      raise InputError(
+        f"{address}: unknown choice {name!r}; there are {', '.join(_OPTIONS)}"
+      )
+    try:
+      found[name] = _OPTIONS[name](text)
+    except (ValueError, KeyError):
+      raise InputError(f"{address}: {name}={text!r} cannot be read") from None
+  return found
+
+
+@functools.lru_cache(maxsize=64)
+def _from_hub(name: str, revision: str | None) -> pathlib.Path:
+  """Returns the folder of a model in the local cache, fetched if need be."""
+  import huggingface_hub
+  from huggingface_hub import errors
+
+  try:
+    folder = huggingface_hub.snapshot_download(
+      name, revision=revision, allow_patterns=list(_FILES)
+    )
+  except (errors.HfHubHTTPError, errors.HFValidationError, OSError) as error:
+    reason = str(error).strip().splitlines()[0]
+    raise InputError(
+      f"hf:{name}: no such folder, and the hub did not give it ({reason});"
+      f" download it where there is a network, by `hf download {name}`, or give"
+      " a folder as hf:DIR"
+    ) from None
+  return pathlib.Path(folder)

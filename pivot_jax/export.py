@@ -1,0 +1,249 @@
+"""Hands an encoder, a language model or an MLLM to other tools.
+
+  python -m pivot_jax.export --from=runs/pivot/detach_dpo --to=out --format=hf
+
+--from is any address (an artifact, hf:DIR, bv:FILE.npz, timm:FILE). Formats:
+hf (the encoder as transformers' class of its family, a language model as
+Qwen2ForCausalLM), llava (LlavaForConditionalGeneration with all its files),
+timm, big_vision. It runs on a CPU, from the artifact alone; the folder is
+written aside and renamed, so that it is whole or not there.
+"""
+
+import dataclasses
+import os
+import pathlib
+import shutil
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from absl import app, flags
+
+from pivot_jax.errors import InputError
+
+FORMATS = ("hf", "llava", "timm", "big_vision")
+DTYPES = ("float32", "bfloat16", "float16")
+
+_FROM = flags.DEFINE_string("from", None, "The address of the weights.")
+_TO = flags.DEFINE_string("to", None, "The folder to write; must not be there.")
+_FORMAT = flags.DEFINE_enum("format", "hf", FORMATS, "The format to write.")
+_DTYPE = flags.DEFINE_enum("dtype", "float32", DTYPES, "Of the weights.")
+_SOURCE = flags.DEFINE_string(
+  "source", None, "Where the weights that were not trained lie now."
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+  """What is written: parameters, model.json, the tower's rest, a tokenizer."""
+
+  params: Any
+  meta: Mapping[str, Any]
+  unread: Mapping[str, Any] | None
+  tokenizer: Any
+  dtype: str
+  name: str
+  folder: pathlib.Path | None = None
+
+
+def export(
+  address: str,
+  to: str | os.PathLike,
+  *,
+  format: str,
+  dtype: str = "float32",
+  source: str | None = None,
+) -> pathlib.Path:
+  """Writes the weights at an address in another format; returns the folder.
+
+  Raises:
+    InputError: the folder is there, the address does not hold what the format
+      needs, or what was not trained cannot be found with its fingerprint.
+  """
+  from pivot_jax import checkpoint
+  from pivot_jax.data import chat
+
+  _check_target(pathlib.Path(to))
+  loaded = checkpoint.load(address)
+  rest = None
+  if "vision" in loaded.params:
+    rest = checkpoint.unread(loaded.meta, source=source)
+  folder = checkpoint.tokenizer_folder(address)
+  tokenizer = None
+  if "llm" in loaded.params:
+    tokenizer = chat.load_tokenizer(folder)
+  job = Job(
+    params=loaded.params,
+    meta=loaded.meta,
+    unread=rest,
+    tokenizer=tokenizer,
+    dtype=dtype,
+    name=address,
+    folder=loaded.folder,
+  )
+  return write(job, to, format=format)
+
+
+def write(job: Job, to: str | os.PathLike, *, format: str) -> pathlib.Path:
+  """Writes a job's folder aside and renames it into place."""
+  from pivot_jax import model_card
+
+  out = pathlib.Path(to)
+  if format not in FORMATS:
+    raise InputError(f"format {format!r}: choose one of {', '.join(FORMATS)}")
+  if job.dtype not in DTYPES:
+    raise InputError(f"dtype {job.dtype!r}: choose one of {', '.join(DTYPES)}")
+  _check_target(out)
+  writers: dict[str, Callable[[Job, pathlib.Path], str]] = {
+    "hf": _hf,
+    "llava": _llava,
+    "timm": _timm,
+    "big_vision": _big_vision,
+  }
+  aside = out.with_name(f"{out.name}.tmp-{os.getpid()}")
+  shutil.rmtree(aside, ignore_errors=True)
+  try:
+    aside.mkdir(parents=True)
+    use = writers[format](job, aside)
+    card = model_card.text(job.meta, job.folder, job.name, use)
+    (aside / "README.md").write_text(card, encoding="utf-8")
+    aside.rename(out)
+  finally:
+    shutil.rmtree(aside, ignore_errors=True)
+  return out
+
+
+def _check_target(out: pathlib.Path) -> None:
+  if out.exists():
+    raise InputError(f"{out}: is there already; give a folder that is not")
+
+
+def _configs(job: Job):
+  from pivot_jax import checkpoint
+
+  loaded = checkpoint.Loaded(job.params, dict(job.meta), pathlib.Path())
+  return loaded.vision, loaded.llm
+
+
+def _resample(job: Job) -> str:
+  return (job.meta.get("preprocessing") or {}).get("resample", "bicubic")
+
+
+def _need(job: Job, *parts: str) -> None:
+  absent = [part for part in parts if part not in job.params]
+  if absent:
+    raise InputError(
+      f"{job.name}: holds no {absent[0]}, only"
+      f" {', '.join(sorted(job.params))}, so it cannot be written in this format"
+    )
+
+
+def _hf(job: Job, out: pathlib.Path) -> str:
+  from pivot_jax.convert import hf, hf_json, llava_files
+
+  vision, llm = _configs(job)
+  if "vision" in job.params:
+    hf.save_vision(
+      out,
+      vision,
+      job.params["vision"],
+      unread=job.unread,
+      resample=_resample(job),
+      dtype=job.dtype,
+    )
+    return hf_json.class_of(vision)
+  _need(job, "llm")
+  hf.save_llm(
+    out,
+    llm,
+    job.params["llm"],
+    eos_token_id=job.tokenizer.im_end,
+    dtype=job.dtype,
+  )
+  llava_files.check_vocabulary(job.name, llm, job.tokenizer)
+  llava_files.write_tokenizer(out, job.tokenizer.backend, image_token=False)
+  llava_files.write_generation(out, job.tokenizer, suppress=[])
+  return "Qwen2ForCausalLM"
+
+
+def _llava(job: Job, out: pathlib.Path) -> str:
+  from pivot_jax.convert import hf, llava_files
+
+  _need(job, "vision", "projector", "llm")
+  vision, llm = _configs(job)
+  tokenizer = job.tokenizer
+  llava_files.check_vocabulary(job.name, llm, tokenizer)
+  _, image_id = llava_files.with_image_token(tokenizer)
+  llm, decoder = llava_files.widen(
+    llm, job.params["llm"], image_id, tokenizer.end_of_text
+  )
+  hf.save_llava(
+    out,
+    vision,
+    llm,
+    {**job.params, "llm": decoder},
+    image_token_id=image_id,
+    eos_token_id=tokenizer.im_end,
+    unread=job.unread,
+    resample=_resample(job),
+    dtype=job.dtype,
+  )
+  llava_files.write(
+    out, vision=vision, tokenizer=tokenizer, resample=_resample(job)
+  )
+  return "LlavaForConditionalGeneration"
+
+
+def _timm(job: Job, out: pathlib.Path) -> str:
+  from pivot_jax.convert import timm
+
+  _need(job, "vision")
+  vision, _ = _configs(job)
+  timm.save(
+    out,
+    vision,
+    job.params["vision"],
+    unread=job.unread,
+    resample=_resample(job),
+    dtype=job.dtype,
+  )
+  return "timm"
+
+
+def _big_vision(job: Job, out: pathlib.Path) -> str:
+  from pivot_jax.convert import big_vision
+
+  _need(job, "vision")
+  vision, _ = _configs(job)
+  # The size stands in the name: the grid of patches alone does not tell it.
+  big_vision.save(
+    out / f"siglip_{vision.image_size}.npz",
+    vision,
+    job.params["vision"],
+    unread=job.unread,
+    dtype=job.dtype,
+  )
+  return "big_vision"
+
+
+def main(argv: Sequence[str]) -> None:
+  """Exports what the flags say."""
+  del argv
+  os.environ.setdefault("JAX_PLATFORMS", "cpu")
+  try:
+    out = export(
+      flags.FLAGS["from"].value,
+      _TO.value,
+      format=_FORMAT.value,
+      dtype=_DTYPE.value,
+      source=_SOURCE.value,
+    )
+  except InputError as error:
+    sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+    sys.exit(2)
+  sys.stdout.write(f"wrote {out}\n")
+
+
+if __name__ == "__main__":
+  flags.mark_flags_as_required(["from", "to"])
+  app.run(main)

@@ -1,0 +1,42 @@
+"""JSON files, and the versions of what wrote them."""
+
+import importlib.metadata
+import json
+import pathlib
+import platform
+from typing import Any
+
+import numpy as np
+
+from pivot_jax.errors import InputError
+
+
+def write_json(path: pathlib.Path, content: Any) -> None:
+  """Writes JSON aside and renames it into place."""
+  aside = path.with_name(path.name + ".tmp")
+  text = json.dumps(content, indent=2, sort_keys=True, default=_plain)
+  aside.write_text(text + "\n", encoding="utf-8")
+  aside.rename(path)
+
+
+def read_json(path: pathlib.Path) -> Any:
+  """Returns the content of a JSON file; raises InputError naming it."""
+  try:
+    return json.loads(path.read_text(encoding="utf-8"))
+  except (OSError, ValueError) as error:
+    raise InputError(f"{path}: not readable as JSON ({error})") from error
+
+
+def versions() -> dict[str, str]:
+  """Returns the versions of what computes and stores, for every record."""
+  names = ("pivot_jax", "jax", "flax", "optax", "orbax-checkpoint", "numpy")
+  found = {name: importlib.metadata.version(name) for name in names}
+  return found | {"python": platform.python_version()}
+
+
+def _plain(value):
+  if isinstance(value, (np.integer, np.floating)):
+    return value.item()
+  if isinstance(value, pathlib.Path):
+    return str(value)
+  raise TypeError(f"{type(value).__name__} does not go into JSON")

@@ -1,0 +1,168 @@
+"""What `pivot_jax.load` gives: a model of published or own weights, to apply."""
+
+import dataclasses
+import functools
+import os
+import types
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, UInt8
+
+from pivot_jax import artifacts, checkpoint, export
+from pivot_jax.data import chat, images, tokens
+from pivot_jax.errors import InputError
+from pivot_jax.models import layers, mllm, qwen2, vit
+
+
+@dataclasses.dataclass(frozen=True)
+class Pretrained:
+  """A vision encoder, a language model, or an MLLM of the two.
+
+  meta: the content of model.json.
+  address: where it was loaded from.
+  """
+
+  mllm: mllm.MLLM
+  meta: Mapping[str, Any]
+  address: str
+
+  @property
+  def vision(self) -> vit.VisionConfig | None:
+    return self.mllm.vision
+
+  @property
+  def llm(self) -> qwen2.LLMConfig | None:
+    return self.mllm.llm
+
+  @functools.cached_property
+  def tokenizer(self) -> tokens.Tokenizer:
+    """The tokenizer beside the weights; InputError if there is none."""
+    return chat.load_tokenizer(checkpoint.tokenizer_folder(self.address))
+
+  def apply(
+    self, variables: Mapping[str, Any], *inputs: Any, method: Any = None
+  ) -> Float[Array, "..."]:
+    """Applies the model; a pure function of `variables` and `inputs`.
+
+    A vision encoder: images uint8 [N, H, W, 3], H = W = image_size, to features
+    [N, P, D], those that an MLLM reads (the layer and norm of model.json).
+    A language model: tokens int32 [N, T] to float32 logits [N, T, V].
+    An MLLM: tokens [N, T] and images [N, H, W, 3] to logits; each row has P
+    times -200 where its image is.
+
+    Args:
+      variables: `{"params": params}` as `load` returns them.
+      method: the name of a method of `models.mllm.MLLM` to apply instead.
+
+    Raises:
+      InputError: the image tokens of a row are not P.
+    """
+    if method is not None:
+      return self.mllm.apply(variables, *inputs, method=method)
+    if self.llm is None:
+      return self.mllm.apply(variables, *inputs, method="encode")
+    return self._logits(variables, *inputs)
+
+  def preprocess(self, pictures: Sequence[Any]) -> UInt8[np.ndarray, "N H W 3"]:
+    """Returns PIL images (or uint8 arrays [h, w, 3]) as the encoder reads them.
+
+    Pixel for pixel what the image processor of the weights does before it
+    scales them, which happens on the device.
+    """
+    if self.vision is None:
+      raise InputError(f"{self.address}: has no vision encoder")
+    how = (self.meta.get("preprocessing") or {}).get("resample", "bicubic")
+    return images.preprocess(pictures, self.vision.image_size, resample=how)
+
+  def _logits(
+    self,
+    variables: Mapping[str, Any],
+    ids: Int[Array, "N T"],
+    pictures: UInt8[Array, "N H W 3"] | None = None,
+  ) -> Float[Array, "N T V"]:
+    ids = jnp.asarray(ids, jnp.int32)
+    is_image = ids == tokens.IMAGE_TOKEN
+    if not isinstance(ids, jax.core.Tracer):
+      self._check_images(np.asarray(is_image), pictures)
+    ones = jnp.ones_like(ids)
+    shape = (len(ids), 0, 1, 1, 3)
+    batch = types.SimpleNamespace(
+      tokens=jnp.where(is_image, 0, ids),
+      positions=jnp.cumsum(ones, 1) - 1,
+      segments=ones,
+      branches=0 * ones,
+      image_index=jnp.where(is_image, jnp.cumsum(is_image, 1) - 1, -1),
+      images=(
+        jnp.zeros(shape, jnp.uint8)
+        if pictures is None
+        else jnp.asarray(pictures)[:, None]
+      ),
+    )
+    model = self.mllm
+    visual = model.apply(variables, batch.images, method="see")
+    x = model.apply(variables, visual, batch, method="embed")
+    hidden = model.apply(variables, x, batch, method="decode")
+    head = model.apply(variables, method="head")
+    return jnp.einsum(
+      "NTE,EV->NTV", hidden, head, preferred_element_type=jnp.float32
+    )
+
+  def _check_images(self, is_image, pictures) -> None:
+    counts = set(is_image.sum(1).tolist())
+    want = self.vision.num_patches if pictures is not None else 0
+    if counts != {want}:
+      raise InputError(
+        f"rows have {sorted(counts)} image tokens (-200); with"
+        f" {'an image' if want else 'no images'} each needs {want}"
+      )
+
+
+def load(
+  address: str,
+  *,
+  dtype: Any = np.float32,
+  mesh: jax.sharding.Mesh | None = None,
+  compute: layers.Compute | None = None,
+) -> tuple[Pretrained, Any]:
+  """Returns (model, params) of an address; see `pivot_jax.load`."""
+  loaded = checkpoint.load(address, dtype=dtype, mesh=mesh)
+  parts = set(loaded.params)
+  model = mllm.MLLM(
+    llm=loaded.llm if "llm" in parts else None,
+    vision=loaded.vision if "vision" in parts else None,
+    compute=compute or layers.Compute(),
+  )
+  return Pretrained(model, loaded.meta, address), loaded.params
+
+
+def save(
+  folder: str | os.PathLike,
+  model: Pretrained,
+  params: Any,
+  *,
+  format: str,
+  dtype: str,
+) -> None:
+  """Writes a model's parameters; see `pivot_jax.save`."""
+  import pathlib
+
+  host = jax.device_get(params)
+  has_llm = "llm" in host
+  if format == "pivot_jax":
+    artifacts.save(pathlib.Path(folder), host, meta=model.meta)
+    if has_llm:
+      model.tokenizer.save(pathlib.Path(folder) / "tokenizer")
+    return
+  job = export.Job(
+    params=host,
+    meta=model.meta,
+    unread=checkpoint.unread(model.meta) if "vision" in host else None,
+    tokenizer=model.tokenizer if has_llm else None,
+    dtype=dtype,
+    name=model.address,
+  )
+  export.write(job, folder, format=format)
