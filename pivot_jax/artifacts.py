@@ -54,8 +54,12 @@ def save_packaged(
 
 def open_folder(
   folder: pathlib.Path, address: str
-) -> tuple[dict[str, Any], list[str], Callable[[str, Any], np.ndarray]]:
-  """Returns model.json, the paths of the leaves, and what reads one, verified.
+) -> tuple[
+  dict[str, Any],
+  dict[str, tuple[int, ...]],
+  Callable[[str, Any], np.ndarray],
+]:
+  """Returns model.json, the leaves' shapes, and what reads one, verified.
 
   Raises:
     InputError: no artifact, or a damaged one; what reads a leaf raises it, too.
@@ -88,7 +92,7 @@ def open_folder(
       )
     return np.asarray(leaf).astype(dtype)
 
-  return meta, sorted(have), read
+  return meta, {name: have[name] for name in sorted(have)}, read
 
 
 def _packaged(path: pathlib.Path):
@@ -98,7 +102,7 @@ def _packaged(path: pathlib.Path):
     raise InputError(
       f"{path}: damaged or incomplete ({error}): use a copy"
     ) from error
-  return list(flat), flat.__getitem__
+  return {name: leaf.shape for name, leaf in flat.items()}, flat.__getitem__
 
 
 def _restorer(folder: pathlib.Path):
@@ -113,7 +117,10 @@ def _restorer(folder: pathlib.Path):
       found = reader.metadata(path).item_metadata
     if found is None:
       raise OSError("its metadata cannot be read")
-    have = list(trees.flatten(found.tree))
+    have = {
+      name: tuple(leaf.shape)
+      for name, leaf in trees.flatten(found.tree).items()
+    }
   except _PROBLEMS as error:
     raise _damaged(path, error) from error
 

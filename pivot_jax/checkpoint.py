@@ -5,6 +5,7 @@ published weights. `Resumable` keeps the checkpoints of a training.
 """
 
 import dataclasses
+import functools
 import logging
 import pathlib
 import shutil
@@ -49,7 +50,11 @@ class Loaded:
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-  """A whole model ready to apply, with its tokenizer (None without one)."""
+  """A whole model with its tokenizer (None without one).
+
+  Leaves that come from an address are `trees.Deferred`: `sharding.place` gives
+  what can be applied.
+  """
 
   mllm: mllm.MLLM
   params: Any
@@ -62,6 +67,7 @@ def load(
   *,
   dtype: Any = np.float32,
   mesh: jax.sharding.Mesh | None = None,
+  deferred: bool = False,
 ) -> Loaded:
   """Returns the parameters at an address; of an artifact each leaf is verified.
 
@@ -73,6 +79,7 @@ def load(
     dtype: of the parameters, float32 or bfloat16.
     mesh: where to place them, leaf by leaf, by the rules of `sharding.py`; host
       memory then holds one leaf at a time. None: numpy arrays.
+    deferred: leaves are read when they are asked for (`trees.Deferred`).
 
   Raises:
     InputError: naming what is missing, damaged, unexpected or misshapen.
@@ -93,11 +100,17 @@ def load(
   if part:
     # An error says what there is instead.
     trees.subtree(trees.unflatten(dict.fromkeys(paths)), part)
-    paths = [p for p in paths if p == part or p.startswith(f"{part}/")]
+    inside = [p for p in paths if p == part or p.startswith(f"{part}/")]
+    paths = {path: paths[path] for path in inside}
   flat = {}
   for path in paths:
-    leaf = read(path, dtype)
-    flat[path] = leaf if mesh is None else sharding.place_leaf(path, leaf, mesh)
+    if deferred:
+      read_leaf = functools.partial(read, path, dtype)
+      flat[path] = trees.Deferred(paths[path], np.dtype(dtype), read_leaf)
+    elif mesh is None:
+      flat[path] = read(path, dtype)
+    else:
+      flat[path] = sharding.place_leaf(path, read(path, dtype), mesh)
   return Loaded(params=trees.unflatten(flat), meta=meta, folder=where.path)
 
 
@@ -142,7 +155,7 @@ def load_model(
   `needs` names what the caller cannot do without, of "vision", "projector",
   "llm" and "tokenizer"; raises InputError for the first that is not there.
   """
-  loaded = load(address)
+  loaded = load(address, deferred=True)
   parts = set(loaded.params)
   absent = [n for n in needs if n != "tokenizer" and n not in parts]
   if absent:

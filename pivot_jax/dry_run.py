@@ -8,9 +8,8 @@ from typing import Any
 
 import jax
 
-from pivot_jax import addresses, checkpoint, recipe, rundir, trees
+from pivot_jax import addresses, assembly, checkpoint, recipe, rundir, trees
 from pivot_jax.data import chat, registry
-from pivot_jax.stages import train
 
 _Configs = dict[str, Any]
 
@@ -85,11 +84,13 @@ def _shapes(step: rundir.Step, models: dict[str, _Configs]) -> Any:
       outside[name] = address
   found = []
 
-  def params():
-    found.append(train.assemble(config, outside, tokenizer))
-    return found[0].params
+  def assemble():
+    found.append(assembly.assemble(config, outside, tokenizer))
 
-  shapes = jax.eval_shape(params)
+  jax.eval_shape(assemble)
+  shapes = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), found[0].params
+  )
   model = found[0].mllm
   models[str(step.folder)] = {"vision": model.vision, "llm": model.llm}
   return shapes
@@ -99,5 +100,5 @@ def _configs(address: str, models: dict[str, _Configs]) -> _Configs:
   folder = str(addresses.parse(address).path)
   if folder in models:
     return models[folder]
-  loaded = checkpoint.load(address)
+  loaded = checkpoint.load(address, deferred=True)
   return {"vision": loaded.vision, "llm": loaded.llm}

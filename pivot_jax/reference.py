@@ -7,7 +7,6 @@ writes them and the one that reads them know the format from here.
 
 import pathlib
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -18,11 +17,14 @@ from pivot_jax.errors import InputError
 
 
 def made_with(
-  params: Any, tokenizer: chat.Tokenizer, config: ConfigDict
+  prints: Mapping[str, str], tokenizer: chat.Tokenizer, config: ConfigDict
 ) -> dict[str, str]:
-  """Returns what log-probabilities depend on, beside the rows."""
+  """Returns what log-probabilities depend on, beside the rows.
+
+  `prints` are the fingerprints of the parameters (`trees.fingerprint`).
+  """
   return {
-    "weights": trees.digest(trees.fingerprint(params)),
+    "weights": trees.digest(prints),
     "tokenizer": tokenizer.fingerprint,
     "template": config.template,
     "mask": config.mask,

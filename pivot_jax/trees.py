@@ -6,10 +6,11 @@ subtree a checkpoint gives) is a pattern over paths such as
 it knows no model, optimizer, mesh or file.
 """
 
+import dataclasses
 import difflib
 import re
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -18,6 +19,23 @@ import numpy as np
 from pivot_jax.errors import InputError
 
 Tree = Any
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Deferred:
+  """A leaf whose values are read each time they are asked for.
+
+  To numpy it is an array, so that a tree can be placed on devices leaf by leaf
+  while host memory holds one of them.
+  """
+
+  shape: tuple[int, ...]
+  dtype: np.dtype
+  read: Callable[[], np.ndarray]
+
+  def __array__(self, dtype=None, copy=None) -> np.ndarray:
+    array = self.read()
+    return array if dtype is None else array.astype(dtype)
 
 
 def flatten(tree: Tree) -> dict[str, Any]:
@@ -135,6 +153,45 @@ def leaf_crc(leaf: Any) -> str:
   array = np.ascontiguousarray(jax.device_get(leaf))
   head = f"{array.dtype}{tuple(leaf.shape)}".encode()
   return f"{zlib.crc32(array.view(np.uint8).reshape(-1), zlib.crc32(head)):08x}"
+
+
+def table(
+  prints: Mapping[str, str],
+  tree: Tree,
+  sources: Mapping[str, str],
+  trainable: Sequence[str],
+) -> str:
+  """Returns what a model starts from, one line a part of the tree.
+
+  The columns: part, source, parameters, dtype, fingerprint (one CRC32 over
+  those of the leaves, `prints`), and how many of the parameters train.
+  """
+  rows = [("part", "source", "parameters", "dtype", "fingerprint", "trainable")]
+  flat = flatten(tree)
+  for part in tree:
+    paths = [path for path in flat if path.split("/")[0] == part]
+    dtypes = sorted({str(np.dtype(flat[path].dtype)) for path in paths})
+    sizes = {path: int(np.prod(flat[path].shape)) for path in paths}
+    trains = sum(
+      size
+      for path, size in sizes.items()
+      if any(re.fullmatch(pattern, path) for pattern in trainable)
+    )
+    rows.append(
+      (
+        part,
+        sources.get(part, "random"),
+        f"{sum(sizes.values()):,}",
+        ",".join(dtypes),
+        digest({path: prints[path] for path in paths}),
+        f"{trains:,}",
+      )
+    )
+  widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+  return "\n".join(
+    "  ".join(x.ljust(width) for x, width in zip(row, widths)).rstrip()
+    for row in rows
+  )
 
 
 def digest(values: Mapping[str, str] | Iterable[str]) -> str:

@@ -34,15 +34,19 @@ MAY_IMPORT = (
   (r"artifacts", r"trees|files"),
   (r"checkpoint", _TOOLS),
   (r"html|model_card", r"files"),
-  (r"train|reference|rundir|compare", _TOOLS + r"|checkpoint"),
+  (r"train|reference|rundir|compare|assembly", _TOOLS + r"|checkpoint"),
   (r"export", _TOOLS + r"|checkpoint|model_card"),
   (r"pretrained", _TOOLS + r"|checkpoint|export"),
   (r"", r"pretrained"),
-  (r"stages\..+", _TOOLS + r"|checkpoint|train|reference|compare|html"),
+  (
+    r"stages\..+",
+    _TOOLS + r"|checkpoint|train|reference|compare|html|assembly",
+  ),
   (r"recipe", _TOOLS + r"|checkpoint|rundir|train|stages\..+"),
   (
     r"main|dry_run|ship|checks",
-    _TOOLS + r"|checkpoint|rundir|train|stages\..+|recipe|dry_run|checks",
+    _TOOLS
+    + r"|checkpoint|rundir|train|stages\..+|recipe|dry_run|checks|assembly",
   ),
 )
 # Where a package may be imported, by path; elsewhere it may not.

@@ -128,6 +128,9 @@ def write_tokenizer(
     "padding_side": "left",
     "clean_up_tokenization_spaces": False,
     "model_max_length": 32768,
+    # The class would add token_type_ids, which generate() of transformers 4
+    # refuses.
+    "model_input_names": ["input_ids", "attention_mask"],
     "chat_template": CHAT_TEMPLATE,
   }
   if image_token:

@@ -166,6 +166,19 @@ def picture(
   return ((found - low) / max(high - low, 1e-12)) ** 1.1
 
 
+def _cell(config, vision, grid: int) -> int:
+  """Returns the pixels of a side of a feature, which may not be a patch."""
+  if not vision.feature_tokens:
+    return vision.patch_size
+  if vision.image_size % grid:
+    raise InputError(
+      f"{config.name}: {vision.feature_tokens} features do not divide images of"
+      f" {vision.image_size} pixels, so maps cannot be laid over masks: choose"
+      " another ?tokens= or leave the stage out"
+    )
+  return vision.image_size // grid
+
+
 def grid_size(patches: int) -> int:
   """Returns the side of a square grid of patches, of at least 3."""
   side = round(patches**0.5)
@@ -228,6 +241,7 @@ def read_scenes(config, model, source) -> tuple[list[Scene], int]:
   supervised = dataclasses.replace(coder, pairs=False, mask="answer")
   vision = model.mllm.vision
   grid = grid_size(vision.num_patches)
+  cell = _cell(config, vision, grid)
   found = []
   for index in range(len(source)):
     row = source[index]
@@ -236,7 +250,7 @@ def read_scenes(config, model, source) -> tuple[list[Scene], int]:
       examples = _lay_out(row, supervised, coder)
     except InputError as error:
       raise InputError(f"{source.name(index)}: {error}") from error
-    share = patch_share(mask, patch=vision.patch_size, grid=grid)
+    share = patch_share(mask, patch=cell, grid=grid)
     if share.any():
       found.append(Scene(row, examples, mask, share))
   if not found:

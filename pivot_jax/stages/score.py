@@ -24,6 +24,7 @@ from pivot_jax import (
   reference,
   sharding,
   train,
+  trees,
 )
 from pivot_jax.data import packing, pipeline, registry
 from pivot_jax.models import layers
@@ -49,7 +50,9 @@ def run(
   mesh = sharding.make_mesh(config.mesh)
   with jax.set_mesh(mesh), layers.logical_rules(sharding.ACTIVATION_RULES):
     columns = _columns(config, model, coder, source, mesh)
-  made = reference.made_with(model.params, model.tokenizer, config)
+  made = reference.made_with(
+    trees.fingerprint(model.params), model.tokenizer, config
+  )
   reference.write(out, columns, made)
   chosen, rejected = columns["logps"].mean(axis=0)
   return {

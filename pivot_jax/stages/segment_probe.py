@@ -152,7 +152,9 @@ def extract(config, model, spec: Mapping[str, Any], mesh) -> Split:
   source = registry.open_source(spec)
   if len(source) == 0:
     raise errors.InputError(f"{config.name}: the data {spec} is empty")
-  vision = model.mllm.vision
+  # Labels are by patch, so that a resize of the features is left out.
+  vision = dataclasses.replace(model.mllm.vision, feature_tokens=0)
+  encoder = model.mllm.clone(llm=None, vision=vision)
   params = sharding.place({"vision": model.params["vision"]}, mesh)
   shards = sharding.row_shards(mesh)
   batch = -(-config.batch // shards) * shards
@@ -173,7 +175,7 @@ def extract(config, model, spec: Mapping[str, Any], mesh) -> Split:
       )
     )
     placed = sharding.place_rows(segmentation.filled(images, batch), mesh)
-    found = jax.device_get(_encode(model.mllm, params, placed))
+    found = jax.device_get(_encode(encoder, params, placed))
     features.append(found[: len(rows)])
     ids += [row["id"] for row in rows]
     training.stop_if_requested(config.name)

@@ -7,7 +7,6 @@ What differs is data: which parts come from where, which paths train, which
 objective. Leaves an artifact of the whole model and `metrics.jsonl`.
 """
 
-import dataclasses
 import functools
 import logging
 import pathlib
@@ -21,6 +20,7 @@ from ml_collections import ConfigDict
 
 from pivot_jax import (
   artifacts,
+  assembly,
   checkpoint,
   metrics,
   objectives,
@@ -30,9 +30,9 @@ from pivot_jax import (
   train,
   trees,
 )
-from pivot_jax.data import chat, framing, pipeline, registry
+from pivot_jax.data import chat, pipeline, registry
 from pivot_jax.errors import InputError
-from pivot_jax.models import layers, mllm, qwen2, vit
+from pivot_jax.models import layers, mllm
 
 LOG = logging.getLogger("pivot_jax")
 
@@ -42,65 +42,20 @@ def run(
 ) -> dict[str, Any]:
   """Trains, saves the artifact and returns what was measured."""
   tokenizer = chat.load_tokenizer(checkpoint.tokenizer_folder(config.tokenizer))
-  start = assemble(config, inputs, tokenizer)
+  start = assembly.assemble(config, inputs, tokenizer)
+  prints = trees.fingerprint(start.params)
+  assembly.log_start(config, start, prints)
   coder = make_coder(config, tokenizer, start.mllm)
   mesh = sharding.make_mesh(config.mesh)
-  logps = read_reference(inputs, start, config, tokenizer)
+  logps = read_reference(inputs, prints, config, tokenizer)
   stream = make_stream(config, coder, logps)
   job = _Job(config, out, start, stream, coder, mesh)
   with jax.set_mesh(mesh), layers.logical_rules(sharding.ACTIVATION_RULES):
     state, rows = job.run()
   after = jax.device_get(train.params_of(state))
-  _check_frozen(start.params, after, config.trainable)
+  _check_frozen(prints, after, config.trainable)
   save_model(out, after, start, config, tokenizer)
-  return _report(config, out, start, after, rows)
-
-
-def assemble(
-  config: ConfigDict, inputs: Mapping[str, str], tokenizer: chat.Tokenizer
-) -> checkpoint.Model:
-  """Returns the model a stage starts from, its parts from where inputs say.
-
-  `init` gives a whole model; `vision`, `projector` and `llm` give one part; a
-  part in `config.parts` that no input gives starts at random.
-  """
-  found = {name: checkpoint.load(inputs[name]) for name in _weights(inputs)}
-  vision = llm = unread = None
-  for name, loaded in found.items():
-    if name in ("init", "vision") and "vision" in loaded.params:
-      vision, unread = loaded.vision, loaded.meta.get("unread")
-      _check_resample(inputs[name], loaded, config)
-    if name in ("init", "llm") and "llm" in loaded.params:
-      llm = loaded.llm
-      _check_tokenizer(inputs[name], loaded, config, tokenizer)
-  if "vision" in config.parts:
-    vision = vision or vit.VisionConfig(**_fields(config.vision))
-  if "llm" in config.parts:
-    llm = llm or _new_llm(config, tokenizer)
-  given: dict[str, Any] = {}
-  for name, loaded in found.items():
-    wanted = config.parts if name == "init" else (name,)
-    absent = [part for part in wanted if part not in loaded.params]
-    if absent:
-      raise InputError(f"{inputs[name]}: holds no {absent[0]!r}")
-    given |= {part: loaded.params[part] for part in wanted}
-  model = mllm.MLLM(
-    llm=llm if "llm" in config.parts else None,
-    vision=vision if "vision" in config.parts else None,
-    compute=layers.Compute(**config.compute.to_dict()),
-  )
-  params = _complete(model, given, config.seed)
-  _check_vocabulary(llm, tokenizer, inputs)
-  sources = {name: str(inputs[name]) for name in found}
-  not_carried = [x for y in found.values() for x in y.meta["not_carried"]]
-  meta = {
-    "vision": None if vision is None else dataclasses.asdict(vision),
-    "llm": None if llm is None else dataclasses.asdict(llm),
-    "sources": sources | {"random": sorted(set(config.parts) - given.keys())},
-    "not_carried": not_carried,
-    "unread": unread,
-  }
-  return checkpoint.Model(model, params, tokenizer, meta)
+  return _report(config, out, start, prints, after, rows)
 
 
 def make_coder(config, tokenizer, model: mllm.MLLM) -> pipeline.Coder:
@@ -125,7 +80,7 @@ def make_stream(config, coder, logps=None) -> pipeline.Stream:
   return pipeline.Stream(parts, coder, seed=config.data_seed, reference=logps)
 
 
-def read_reference(inputs, start, config, tokenizer):
+def read_reference(inputs, prints, config, tokenizer):
   """Returns the columns of the score stage, None where none are needed."""
   if config.objective != "dpo":
     return None
@@ -134,7 +89,7 @@ def read_reference(inputs, start, config, tokenizer):
       f"{config.name}: dpo needs reference log-probabilities: give the score "
       'stage in inputs, as reference="@reference"'
     )
-  made = reference.made_with(start.params, tokenizer, config)
+  made = reference.made_with(prints, tokenizer, config)
   return reference.read(pathlib.Path(inputs["reference"]), made)
 
 
@@ -299,90 +254,19 @@ def _resumable(state: train.TrainState) -> dict[str, Any]:
   }
 
 
-def _weights(inputs: Mapping[str, str]) -> list[str]:
-  return [n for n in inputs if n in ("init", *checkpoint.PARTS)]
-
-
-def _fields(section: ConfigDict) -> dict[str, Any]:
-  return {k: v for k, v in section.to_dict().items() if k != "init"}
-
-
-def _new_llm(config, tokenizer) -> qwen2.LLMConfig:
-  fields = _fields(config.llm)
-  if not fields["vocab_size"]:
-    fields["vocab_size"] = -(-tokenizer.vocab_size // 64) * 64
-  return qwen2.LLMConfig(**fields)
-
-
-def _check_resample(address, loaded, config) -> None:
-  """Raises if an encoder is known to have seen images resized otherwise."""
-  known = loaded.meta.get("preprocessing", {}).get("resample")
-  size = loaded.vision.image_size
-  if known and not framing.same(known, config.resample, size):
-    raise InputError(
-      f"{address}: this encoder reads images resized as {known!r}, and "
-      f"resample={config.resample!r}: set --config.resample={known}"
-    )
-
-
-def _check_tokenizer(address, loaded, config, tokenizer) -> None:
-  """Raises if an LLM is known to have been trained with another tokenizer."""
-  known = loaded.meta.get("tokenizer")
-  folder = loaded.folder
-  names = ("tokenizer.json", "vocab.json")
-  if known is None and any((folder / name).exists() for name in names):
-    known = chat.load_tokenizer(folder).fingerprint
-  foreign = address.startswith("hf:")
-  if known is None and foreign and config.tokenizer == "package:toy":
-    raise InputError(
-      f"{address}: has no tokenizer beside its weights, and the toy's is not its "
-      "own: give the one it was trained with, as --config.tokenizer=DIR"
-    )
-  if known not in (None, tokenizer.fingerprint):
-    raise InputError(
-      f"{address}: its tokenizer is not {config.tokenizer}: give the one it was "
-      "trained with, as --config.tokenizer=DIR"
-    )
-
-
-def _check_vocabulary(llm, tokenizer, inputs) -> None:
-  if llm is not None and llm.vocab_size < tokenizer.vocab_size:
-    raise InputError(
-      f"the tokenizer has {tokenizer.vocab_size} tokens, the language model "
-      f"({inputs.get('llm') or inputs.get('init') or 'new'}) only "
-      f"{llm.vocab_size}: give the tokenizer that belongs to it"
-    )
-
-
-def _complete(model: mllm.MLLM, given, seed: int):
-  """Returns full parameters: given parts checked, absent ones initialised."""
-  shapes = jax.eval_shape(
-    functools.partial(mllm.init_params, model), jax.random.PRNGKey(0)
-  )
-  problems = trees.diff({part: shapes[part] for part in given}, given)
-  if problems:
-    raise InputError(
-      f"the weights do not fit the model: {'; '.join(problems[:8])}"
-    )
-  if given.keys() == shapes.keys():
-    return given
-  fresh = jax.device_get(
-    jax.jit(functools.partial(mllm.init_params, model))(
-      jax.random.PRNGKey(seed)
-    )
-  )
-  return {part: given.get(part, fresh[part]) for part in shapes}
-
-
-def _check_frozen(before, after, trainable) -> None:
+def _check_frozen(prints, after, trainable) -> None:
   """Raises if a frozen leaf does not leave with the bytes it came with."""
-  _, frozen_before = trees.split(before, trainable)
-  _, frozen_after = trees.split(after, trainable)
-  if trees.fingerprint(frozen_before) != trees.fingerprint(frozen_after):
-    raise ValueError("a frozen parameter changed during training")
+  _, frozen = trees.split(after, trainable)
+  changed = [
+    path
+    for path, crc in trees.fingerprint(frozen).items()
+    if crc != prints[path]
+  ]
+  if changed:
+    raise ValueError(f"frozen parameters changed in training: {changed[:3]}")
 
 
-def _report(config, out, start, after, rows) -> dict[str, Any]:
+def _report(config, out, start, prints, after, rows) -> dict[str, Any]:
   lines = metrics.read(out)
   tail = lines[-max(1, len(lines) // 10) :]
   loss = float(np.mean([line["losses/total"] for line in tail]))
@@ -392,7 +276,7 @@ def _report(config, out, start, after, rows) -> dict[str, Any]:
   }
   return change | {
     "rows": rows,
-    "init": trees.digest(trees.fingerprint(start.params)),
+    "init": trees.digest(prints),
     "loss": float(f"{loss:.6g}"),
     "steps": config.steps,
     "examples": config.steps * config.batch,
