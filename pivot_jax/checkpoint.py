@@ -116,19 +116,21 @@ def load(
 
 def unread(
   meta: Mapping[str, Any], *, source: str | None = None
-) -> dict[str, np.ndarray] | None:
+) -> tuple[dict[str, np.ndarray] | None, dict[str, Any] | None]:
   """Returns the published tower's tensors that an artifact does not carry.
 
   They are read from the address the artifact names, or from `source` if that
-  has moved. None: the encoder never had any.
+  has moved, or if the weights came without them (an encoder cut out of an MLLM
+  by others). With them comes what model.json says of them. None and None: the
+  encoder never had any.
 
   Raises:
     InputError: the address cannot be read, or holds other tensors.
   """
   known = meta.get("unread")
-  if not known:
-    return None
-  address = source or known["address"]
+  address = source or (known or {}).get("address")
+  if address is None:
+    return None, None
   try:
     arrays = opening.open_address(addresses.parse(address)).read_unread()
   except InputError as error:
@@ -136,12 +138,13 @@ def unread(
       f"the block behind the features, which is not trained, comes from"
       f" {address}: {error}; if it has moved, say where it is (--source=ADDRESS)"
     ) from error
-  if trees.digest(trees.fingerprint(arrays)) != known["fingerprint"]:
+  found = _describe(address, arrays)
+  if known and known["fingerprint"] != found["fingerprint"]:
     raise InputError(
       f"{address}: is not what the encoder came from: the tensors behind the"
       " features have another fingerprint; give the original (--source=ADDRESS)"
     )
-  return arrays
+  return arrays, found
 
 
 def load_model(
@@ -305,13 +308,26 @@ def _meta(
   }
   if opened.vision is not None:
     # Where the tensors are that nobody reads, to be given back.
-    crc = opening.unread_crc(opened)
-    if crc:
-      meta["unread"] = {
-        "address": f"{where.kind}:{where.path.absolute()}",
-        "fingerprint": crc,
-      }
+    behind = opened.read_unread()
+    if behind:
+      origin = f"{where.kind}:{where.path.absolute()}"
+      meta["unread"] = _describe(origin, behind)
     framing = opening.framing(opened)
     if framing:
       meta["preprocessing"] = {"resample": framing}
   return meta
+
+
+def _describe(address: str, behind: Mapping[str, Any]) -> dict[str, Any]:
+  """What model.json says of the tensors that are not carried."""
+  return {
+    "address": address,
+    "fingerprint": trees.digest(trees.fingerprint(behind)),
+    "modules": sorted({_module(name) for name in behind}),
+  }
+
+
+def _module(name: str) -> str:
+  """The block, norm or head that a tensor of a tower belongs to."""
+  parts = name.split(".")
+  return ".".join(parts[:3] if parts[0] == "encoder" else parts[:1])

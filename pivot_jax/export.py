@@ -17,7 +17,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from absl import app, flags
+from absl import app, flags, logging
 
 from pivot_jax.errors import InputError
 
@@ -65,16 +65,16 @@ def export(
 
   _check_target(pathlib.Path(to))
   loaded = checkpoint.load(address)
-  rest = None
+  meta, rest = dict(loaded.meta), None
   if "vision" in loaded.params:
-    rest = checkpoint.unread(loaded.meta, source=source)
+    rest, meta["unread"] = checkpoint.unread(loaded.meta, source=source)
   folder = checkpoint.tokenizer_folder(address)
   tokenizer = None
   if "llm" in loaded.params:
     tokenizer = chat.load_tokenizer(folder)
   job = Job(
     params=loaded.params,
-    meta=loaded.meta,
+    meta=meta,
     unread=rest,
     tokenizer=tokenizer,
     dtype=dtype,
@@ -230,6 +230,7 @@ def main(argv: Sequence[str]) -> None:
   """Exports what the flags say."""
   del argv
   os.environ.setdefault("JAX_PLATFORMS", "cpu")
+  logging.set_verbosity(logging.WARNING)
   try:
     out = export(
       flags.FLAGS["from"].value,

@@ -7,10 +7,11 @@ stages around it if it lies in a run's folder.
 import json
 import pathlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from pivot_jax import files
 
+_PROBES = ("linear_probe", "segment_probe", "gradcam")
 _TAGS = {"timm": "timm", "big_vision": "big_vision"}
 
 
@@ -29,9 +30,9 @@ def text(
     name: the address it was exported from.
     use: the class that loads it, or timm or big_vision.
   """
-  stages = _stages(folder)
-  parts = [_head(use), _what(meta, use), _not_trained(meta)]
-  parts += [_recipe(stages, folder, meta), _measured(stages, folder)]
+  run = _run(folder)
+  parts = [_head(use), _what(meta, use), _not_trained(meta, use)]
+  parts += [_recipe(run, meta), _measured(run)]
   versions = meta.get("versions") or files.versions()
   written = ", ".join(f"{k} {v}" for k, v in sorted(versions.items()))
   parts.append(f"## Made by\n\nExported from `{name}` by pivot_jax. {written}.")
@@ -103,49 +104,66 @@ def _where(use: str, layer: int, vision: Mapping[str, Any]) -> str:
   return f": `output_hidden_states=True`, `hidden_states[{layer}]{cut}`"
 
 
-def _not_trained(meta) -> str:
-  if not meta.get("vision"):
+def _not_trained(meta: Mapping[str, Any], use: str) -> str:
+  vision, unread = meta.get("vision"), meta.get("unread")
+  if not vision or use.startswith("Qwen"):
     return ""
-  lines = ["## What was not trained"]
-  unread = meta.get("unread")
   if unread:
-    lines.append(
-      "The blocks behind these features, the final norm and the pooling head are"
-      f" those of the original weights (`{unread['address']}`, CRC32"
-      f" {unread['fingerprint']}), byte for byte: pooled outputs and logits of the"
-      " whole tower mix trained and untrained parts."
+    said = (
+      f"These modules are not computed with: {', '.join(unread['modules'])}. They"
+      f" are those of the original weights (`{unread['address']}`, CRC32"
+      f" {unread['fingerprint']}), so that what is computed through them mixes"
+      " trained and untrained parts."
     )
+  elif vision["final_norm"]:
+    said = "Nothing: every part of the encoder was open to training."
   else:
-    lines.append(
+    said = (
       "The encoder has no blocks behind these features; those in the file do"
       " nothing (zero weights), and pooled outputs mean nothing."
     )
-  return "\n\n".join(lines)
+  return f"## What was not trained\n\n{said}"
 
 
-def _stages(folder: pathlib.Path | None) -> dict[str, dict[str, Any]]:
-  """Returns {stage: done.json} of the run that the artifact lies in."""
+class _Run(NamedTuple):
+  """The run that an artifact lies in: its settings and its finished stages."""
+
+  name: str
+  config: Mapping[str, Any]
+  done: Mapping[str, Mapping[str, Any]]
+
+  def edges(self, stage: str) -> Mapping[str, str]:
+    """Returns the inputs of a stage, as the recipe names them."""
+    return (self.config.get(stage) or {}).get("inputs", {})
+
+
+def _run(folder: pathlib.Path | None) -> _Run | None:
   if folder is None or not (folder / "done.json").exists():
-    return {}
-  return {
-    path.parent.name: files.read_json(path)
-    for path in sorted(folder.parent.glob("*/done.json"))
-  }
+    return None
+  # Further seeds lie one level deeper than the settings.
+  for parent in (folder.parent, folder.parent.parent):
+    if (parent / "config.json").exists() and (parent / "plan.txt").exists():
+      done = {
+        path.parent.name: files.read_json(path)
+        for path in sorted(folder.parent.glob("*/done.json"))
+      }
+      config = files.read_json(parent / "config.json")
+      return _Run(folder.name, config, done)
+  return None
 
 
-def _recipe(stages, folder, meta) -> str:
-  if not stages:
+def _recipe(run: _Run | None, meta: Mapping[str, Any]) -> str:
+  if run is None:
     sources = meta.get("sources")
     said = json.dumps(sources, sort_keys=True) if sources else "not recorded"
     return f"## Recipe\n\nWeights from: {said}."
-  rows, name = [], folder.name
-  while name in stages:
-    done = stages[name]
-    rows.append(_stage_row(name, done))
-    edges = done["fields"].get("inputs", {})
+  rows, name = [], run.name
+  while name in run.config:
+    rows.append(_stage_row(name, run))
+    edges = run.edges(name)
     before = edges.get("init") or edges.get("vision") or ""
     if not before.startswith("@"):
-      rows.append(f"| start | | `{before}` | | | |")
+      rows.append(f"| start | `{before}` | | | | |")
       break
     name = before[1:].partition(":")[0]
   header = (
@@ -155,41 +173,44 @@ def _recipe(stages, folder, meta) -> str:
   return "\n".join(["## Recipe\n", header, *reversed(rows)])
 
 
-def _stage_row(name: str, done: Mapping[str, Any]) -> str:
-  fields = done["fields"]
-  if done["kind"] != "train":
+def _stage_row(name: str, run: _Run) -> str:
+  fields = run.config[name]
+  if fields["kind"] != "train":
     return f"| {name} | | | | | |"
   rates = ", ".join(f"`{pattern}` {rate:g}" for pattern, rate in fields["lr"])
   data = fields["data"]
   names = [data] if isinstance(data, str) else [part[0] for part in data]
-  sources = fields.get("sources", {})
-  found = [
-    f"{n} ({sources[n].get('path') or sources[n]['kind']})"
-    if n in sources
-    else n
-    for n in names
-  ]
+  found = ", ".join(f"{n} ({_origin(run, n)})" for n in names)
+  if name not in run.done:
+    # The result that ships with the package was taken.
+    name = f"{name} ({fields.get('shipped') or 'not run here'})"
   return (
-    f"| {name} | {fields['objective']} | {', '.join(found)} | {fields['batch']}"
+    f"| {name} | {fields['objective']} | {found} | {fields['batch']}"
     f" | {fields['steps']} | {rates} |"
   )
 
 
-def _measured(stages, folder) -> str:
+def _origin(run: _Run, source: str) -> str:
+  spec = run.config["sources"].get(source, {})
+  return spec.get("path") or f"embedded {spec.get('kind', 'data')}"
+
+
+def _measured(run: _Run | None) -> str:
   """The results of the probes of this artifact, as the stages wrote them."""
   rows = []
-  for name, done in stages.items():
-    edges = done["fields"].get("inputs", {}).values()
-    mine = any(e.partition(":")[0] == f"@{folder.name}" for e in edges)
-    if not mine or done["kind"] not in ("linear_probe", "segment_probe"):
+  for name, done in run.done.items() if run else ():
+    edges = run.edges(name).values()
+    mine = any(edge.partition(":")[0] == f"@{run.name}" for edge in edges)
+    if not mine or done["kind"] not in _PROBES:
       continue
-    for key, value in done["metrics"].items():
-      if isinstance(value, (int, float)):
-        rows.append(f"| {name} | {key} | {value:.4g} |")
-      elif isinstance(value, Mapping) and "value" in value:
-        rows.append(f"| {name} | {key} | {value['value']:.4g} |")
+    for key, found in sorted(done["metrics"].items()):
+      if isinstance(found, Mapping) and "value" in found:
+        error = found.get("se")
+        spread = "" if error is None else f" ± {error:.3g}"
+        rows.append(
+          f"| {name} | {key} | {found['value']:.4g}{spread} | {found['n']} |"
+        )
   if not rows:
     return "## Measured\n\nNo probe of these weights is recorded beside them."
-  return "\n".join(
-    ["## Measured\n", "| probe | number | value |\n|---|---|---|", *rows]
-  )
+  header = "| probe | number | value ± standard error | n |\n|---|---|---|---|"
+  return "\n".join(["## Measured\n", header, *rows])

@@ -160,7 +160,7 @@ def save(
   job = export.Job(
     params=host,
     meta=model.meta,
-    unread=checkpoint.unread(model.meta) if "vision" in host else None,
+    unread=checkpoint.unread(model.meta)[0] if "vision" in host else None,
     tokenizer=model.tokenizer if has_llm else None,
     dtype=dtype,
     name=model.address,

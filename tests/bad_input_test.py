@@ -206,7 +206,7 @@ def test_weights_that_do_not_fit_their_config_are_named_by_tensor(
   refused(
     command,
     config,
-    f"{folder}: the tensors do not fit config.json; {what}: ",
+    f"{folder}: the tensors do not fit the model; {what}: ",
     "layers.0.mlp.fc1.bias (24,);"
     if what == "missing"
     else "layers.0.mlp.fc9.bias (24,);",

@@ -106,7 +106,7 @@ def open_folder(
     )
   if vision is not None and choices:
     vision = dataclasses.replace(vision, **choices)
-  return source.from_tensors(
+  opened = source.from_tensors(
     str(folder),
     kind,
     found,
@@ -115,6 +115,14 @@ def open_folder(
     layout=vision.family if vision else "siglip",
     cut=official,
     processor=known,
+  )
+  if not official:
+    return opened
+  # The block that is cut off is in the tower's own folder, if there is one.
+  tower = llava_next.tower_folder(folder, config)
+  return dataclasses.replace(
+    opened,
+    read_unread=lambda: open_folder(tower).read_unread() if tower else {},
   )
 
 

@@ -45,8 +45,9 @@ def read(
   name = config.get("mm_vision_tower")
   if not isinstance(name, str):
     raise errors.InputError(f"{path}: mm_vision_tower names no encoder")
-  beside = _config_of(name, folder)
-  if beside is not None:
+  tower = tower_folder(folder, config)
+  if tower is not None:
+    beside = tower / "config.json"
     inner = tensors.read_json(beside)
     kind = inner.get("model_type")
     if kind in ("siglip", "clip"):
@@ -62,11 +63,15 @@ def read(
   return hf_config.Configs("llava_qwen", vision, hf_config.llm(path, config))
 
 
-def _config_of(name: str, folder: Path) -> Path | None:
-  """config.json of a tower that is a folder, absolute or beside the model."""
+def tower_folder(folder: Path, config: Mapping[str, Any]) -> Path | None:
+  """Returns the folder of the tower itself, if mm_vision_tower names one.
+
+  It is absolute or beside the model; a model of the hub is not looked for.
+  """
+  name = str(config.get("mm_vision_tower"))
   for candidate in (Path(name).expanduser(), folder / name):
     if (candidate / "config.json").exists():
-      return candidate / "config.json"
+      return candidate
   return None
 
 

@@ -6,10 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from pivot_jax import addresses, trees
+from pivot_jax import addresses
 from pivot_jax.convert import big_vision, hf, positions, source, timm
 from pivot_jax.errors import InputError
-from pivot_jax.models import vit
 
 LOG = logging.getLogger("pivot_jax")
 
@@ -114,16 +113,3 @@ def _resized(opened, image_size, method) -> source.Source:
       table(dtype) if path == _TABLE else opened.read(path, dtype)
     ),
   )
-
-
-def unread_crc(opened: source.Source) -> str | None:
-  """Returns one CRC32 of the tower's tensors that are not computed with."""
-  arrays = opened.read_unread()
-  return trees.digest(trees.fingerprint(arrays)) if arrays else None
-
-
-def fits(config: vit.VisionConfig, opened: source.Source) -> bool:
-  """Returns whether a source is of the same published tower as an encoder."""
-  free = dict(image_mean=(), image_std=(), image_size=0, feature_tokens=0)
-  mine, theirs = (vars(x) | free for x in (config, opened.vision))
-  return mine == theirs

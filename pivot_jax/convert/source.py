@@ -203,7 +203,7 @@ def _behind(vision, found, layout, place, *, cut):
   if vision is None:
     return {}
   wanted = {f"vision.{n}": s for n, s in towers.unread(vision).items()}
-  if cut and not all(place(name).name in found.keys for name in wanted):
+  if cut:
     wanted = {n: s for n, s in wanted.items() if place(n).name in found.keys}
   extras = {
     f"vision.{name}": shape

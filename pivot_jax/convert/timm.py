@@ -1,8 +1,9 @@
 """timm's checkpoints of vision transformers, in and out.
 
 The file is safetensors; `config.json` beside it, as timm's hub folders have it,
-names the architecture and may give `model_args`. Without one the family shows
-in the tensors. What timm computes that we leave out (a classifier) is named.
+names the architecture and may give `model_args`. Without one the name of the
+file stands for it, and the family shows in the tensors; what neither tells is
+asked for. What timm computes that we leave out (a classifier) is named.
 """
 
 import math
@@ -14,16 +15,51 @@ import numpy as np
 from jaxtyping import PyTree
 
 from pivot_jax import errors
-from pivot_jax.convert import infer, layouts, source, tensors, towers
+from pivot_jax.convert import (
+  hf_config,
+  infer,
+  layouts,
+  source,
+  tensors,
+  towers,
+)
 from pivot_jax.convert.processor import Processor
 from pivot_jax.models import vit
 
 _RULES = (
   (r"head\.(.+)", "classifier"),
   (r"fc_norm\.(.+)", "classifier"),
+  # open_clip's files of models whose image tower is timm's.
+  (r"(text\..+|logit_scale|logit_bias)", "contrastive"),
   (r"(?:visual\.trunk\.)?(.+)", "vision"),
 )
 _FILTERS = ("bicubic", "bilinear")
+# timm's names of activations.
+_ACTIVATIONS = {
+  "gelu": "gelu",
+  "gelu_tanh": "gelu_pytorch_tanh",
+  "quick_gelu": "quick_gelu",
+  "silu": "silu",
+}
+# timm's name of a size and, by patch, its image sizes, by family and width.
+_PUBLISHED: Mapping[tuple[str, int], tuple[str, dict[int, tuple[int, ...]]]] = {
+  ("siglip", 768): ("base", {16: (224, 256, 384, 512), 32: (256,)}),
+  ("siglip", 1024): ("large", {16: (256, 384, 512)}),
+  ("siglip", 1152): ("so400m", {14: (224, 378, 384), 16: (256, 384, 512)}),
+  ("siglip", 1536): ("giantopt", {16: (256, 384)}),
+  ("clip", 768): ("base", {16: (224,), 32: (224,)}),
+  ("clip", 1024): ("large", {14: (224, 336)}),
+  ("clip", 1280): ("huge", {14: (224, 378)}),
+  ("dinov2", 384): ("small", {14: (518,)}),
+  ("dinov2", 768): ("base", {14: (518,)}),
+  ("dinov2", 1024): ("large", {14: (518,)}),
+  ("dinov2", 1536): ("giant", {14: (518,)}),
+  ("vit", 192): ("tiny", {16: (224, 384)}),
+  ("vit", 384): ("small", {16: (224, 384), 32: (224, 384)}),
+  ("vit", 768): ("base", {16: (224, 384), 8: (224,), 32: (224, 384)}),
+  ("vit", 1024): ("large", {16: (224, 384), 14: (224,), 32: (224, 384)}),
+  ("vit", 1280): ("huge", {14: (224,)}),
+}
 
 
 def open_file(
@@ -35,11 +71,10 @@ def open_file(
     InputError: a pickle, a damaged file, another architecture, or tensors that
       do not fit: all are listed.
   """
-  if path.is_dir():
-    path = path / "model.safetensors"
   if not path.exists():
     raise errors.InputError(f"{path}: no such file")
-  stored = tensors.contents_of_file(path)
+  whole = path.is_dir()
+  stored = tensors.contents(path) if whole else tensors.contents_of_file(path)
   found = source.Found(stored)
   for key in stored:
     found.add(key, _RULES)
@@ -48,22 +83,34 @@ def open_file(
     for name in found.keys
     if name.startswith("vision.")
   }
-  beside = path.with_name("config.json")
+  beside = (path if whole else path.parent) / "config.json"
   config = tensors.read_json(beside) if beside.exists() else {}
   arguments = config.get("model_args") or {}
-  named = config.get("architecture") or path.stem
+  about = config.get("pretrained_cfg") or {}
+  named = config.get("architecture") or (path.name if whole else path.stem)
+  named = f"{named}.{about.get('tag', '')}"
+  family = _family(path, shapes, named)
+  input_size = about.get("input_size") or [""]
+  side = arguments.get("img_size", input_size[-1])
   vision = infer.vision(
     str(path),
     shapes,
-    family=_family(shapes, named),
+    family=family,
     layout="timm",
-    named=named,
+    # The last number that has the grid of patches counts.
+    named=f"{named} {side}",
     heads=arguments.get("num_heads"),
   )
+  fields: dict[str, Any] = {}
+  activation = _activation(path, family, named, arguments)
+  if activation and not vision.gated_mlp:
+    fields["hidden_act"] = activation
+  if family == "vit" and "moco" in named:
+    fields["image_mean"], fields["image_std"] = hf_config.IMAGENET
   known = _processor(beside, config, vision)
   if known is not None:
-    choices = dict(image_mean=known.mean, image_std=known.std) | (choices or {})
-  vision = vit.VisionConfig(**vars(vision) | dict(choices or {}))
+    fields |= dict(image_mean=known.mean, image_std=known.std)
+  vision = vit.VisionConfig(**vars(vision) | fields | dict(choices or {}))
   return source.from_tensors(
     str(path), "timm", found, vision=vision, layout="timm", processor=known
   )
@@ -80,10 +127,10 @@ def save(
 ) -> None:
   """Writes `model.safetensors` and `config.json` as timm's hub folders have it.
 
-  `timm.create_model(NAME, checkpoint_path="FOLDER/model.safetensors")` loads
-  it, NAME being the architecture of config.json; sizes that were not published
-  need its `model_args`, too. A SigLIP encoder whose pooling head is not in
-  `unread` is timm's `_gap` variant, which has none.
+  `timm.create_model("local-dir:FOLDER", pretrained=True)` loads it, and so does
+  `timm.create_model(architecture, checkpoint_path=".../model.safetensors",
+  **model_args)` with those of config.json. A SigLIP encoder whose pooling head
+  is not in `unread` is timm's `_gap` variant, which has none.
   """
   arrays = towers.complete(config, vision_params, unread)
   arrays.pop("mask_token", None)
@@ -97,47 +144,65 @@ def save(
 
 
 def architecture(config: vit.VisionConfig, *, pooled: bool) -> str:
-  """Returns timm's name of a published encoder, or that of its base model."""
-  size = _NAMES.get((config.family, config.hidden_size))
-  patch, side = config.patch_size, config.image_size
-  if size is None:
-    size, patch, side = "base", 16, 224
-  if config.family == "siglip":
+  """Returns timm's name of a published encoder, or of the closest to it.
+
+  `model_args` of config.json makes that one of the encoder's own size.
+  """
+  kind = "vit" if config.family == "vit_mae" else config.family
+  fallback = _PUBLISHED[kind, 768]
+  size, patches = _PUBLISHED.get((kind, config.hidden_size), fallback)
+  if config.patch_size not in patches:
+    size, patches = fallback
+  patch = config.patch_size if config.patch_size in patches else [*patches][0]
+  sides = patches[patch]
+  side = config.image_size if config.image_size in sides else sides[0]
+  if kind == "siglip":
     return f"vit_{size}_patch{patch}_siglip{'' if pooled else '_gap'}_{side}"
-  if config.family == "clip":
-    return f"vit_{size}_patch{patch}_clip_quickgelu_{side}"
-  if config.family == "dinov2":
-    return f"vit_{'giant' if config.gated_mlp else size}_patch14_dinov2"
+  if kind == "clip":
+    quick = "_quickgelu" if config.hidden_act == "quick_gelu" else ""
+    return f"vit_{size}_patch{patch}_clip{quick}_{side}"
+  if kind == "dinov2":
+    return f"vit_{'giant' if config.gated_mlp else size}_patch{patch}_dinov2"
   return f"vit_{size}_patch{patch}_{side}"
 
 
-_NAMES = {
-  ("siglip", 768): "base",
-  ("siglip", 1024): "large",
-  ("siglip", 1152): "so400m",
-  ("siglip", 1536): "giantopt",
-  ("clip", 768): "base",
-  ("clip", 1024): "large",
-  ("dinov2", 384): "small",
-  ("dinov2", 768): "base",
-  ("dinov2", 1024): "large",
-  ("dinov2", 1536): "giant",
-  **{
-    (family, width): size
-    for family in ("vit", "vit_mae")
-    for width, size in ((768, "base"), (1024, "large"), (1280, "huge"))
-  },
-}
-
-
-def _family(shapes: Mapping[str, tuple[int, ...]], named: str) -> str:
+def _family(
+  path: Path, shapes: Mapping[str, tuple[int, ...]], named: str
+) -> str:
   if "blocks.0.ls1.gamma" in shapes:
     return "dinov2"
   if "norm_pre.weight" in shapes:
     return "clip"
-  if "cls_token" not in shapes:
-    return "siglip"
-  return "vit_mae" if "mae" in named else "vit"
+  if "cls_token" in shapes:
+    return "vit_mae" if "mae" in named else "vit"
+  if "siglip" not in named and "attn_pool.latent" not in shapes:
+    # I-JEPA, say, has these tensors, too, and another activation.
+    raise errors.InputError(
+      f"{path}: an encoder without class token and pooling may be SigLIP or"
+      " another; give config.json beside it, with"
+      ' {"architecture": "vit_..._siglip_gap_..."} if it is'
+    )
+  return "siglip"
+
+
+def _activation(path, family, named, arguments) -> str | None:
+  """Returns what the names tell of the activation, None for the family's."""
+  given = arguments.get("act_layer")
+  if given is not None:
+    if given not in _ACTIVATIONS:
+      raise errors.InputError(
+        f"{path}: act_layer is {given!r}; it can be {', '.join(_ACTIVATIONS)}"
+      )
+    return _ACTIVATIONS[given]
+  if family != "clip":
+    return None
+  if "clip" not in named:
+    raise errors.InputError(
+      f"{path}: which GELU this CLIP encoder has cannot be told from its"
+      " tensors; give config.json beside it, with"
+      ' {"architecture": "vit_..._clip_quickgelu_..."} or without quickgelu'
+    )
+  return "quick_gelu" if "quickgelu" in named else "gelu"
 
 
 def _processor(path, config, vision) -> Processor | None:
@@ -183,6 +248,8 @@ def _config_json(config, resample, *, pooled) -> dict[str, Any]:
       "mean": list(config.image_mean),
       "std": list(config.image_std),
       "num_classes": 0,
+      # Nothing else in the files tells that it is no supervised ViT.
+      **({"tag": "mae"} if config.family == "vit_mae" else {}),
     },
     "model_args": _arguments(config, pooled=pooled),
   }
@@ -201,7 +268,12 @@ def _arguments(config: vit.VisionConfig, *, pooled: bool) -> dict[str, Any]:
     mlp_ratio=(fc1 + 0.5) / config.hidden_size,
     num_classes=0,
   )
+  if not config.gated_mlp:
+    # timm's own SigLIP base and large have the exact GELU, which the published
+    # models never had.
+    found["act_layer"] = {ours: name for name, ours in _ACTIVATIONS.items()}[
+      config.hidden_act
+    ]
   if config.family == "siglip":
-    # timm's own base and large have the exact GELU, which the model never had.
-    found |= dict(act_layer="gelu_tanh", global_pool="map" if pooled else "avg")
+    found["global_pool"] = "map" if pooled else "avg"
   return found

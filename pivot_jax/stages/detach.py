@@ -40,11 +40,12 @@ def run(
   if folder.is_dir():
     shutil.copytree(folder, out / "tokenizer", dirs_exist_ok=True)
   preprocessing = loaded.meta.get("preprocessing", {})
+  unread, _ = checkpoint.unread(loaded.meta)
   hf.save_vision(
     out / "hf",
     loaded.vision,
     kept["vision"],
-    unread=checkpoint.unread(loaded.meta),
+    unread=unread,
     resample=preprocessing.get("resample", "bicubic"),
   )
   return {

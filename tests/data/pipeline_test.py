@@ -94,12 +94,17 @@ def test_sources_are_mixed_by_weight_in_any_stretch():
 # --- rows become examples ----------------------------------------------------
 
 
-def test_an_image_of_another_size_is_resized_and_one_of_the_size_is_kept():
+def test_an_image_is_framed_unless_it_has_the_size_already():
   image = np.random.default_rng(0).integers(0, 256, (20, 31, 3), np.uint8)
   wanted = images.resize(image, 48, resample="bilinear")
   got = coder(resample="bilinear").pixels(image)
   np.testing.assert_array_equal(got, wanted)
-  assert coder().pixels(wanted) is wanted
+  np.testing.assert_array_equal(coder().pixels(wanted), wanted)
+  # A crop from a larger edge cuts into an image of the size, too.
+  cut = coder(resample="crop_bicubic:56").pixels(wanted)
+  np.testing.assert_array_equal(
+    cut, images.resize(wanted, 56, resample="bicubic")[4:52, 4:52]
+  )
   assert coder().pixels(None) is None
 
 

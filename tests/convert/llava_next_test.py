@@ -1,0 +1,130 @@
+"""The layout of LLaVA-NeXT and of the paper's code."""
+
+import json
+
+import numpy as np
+import pytest
+
+from pivot_jax import checkpoint, errors, export
+from pivot_jax.convert import hf
+from tests.convert import folders
+from tests.models import tiny
+
+CONFIG = dict(
+  model_type="llava_qwen",
+  mm_vision_tower="tower",
+  mm_projector_type="mlp2x_gelu",
+  mm_vision_select_layer=-2,
+  mm_vision_select_feature="patch",
+  mm_use_im_start_end=False,
+  tie_word_embeddings=False,
+)
+
+
+@pytest.fixture
+def folder(tmp_path, params):
+  """A model as the paper's code saves it, its tower cut before the last block."""
+  whole = tmp_path / "llava"
+  hf.save_llava(whole, tiny.VISION, tiny.UNTIED, params, image_token_id=60)
+  arrays = {}
+  for name, array in folders.stored(whole).items():
+    name = name.replace("language_model.model.", "model.")
+    name = name.replace("language_model.", "")
+    name = name.replace("vision_tower.", "model.vision_tower.vision_tower.")
+    name = name.replace(
+      "multi_modal_projector.linear_1", "model.mm_projector.0"
+    )
+    name = name.replace(
+      "multi_modal_projector.linear_2", "model.mm_projector.2"
+    )
+    if ".encoder.layers.2." not in name:
+      arrays[name] = array
+  out = tmp_path / "official"
+  out.mkdir()
+  folders.store(out, arrays)
+  text = json.loads((whole / "config.json").read_text())["text_config"]
+  (out / "config.json").write_text(json.dumps(text | CONFIG))
+  hf.save_vision(out / "tower", tiny.VISION, params["vision"])
+  return out
+
+
+def _set(folder, **fields):
+  path = folder / "config.json"
+  path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+def test_the_whole_model_loads(folder, params):
+  configs, got, info = hf.load(folder)
+  assert configs == {"vision": tiny.VISION, "llm": tiny.UNTIED}
+  folders.equal(got, params)
+  assert info["format"] == "llava_qwen"
+  # A norm without gradient that the tower kept.
+  assert {x["name"].split(".")[-2] for x in info["not_carried"]} == {
+    "post_layernorm"
+  }
+
+
+def test_the_encoder_alone_loads(folder, params):
+  loaded = checkpoint.load(f"hf:{folder}:vision")
+  folders.equal(loaded.params, {"vision": params["vision"]})
+
+
+def test_the_block_that_was_cut_off_comes_from_the_towers_folder(
+  folder, tmp_path
+):
+  loaded = checkpoint.load(f"hf:{folder}:vision")
+  unread, _ = checkpoint.unread(loaded.meta)
+  folders.equal(unread, hf.open_folder(folder / "tower").read_unread())
+  export.export(f"hf:{folder}:vision", tmp_path / "out", format="hf")
+  assert hf.open_folder(tmp_path / "out").vision == tiny.VISION
+
+
+def test_a_source_can_be_given_where_the_weights_came_without(folder, tmp_path):
+  tower = folder.parent / "tower"
+  (folder / "tower").rename(tower)
+  _set(folder, mm_vision_tower=str(tower))
+  loaded = checkpoint.load(f"hf:{folder}:vision")
+  meta = loaded.meta | {"unread": None}
+  assert checkpoint.unread(meta) == (None, None)
+  arrays, known = checkpoint.unread(meta, source=f"hf:{tower}")
+  folders.equal(arrays, hf.open_folder(tower).read_unread())
+  assert known["modules"] == ["encoder.layers.2", "post_layernorm"]
+
+
+def test_without_the_towers_config_its_width_must_be_a_published_one(folder):
+  _set(folder, mm_vision_tower="google/siglip2-tiny-patch8-28")
+  with pytest.raises(errors.InputError, match="width 32.*cannot be told"):
+    hf.open_folder(folder)
+
+
+def test_a_newline_token_is_named_and_left_out(folder):
+  arrays = folders.stored(folder)
+  arrays["model.image_newline"] = np.ones(40, np.float32)
+  folders.store(folder, arrays)
+  reasons = {x["name"]: x["reason"] for x in hf.load(folder)[2]["not_carried"]}
+  assert "one tile" in reasons["model.image_newline"]
+
+
+@pytest.mark.parametrize(
+  "fields",
+  [
+    {"mm_projector_type": "linear"},
+    {"mm_vision_select_feature": "cls_patch"},
+    {"mm_vision_select_layer": -1},
+    {"image_aspect_ratio": "anyres_max_9"},
+    {"mm_patch_merge_type": "spatial_unpad"},
+    {"mm_use_im_start_end": True},
+  ],
+  ids=str,
+)
+def test_another_way_of_seeing_is_refused(folder, fields):
+  _set(folder, **fields)
+  (name,) = fields
+  with pytest.raises(errors.InputError, match=f"{name} is"):
+    hf.open_folder(folder)
+
+
+def test_a_missing_tower_name_is_refused(folder):
+  _set(folder, mm_vision_tower=None)
+  with pytest.raises(errors.InputError, match="names no encoder"):
+    hf.open_folder(folder)
