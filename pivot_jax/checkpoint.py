@@ -110,7 +110,9 @@ def load(
     elif mesh is None:
       flat[path] = read(path, dtype)
     else:
-      flat[path] = sharding.place_leaf(path, read(path, dtype), mesh)
+      leaf = read(path, dtype)
+      flat[path] = sharding.place_leaf(path, leaf, mesh, copy=False)
+      del leaf
   return Loaded(params=trees.unflatten(flat), meta=meta, folder=where.path)
 
 

@@ -15,7 +15,7 @@ import pathlib
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from absl import app, flags, logging
 
@@ -23,14 +23,14 @@ from pivot_jax.errors import InputError
 
 FORMATS = ("hf", "llava", "timm", "big_vision")
 DTYPES = ("float32", "bfloat16", "float16")
-
-_FROM = flags.DEFINE_string("from", None, "The address of the weights.")
-_TO = flags.DEFINE_string("to", None, "The folder to write; must not be there.")
-_FORMAT = flags.DEFINE_enum("format", "hf", FORMATS, "The format to write.")
-_DTYPE = flags.DEFINE_enum("dtype", "float32", DTYPES, "Of the weights.")
-_SOURCE = flags.DEFINE_string(
-  "source", None, "Where the weights that were not trained lie now."
-)
+_CHOICES = {"format": FORMATS, "dtype": DTYPES}
+_FLAGS = {
+  "from": "The address of the weights.",
+  "to": "The folder to write; must not be there.",
+  "format": "The format to write.",
+  "dtype": "Of the weights.",
+  "source": "Where the weights that were not trained lie now.",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -231,20 +231,39 @@ def main(argv: Sequence[str]) -> None:
   del argv
   os.environ.setdefault("JAX_PLATFORMS", "cpu")
   logging.set_verbosity(logging.WARNING)
+  given = {flag: flags.FLAGS[flag].value for flag in _FLAGS}
   try:
-    out = export(
-      flags.FLAGS["from"].value,
-      _TO.value,
-      format=_FORMAT.value,
-      dtype=_DTYPE.value,
-      source=_SOURCE.value,
-    )
-  except InputError as error:
-    sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
-    sys.exit(2)
+    out = export(given.pop("from"), given.pop("to"), **given)
+  except (InputError, OSError) as error:
+    _leave(error)
   sys.stdout.write(f"wrote {out}\n")
 
 
-if __name__ == "__main__":
+def run() -> None:
+  """Parses flags, answering a wrong one in a line, and runs `main`."""
+  # Not when the module is imported: a program that calls `pivot_jax.load` may
+  # have flags of these names.
+  for flag, text in _FLAGS.items():
+    if flag in _CHOICES:
+      choices = _CHOICES[flag]
+      flags.DEFINE_enum(flag, choices[0], choices, text)
+    else:
+      flags.DEFINE_string(flag, None, text)
   flags.mark_flags_as_required(["from", "to"])
-  app.run(main)
+  app.run(main, flags_parser=_parse)
+
+
+def _parse(argv: Sequence[str]) -> Sequence[str]:
+  try:
+    return flags.FLAGS(list(argv))
+  except flags.Error as error:
+    _leave(error)
+
+
+def _leave(error: Exception) -> NoReturn:
+  sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+  sys.exit(2)
+
+
+if __name__ == "__main__":
+  run()

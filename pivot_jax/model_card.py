@@ -81,7 +81,14 @@ def _what(meta, use) -> str:
     if how:
       lines.append(
         f"Images are brought to size by `{how}`, then scaled to mean"
-        f" {vision['image_mean']} and standard deviation {vision['image_std']}."
+        f" {list(vision['image_mean'])} and standard deviation"
+        f" {list(vision['image_std'])}."
+      )
+    usual = 1e-5 if vision.get("family") == "clip" else 1e-6
+    epsilon = vision["layer_norm_eps"]
+    if use == "timm" and epsilon != usual:
+      lines.append(
+        f"The norms were computed with epsilon {epsilon:g}; timm has {usual:g}."
       )
   return "\n\n".join(lines)
 
@@ -98,10 +105,20 @@ def _family(vision: Mapping[str, Any]) -> str:
 
 
 def _where(use: str, layer: int, vision: Mapping[str, Any]) -> str:
-  if not use.endswith(("VisionModel", "Model")) or vision["final_norm"]:
+  """What transformers calls the features, if its class has them."""
+  if not use.endswith("Model") or (vision["final_norm"] and layer != -1):
     return ""
   cut = "[:, 1:]" if vision.get("class_token") else ""
-  return f": `output_hidden_states=True`, `hidden_states[{layer}]{cut}`"
+  if not vision["final_norm"]:
+    return f": `output_hidden_states=True`, `hidden_states[{layer}]{cut}`"
+  order = ""
+  if vision.get("family") == "vit_mae":
+    patches = (vision["image_size"] // vision["patch_size"]) ** 2
+    order = (
+      f", with `noise=torch.arange({patches})[None]` for each image, since the"
+      " class shuffles the patches otherwise"
+    )
+  return f": `last_hidden_state{cut}`{order}"
 
 
 def _not_trained(meta: Mapping[str, Any], use: str) -> str:

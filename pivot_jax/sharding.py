@@ -151,11 +151,25 @@ def place(tree: Any, mesh: Mesh, rules: Sequence = PARAM_RULES) -> Any:
 
 
 def place_leaf(
-  path: str, leaf: np.ndarray, mesh: Mesh, rules: Sequence = PARAM_RULES
+  path: str,
+  leaf: np.ndarray,
+  mesh: Mesh,
+  rules: Sequence = PARAM_RULES,
+  *,
+  copy: bool = True,
 ) -> jax.Array:
-  """Returns one host array placed by the parameter rules, as a copy."""
+  """Returns one host array placed by the parameter rules.
+
+  Without `copy` the result may share memory with `leaf`, which nobody else may
+  then use; what is not shared is on the device when this returns.
+  """
   where = trees.flatten(infer({path: leaf}, mesh, rules))[path]
-  return jax.make_array_from_callback(leaf.shape, where, _slicer(leaf))
+  if copy:
+    return jax.make_array_from_callback(leaf.shape, where, _slicer(leaf))
+  if where.is_fully_addressable:
+    return jax.block_until_ready(jax.device_put(leaf, where))
+  placed = jax.make_array_from_callback(leaf.shape, where, leaf.__getitem__)
+  return jax.block_until_ready(placed)
 
 
 def _slicer(host: np.ndarray):

@@ -8,6 +8,7 @@ is not known here (`hf.py`), nor what towers call it that are not named like
 SigLIP's (`layouts.py`).
 """
 
+import math
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -97,13 +98,21 @@ def build_leaf(
   `fill(name, view)` writes the tensor of that foreign name, cast, into a view
   that has the foreign layout: memory holds the leaf and what `fill` reads.
   """
-  leaf = np.empty(shape, dtype)
+  leaf = _aligned(shape, np.dtype(dtype))
   stacked = "layers" in path
   for layer in range(shape[0]) if stacked else (None,):
     part = leaf if layer is None else leaf[layer]
     view = part.transpose(_axes_to_foreign(path, part.ndim))
     fill(_name(path, layer), view)
   return leaf
+
+
+def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+  """An empty array that a CPU device takes over instead of copying it."""
+  size = math.prod(shape) * dtype.itemsize
+  room = np.empty(size + 64, np.uint8)
+  start = -room.ctypes.data % 64
+  return room[start : start + size].view(dtype).reshape(shape)
 
 
 def _name(path, layer):

@@ -7,6 +7,7 @@ asked for. What timm computes that we leave out (a classifier) is named.
 """
 
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -196,13 +197,14 @@ def _activation(path, family, named, arguments) -> str | None:
     return _ACTIVATIONS[given]
   if family != "clip":
     return None
-  if "clip" not in named:
+  match = re.search(r"vit_\w+_clip_(quickgelu_)?\d", named)
+  if match is None:
     raise errors.InputError(
       f"{path}: which GELU this CLIP encoder has cannot be told from its"
       " tensors; give config.json beside it, with"
       ' {"architecture": "vit_..._clip_quickgelu_..."} or without quickgelu'
     )
-  return "quick_gelu" if "quickgelu" in named else "gelu"
+  return "quick_gelu" if match[1] else "gelu"
 
 
 def _processor(path, config, vision) -> Processor | None:
