@@ -30,6 +30,10 @@ _DRY_RUN = flags.DEFINE_bool(
 )
 
 LOG = logging.getLogger("pivot_jax")
+_OTHER_SIZE = (
+  " (another image size is asked for in the address, as"
+  " hf:DIR?image_size=378&positions=dinov2)"
+)
 EXIT_INPUT, EXIT_STOPPED, EXIT_NON_FINITE = 2, 75, 1
 
 
@@ -75,6 +79,7 @@ def _check_sizes(config) -> None:
       raise InputError(
         f"--config.{sizes[0]} says nothing: the sizes are those of the weights in "
         f"--config.{part}.init={init}; leave one of the two out"
+        f"{_OTHER_SIZE if 'vision.image_size' in sizes else ''}"
       )
 
 
