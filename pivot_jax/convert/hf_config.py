@@ -9,63 +9,32 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pivot_jax import errors
-from pivot_jax.convert import tensors
+from pivot_jax.convert import families, tensors
 from pivot_jax.models import layers, qwen2, vit
 
 
 class _Tower(NamedTuple):
-  """A kind of vision config: what config.json leaves out, what the kind is."""
+  """A kind of vision config: its family, and what config.json leaves out."""
 
-  defaults: Mapping[str, Any]  # of transformers' class
-  choices: Mapping[str, Any]  # VisionConfig fields that the kind decides
+  family: str
+  patch_size: int = 16
+  layer_norm_eps: float | None = None  # None: the family's
 
 
+# The defaults of transformers' classes, where they are not the family's.
 _SIZES = {
   "image_size": 224,
-  "patch_size": 16,
   "hidden_size": 768,
   "intermediate_size": 3072,
   "num_hidden_layers": 12,
   "num_attention_heads": 12,
 }
-IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-_CLIP = (
-  (0.48145466, 0.4578275, 0.40821073),
-  (0.26862954, 0.26130258, 0.27577711),
-)
-_HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-# Without preprocessor_config.json: the statistics of the published models.
-STATISTICS = {
-  "siglip": _HALF,
-  "clip": _CLIP,
-  "dinov2": IMAGENET,
-  "vit": _HALF,
-  "vit_mae": IMAGENET,
-}
-# The paper reads these after the last block and its norm (paper.md 1.4).
-_LAST = dict(class_token=True, feature_layer=-1, final_norm=True)
 _TOWERS = {
-  "siglip_vision_model": _Tower(
-    _SIZES | {"hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6},
-    dict(family="siglip"),
-  ),
-  "clip_vision_model": _Tower(
-    _SIZES
-    | {"patch_size": 32, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5},
-    dict(family="clip", class_token=True, patch_bias=False, pre_norm=True),
-  ),
-  "dinov2": _Tower(
-    _SIZES | {"patch_size": 14, "hidden_act": "gelu", "layer_norm_eps": 1e-6},
-    dict(family="dinov2", layer_scale=True, **_LAST),
-  ),
-  "vit": _Tower(
-    _SIZES | {"hidden_act": "gelu", "layer_norm_eps": 1e-12},
-    dict(family="vit", **_LAST),
-  ),
-  "vit_mae": _Tower(
-    _SIZES | {"hidden_act": "gelu", "layer_norm_eps": 1e-12},
-    dict(family="vit_mae", **_LAST),
-  ),
+  "siglip_vision_model": _Tower("siglip"),
+  "clip_vision_model": _Tower("clip", patch_size=32),
+  "dinov2": _Tower("dinov2", patch_size=14),
+  "vit": _Tower("vit", layer_norm_eps=1e-12),
+  "vit_mae": _Tower("vit_mae", layer_norm_eps=1e-12),
 }
 # Contrastive models, of which the vision half is read.
 _PAIRS = {"siglip": "siglip_vision_model", "clip": "clip_vision_model"}
@@ -174,9 +143,13 @@ def vision(
   kind = kind or config["model_type"]
   tower = _TOWERS[kind]
   _require(path, config, num_channels=(3, 3), qkv_bias=(True, True))
-  fields = {k: config.get(k, v) for k, v in tower.defaults.items()}
-  mean, std = STATISTICS[tower.choices["family"]]
-  fields |= dict(tower.choices, image_mean=mean, image_std=std) | choices
+  fields = dict(families.CHOICES[tower.family], family=tower.family)
+  if tower.layer_norm_eps is not None:
+    fields["layer_norm_eps"] = tower.layer_norm_eps
+  fields |= _SIZES | {"patch_size": tower.patch_size}
+  said = (*_SIZES, "patch_size", "hidden_act", "layer_norm_eps")
+  fields |= {name: config[name] for name in said if name in config}
+  fields |= choices
   if kind == "dinov2":
     fields |= _dinov2_mlp(path, config, fields["hidden_size"])
   if fields["hidden_act"] not in layers.ACTIVATIONS:

@@ -9,33 +9,8 @@ import re
 from collections.abc import Mapping
 
 from pivot_jax import errors
-from pivot_jax.convert import hf_config, layouts
+from pivot_jax.convert import families, layouts
 from pivot_jax.models import vit
-
-# Attention heads of the published encoders, by family and width.
-_HEADS = {
-  "siglip": {768: 12, 1024: 16, 1152: 16, 1536: 16},
-  "clip": {768: 12, 1024: 16, 1280: 16},
-  "dinov2": {384: 6, 768: 12, 1024: 16, 1536: 24},
-  "vit": {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16},
-  "vit_mae": {768: 12, 1024: 16, 1280: 16},
-}
-_LAST = dict(class_token=True, feature_layer=-1, final_norm=True)
-_KINDS = {
-  "siglip": dict(hidden_act="gelu_pytorch_tanh", layer_norm_eps=1e-6),
-  "clip": dict(
-    hidden_act="quick_gelu",
-    layer_norm_eps=1e-5,
-    class_token=True,
-    patch_bias=False,
-    pre_norm=True,
-  ),
-  "dinov2": dict(
-    hidden_act="gelu", layer_norm_eps=1e-6, layer_scale=True, **_LAST
-  ),
-  "vit": dict(hidden_act="gelu", layer_norm_eps=1e-6, **_LAST),
-  "vit_mae": dict(hidden_act="gelu", layer_norm_eps=1e-6, **_LAST),
-}
 
 
 def vision(
@@ -74,8 +49,8 @@ def vision(
     return (found[0] // at.blocks, *found[1:])
 
   width, _, patch, _ = _patches(where, shape)
-  kind = _KINDS[family]
-  class_token = int(bool(kind.get("class_token")))
+  choices = families.CHOICES[family]
+  class_token = int(choices.get("class_token", False))
   positions = shape("embeddings.position_embedding.weight")[0] - class_token
   grid = math.isqrt(positions)
   if grid**2 != positions:
@@ -86,7 +61,6 @@ def vision(
   fc1 = layouts.place(layout, "encoder.layers.0.mlp.fc1.weight")
   gated = family == "dinov2" and _is_gated(shapes, gate, fc1, layout, shape)
   inner = "gate_proj" if gated else "fc1"
-  mean, std = hf_config.STATISTICS[family]
   return vit.VisionConfig(
     image_size=image_size(named, grid, patch),
     patch_size=patch,
@@ -95,10 +69,8 @@ def vision(
     num_hidden_layers=_depth(shapes, layout) + behind,
     num_attention_heads=heads or _heads(where, family, width),
     family=family,
-    image_mean=mean,
-    image_std=std,
     gated_mlp=gated,
-    **kind,
+    **choices,
   )
 
 
@@ -129,13 +101,13 @@ def _depth(shapes, layout) -> int:
 
 
 def _heads(where: str, family: str, width: int) -> int:
-  if width not in _HEADS[family]:
+  if width not in families.HEADS[family]:
     raise errors.InputError(
       f"{where}: how many attention heads a {family} encoder of width {width}"
       " has cannot be told from its tensors; give config.json beside it, with"
       ' {"model_args": {"num_heads": N}}'
     )
-  return _HEADS[family][width]
+  return families.HEADS[family][width]
 
 
 def image_size(named: str, grid: int, patch: int) -> int:

@@ -17,7 +17,7 @@ from jaxtyping import PyTree
 
 from pivot_jax import errors
 from pivot_jax.convert import (
-  hf_config,
+  families,
   infer,
   layouts,
   source,
@@ -107,7 +107,7 @@ def open_file(
   if activation and not vision.gated_mlp:
     fields["hidden_act"] = activation
   if family == "vit" and "moco" in named:
-    fields["image_mean"], fields["image_std"] = hf_config.IMAGENET
+    fields["image_mean"], fields["image_std"] = families.IMAGENET
   known = _processor(beside, config, vision)
   if known is not None:
     fields |= dict(image_mean=known.mean, image_std=known.std)
