@@ -28,17 +28,25 @@ _OPTIONS: Mapping[str, Callable[[str], Any]] = {
   "final_norm": lambda text: {"true": True, "false": False}[text.lower()],
   "revision": str,
 }
+# The choices that say which blocks are read, and so which are not.
+_LAYER = ("feature_layer", "final_norm")
 # What a model of the hub is read from; pickles are not even downloaded.
 _FILES = ("*.json", "*.safetensors", "*.txt", "*.jinja", "*.model")
 
 
 class Address(NamedTuple):
-  """A parsed address; `kind` is dir, package, hf, bv or timm."""
+  """A parsed address; `kind` is dir, package, hf, bv or timm.
+
+  origin: an address by which the same weights are found again from elsewhere,
+    read to the same layer: an absolute path, or a model of the hub with its
+    revision.
+  """
 
   kind: str
   path: pathlib.Path
   part: str
   options: dict[str, Any]
+  origin: str = ""
 
 
 def parse(address: str) -> Address:
@@ -66,9 +74,15 @@ def parse(address: str) -> Address:
     root = importlib.resources.files("pivot_jax") / "assets"
     return Address(kind, pathlib.Path(str(root)) / name, part, options)
   path = pathlib.Path(name).expanduser()
+  origin, kept = str(path.absolute()), {}
   if kind == "hf" and not path.exists() and re.fullmatch(_HUB_ID, name):
     path = _from_hub(name, options.get("revision"))
-  return Address(kind, path, part, options)
+    origin, kept = name, {"revision": path.name}
+  kept |= {k: options[k] for k in _LAYER if k in options}
+  query = urllib.parse.urlencode(kept).replace("True", "true")
+  query = query.replace("False", "false")
+  origin = f"{kind}:{origin}{'?' if query else ''}{query}"
+  return Address(kind, path, part, options, origin)
 
 
 _HUB_ID = r"[A-Za-z0-9][\w.-]*/[\w.-]+"

@@ -312,8 +312,7 @@ def _meta(
     # Where the tensors are that nobody reads, to be given back.
     behind = opened.read_unread()
     if behind:
-      origin = f"{where.kind}:{where.path.absolute()}"
-      meta["unread"] = _describe(origin, behind)
+      meta["unread"] = _describe(where.origin, behind)
     framing = opening.framing(opened)
     if framing:
       meta["preprocessing"] = {"resample": framing}

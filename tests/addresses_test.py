@@ -44,6 +44,14 @@ def test_choices_stand_behind_a_question_mark():
   }
 
 
+def test_an_origin_is_found_from_elsewhere_and_read_to_the_same_layer(tmp_path):
+  given = f"hf:{tmp_path}:vision?feature_layer=-3&final_norm=true&tokens=4"
+  origin = addresses.parse(given).origin
+  assert origin == f"hf:{tmp_path}?feature_layer=-3&final_norm=true"
+  again = addresses.parse(origin)
+  assert again.options == {"feature_layer": -3, "final_norm": True}
+
+
 @pytest.mark.parametrize("address", ["", ":vision", "hf:", "bv:", "timm:?a=1"])
 def test_addresses_of_nothing_are_refused(address):
   with pytest.raises(InputError):
@@ -77,7 +85,8 @@ def _cache(folder):
 def _parse_offline(address, home):
   # In a process of its own: the hub's settings are read when it is imported.
   script = (
-    f"from pivot_jax import addresses; print(addresses.parse({address!r}).path)"
+    "from pivot_jax import addresses;"
+    f"found = addresses.parse({address!r}); print(found.path, found.origin)"
   )
   return subprocess.run(
     [sys.executable, "-c", script],
@@ -92,7 +101,8 @@ def _parse_offline(address, home):
 def test_a_cached_model_of_the_hub_is_found_offline(tmp_path):
   snapshot = _cache(tmp_path)
   done = _parse_offline("hf:someone/tiny:vision", tmp_path)
-  assert done.stdout.strip() == str(snapshot), done.stderr
+  origin = "hf:someone/tiny?revision=abc123"
+  assert done.stdout.split() == [str(snapshot), origin], done.stderr
 
 
 def test_a_model_that_is_not_cached_is_refused_offline(tmp_path):

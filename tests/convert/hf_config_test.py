@@ -6,7 +6,7 @@ import jax
 import pytest
 
 from pivot_jax import checkpoint, errors
-from pivot_jax.convert import hf
+from pivot_jax.convert import hf, hf_config
 from pivot_jax.models import mllm
 from tests.models import tiny
 
@@ -32,6 +32,55 @@ def test_a_vision_config_we_do_not_compute_is_refused(
   _set(vision_folder, **fields)
   with pytest.raises(errors.InputError, match=said):
     hf.load(vision_folder)
+
+
+def _json(model_type, **fields):
+  return dict(model_type=model_type, num_channels=3) | fields
+
+
+@pytest.mark.parametrize(
+  "config,said",
+  [
+    (_json("vit", qkv_bias=False), "qkv_bias is False, not True"),
+    (_json("dinov2", qkv_bias=False), "qkv_bias is False, not True"),
+    (_json("dinov2", hidden_act="relu"), "hidden_act is 'relu'"),
+    (_json("clip_vision_model", hidden_act="relu"), "hidden_act is 'relu'"),
+    (_json("dinov2_with_registers"), "register tokens are not computed"),
+    (_json("vit_mae", num_attention_heads=7), "num_attention_heads 7"),
+  ],
+  ids=str,
+)
+def test_an_encoder_of_any_family_that_we_do_not_compute_is_refused(
+  tmp_path, config, said
+):
+  (tmp_path / "config.json").write_text(json.dumps(config))
+  with pytest.raises(errors.InputError, match=said):
+    hf_config.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+  "config,wanted",
+  [
+    (_json("siglip_vision_model"), ("gelu_pytorch_tanh", 1e-6, 16, 3072)),
+    (_json("clip_vision_model"), ("quick_gelu", 1e-5, 32, 3072)),
+    (_json("dinov2"), ("gelu", 1e-6, 14, 3072)),
+    (_json("dinov2", use_swiglu_ffn=True), ("gelu", 1e-6, 14, 2048)),
+    (_json("vit"), ("gelu", 1e-12, 16, 3072)),
+    (_json("vit_mae"), ("gelu", 1e-12, 16, 3072)),
+  ],
+  ids=str,
+)
+def test_what_a_config_leaves_out_is_the_default_of_transformers(
+  tmp_path, config, wanted
+):
+  (tmp_path / "config.json").write_text(json.dumps(config))
+  vision = hf_config.read(tmp_path).vision
+  assert wanted == (
+    vision.hidden_act,
+    vision.layer_norm_eps,
+    vision.patch_size,
+    vision.intermediate_size,
+  )
 
 
 @pytest.mark.parametrize(

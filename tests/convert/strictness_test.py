@@ -135,6 +135,17 @@ def test_another_layer_can_be_chosen(vision_folder):
   assert loaded.meta["unread"] is None
 
 
+def test_all_blocks_behind_another_layer_are_given_back(
+  vision_folder, tmp_path
+):
+  address = f"hf:{vision_folder}?feature_layer=-3"
+  loaded = checkpoint.load(address)
+  modules = ["encoder.layers.1", "encoder.layers.2", "post_layernorm"]
+  assert loaded.meta["unread"]["modules"] == modules
+  export.export(address, tmp_path / "out", format="hf")
+  folders.equal(folders.stored(tmp_path / "out"), folders.stored(vision_folder))
+
+
 @pytest.mark.parametrize("size", [4, 100])
 def test_a_truncated_file_is_refused(vision_folder, size):
   path = vision_folder / "model.safetensors"
