@@ -58,6 +58,7 @@ def save(
   *,
   format: str = "pivot_jax",
   dtype: str = "float32",
+  source: str | None = None,
 ) -> None:
   """Writes a model with these parameters, given or trained.
 
@@ -68,6 +69,8 @@ def save(
     format: "pivot_jax" (an artifact that `load` reads), "hf", "llava", "timm"
       or "big_vision" (pivot_jax/export.py says what each is).
     dtype: "float32", "bfloat16" or "float16", for the foreign formats.
+    source: the address of the original weights, if they have moved: what was
+      not trained is taken from there.
 
   Raises:
     pivot_jax.errors.InputError: the format does not go with the model, or the
@@ -75,4 +78,6 @@ def save(
   """
   from pivot_jax import pretrained
 
-  pretrained.save(folder, model, params, format=format, dtype=dtype)
+  pretrained.save(
+    folder, model, params, format=format, dtype=dtype, source=source
+  )

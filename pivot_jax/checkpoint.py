@@ -133,8 +133,13 @@ def unread(
   address = source or (known or {}).get("address")
   if address is None:
     return None, None
+  vision = meta["vision"]
   try:
-    arrays = opening.open_address(addresses.parse(address)).read_unread()
+    where = addresses.parse(address)
+    # What is not read depends on the layer that is.
+    layer = {k: vision[k] for k in ("feature_layer", "final_norm")}
+    where = where._replace(options=layer | where.options)
+    arrays = opening.open_address(where).read_unread()
   except InputError as error:
     raise InputError(
       f"the block behind the features, which is not trained, comes from"

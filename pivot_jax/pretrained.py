@@ -146,6 +146,7 @@ def save(
   *,
   format: str,
   dtype: str,
+  source: str | None,
 ) -> None:
   """Writes a model's parameters; see `pivot_jax.save`."""
   import pathlib
@@ -157,10 +158,13 @@ def save(
     if has_llm:
       model.tokenizer.save(pathlib.Path(folder) / "tokenizer")
     return
+  meta, rest = dict(model.meta), None
+  if "vision" in host:
+    rest, meta["unread"] = checkpoint.unread(model.meta, source=source)
   job = export.Job(
     params=host,
-    meta=model.meta,
-    unread=checkpoint.unread(model.meta)[0] if "vision" in host else None,
+    meta=meta,
+    unread=rest,
     tokenizer=model.tokenizer if has_llm else None,
     dtype=dtype,
     name=model.address,

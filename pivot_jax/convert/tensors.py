@@ -159,7 +159,7 @@ def write(
     # safetensors writes the memory of a transposed view in the wrong order, and
     # transformers refuses a file that does not say which layout it has.
     safetensors.numpy.save_file(
-      {name: np.ascontiguousarray(arrays[name], kind) for name in shard},
+      {name: _cast(name, arrays[name], kind) for name in shard},
       folder / file,
       metadata={"format": "pt"},
     )
@@ -167,6 +167,20 @@ def write(
     place = {k: f for f, s in zip(files, shards, strict=True) for k in s}
     index = {"metadata": {"total_size": total}, "weight_map": place}
     write_json(folder / _INDEX, index)
+
+
+def _cast(name: str, array: np.ndarray, kind: np.dtype) -> np.ndarray:
+  with np.errstate(over="ignore"):
+    cast = np.ascontiguousarray(array, kind)
+  if (
+    kind == np.float16
+    and not np.isfinite(cast).all()
+    and np.isfinite(array).all()
+  ):
+    raise errors.InputError(
+      f"{name} has numbers beyond float16 (65504); write bfloat16 or float32"
+    )
+  return cast
 
 
 def read_json(path: Path) -> dict:

@@ -174,3 +174,26 @@ def test_no_tokens_beyond_the_vocabulary(tmp_path, params):
   with pytest.raises(errors.InputError, match="the language model only 61"):
     export.export(f"hf:{tmp_path / 'llm'}", tmp_path / "out", format="hf")
   assert [path.name for path in tmp_path.iterdir()] == ["llm"]
+
+
+def test_numbers_beyond_float16_are_refused(tmp_path, params):
+  vision = params["vision"] | {}
+  table = np.full((9, 32), 1e5, np.float32)
+  vision["embeddings"] = vision["embeddings"] | {
+    "position_embedding": {"embedding": table}
+  }
+  with pytest.raises(errors.InputError, match="position.* beyond float16"):
+    hf.save_vision(tmp_path, tiny.VISION, vision, dtype="float16")
+
+
+def test_moved_weights_read_to_another_layer_are_found(vision_folder):
+  loaded = checkpoint.load(f"hf:{vision_folder}?feature_layer=-3")
+  moved = vision_folder.rename(vision_folder.with_name("moved"))
+  with pytest.raises(errors.InputError, match="if it has moved"):
+    checkpoint.unread(loaded.meta)
+  arrays, known = checkpoint.unread(loaded.meta, source=f"hf:{moved}")
+  assert known["fingerprint"] == loaded.meta["unread"]["fingerprint"]
+  assert {name.split(".")[2] for name in arrays if "layers" in name} == {
+    "1",
+    "2",
+  }

@@ -1,0 +1,295 @@
+"""Our exports as transformers 4.57 reads them; run by hand, in two steps.
+
+  python -m tests.parity.transformers_4_57 write DIR
+  python3 -m venv v
+  v/bin/pip install transformers==4.57.6 torch==2.13.0 pillow jinja2
+  v/bin/python tests/parity/transformers_4_57.py read DIR
+
+The first step makes tiny random models with the transformers of the tests,
+exports them, and writes beside each folder what we compute. The second knows
+neither this project nor jax; it runs under transformers 5, too. What both
+printed stands in transformers_4_57.txt. `export_test.py` uses the models.
+"""
+
+import datetime
+import json
+import pathlib
+import sys
+
+import numpy as np
+import torch
+import transformers
+from PIL import Image
+
+QUESTION = "What is it?"
+ENCODERS = ("siglip", "clip", "dinov2", "dinov2_gated", "vit", "vit_mae")
+NEW_TOKENS = 32
+SIZES = dict(
+  hidden_size=32,
+  intermediate_size=64,
+  num_hidden_layers=3,
+  num_attention_heads=4,
+  image_size=28,
+  patch_size=8,
+)
+
+
+def encoder(name):
+  """A tiny random encoder, as its class in transformers 5."""
+  kind, more = {
+    "siglip": ("SiglipVision", {}),
+    "clip": ("CLIPVision", {}),
+    "dinov2": ("Dinov2", dict(mlp_ratio=2)),
+    "dinov2_gated": ("Dinov2", dict(mlp_ratio=2, use_swiglu_ffn=True)),
+    "vit": ("ViT", {}),
+    "vit_mae": ("ViTMAE", dict(mask_ratio=0.0)),
+  }[name]
+  config = getattr(transformers, f"{kind}Config")(**SIZES, **more)
+  return getattr(transformers, f"{kind}Model")(config)
+
+
+def multimodal(tower, *, tied, **text_sizes):
+  """A tiny random Llava of a SigLIP or CLIP tower and a Qwen2."""
+  kinds = {
+    "siglip": (transformers.SiglipVisionConfig, "full"),
+    "clip": (transformers.CLIPVisionConfig, "default"),
+  }
+  kind, strategy = kinds[tower]
+  sizes = dict(
+    vocab_size=512,
+    hidden_size=48,
+    intermediate_size=56,
+    num_hidden_layers=3,
+    num_attention_heads=6,
+    num_key_value_heads=2,
+  )
+  text = transformers.Qwen2Config(
+    **sizes | text_sizes,
+    max_position_embeddings=256,
+    rope_parameters=dict(rope_type="default", rope_theta=1e6),
+    tie_word_embeddings=tied,
+  )
+  config = transformers.LlavaConfig(
+    vision_config=kind(**SIZES),
+    text_config=text,
+    # An entry of the table that no prompt here has.
+    image_token_index=text.vocab_size - 1,
+    vision_feature_layer=-2,
+    vision_feature_select_strategy=strategy,
+    tie_word_embeddings=tied,
+  )
+  return transformers.LlavaForConditionalGeneration(config)
+
+
+def picture(seed=0, size=(40, 31)):
+  """A picture of another size and shape than the encoders read."""
+  rng = np.random.default_rng(seed)
+  coarse = rng.integers(0, 256, (6, 8, 3)).astype(np.uint8)
+  return Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)
+
+
+def features(model, pixel_values):
+  """What is read of an encoder here, from transformers' outputs."""
+  kind = model.config.model_type
+  inputs = dict(pixel_values=pixel_values, output_hidden_states=True)
+  if kind == "vit_mae":
+    # Without noise it shuffles the patches even if none is masked.
+    count = (model.config.image_size // model.config.patch_size) ** 2
+    inputs["noise"] = torch.arange(count)[None].repeat(len(pixel_values), 1)
+  with torch.no_grad():
+    found = model(**inputs)
+  if kind == "siglip_vision_model":
+    return found.hidden_states[-2].numpy()
+  states = found.hidden_states if kind == "clip_vision_model" else None
+  return (states[-2] if states else found.last_hidden_state)[:, 1:].numpy()
+
+
+def change_what_is_not_read(model):
+  """Puts other numbers into the last block, the last norm and the head."""
+  last = model.config.vision_config.num_hidden_layers - 1
+  parts = (f"encoder.layers.{last}.", "post_layernorm", "vision_model.head.")
+  parts = (*parts, "vision_tower.head.")
+  changed = 0
+  with torch.no_grad():
+    for name, x in model.named_parameters():
+      if "vision_tower" in name and any(part in name for part in parts):
+        x.add_(0.5)
+        changed += 1
+  return changed
+
+
+def write(folder):
+  """Makes and exports the models; writes what we compute of them."""
+  # Not for the second step, which has none of them.
+  from pivot_jax import checkpoint
+  from pivot_jax.data import chat
+  from tests.parity import foreign
+
+  toy = checkpoint.tokenizer_folder("package:toy")
+  for name in ENCODERS:
+    torch.manual_seed(0)
+    source = folder / "sources" / name
+    foreign.roughen(encoder(name), 1).save_pretrained(source)
+    _export_encoder(name, source, folder)
+  for tower in ("siglip", "clip"):
+    for tied in (True, False):
+      torch.manual_seed(0)
+      name = f"llava_{tower}_{'tied' if tied else 'untied'}"
+      source = folder / "sources" / name
+      foreign.roughen(multimodal(tower, tied=tied), 3).save_pretrained(source)
+      chat.load_tokenizer(toy).save(source)
+      _export_multimodal(name, source, folder)
+
+
+def _export_encoder(name, source, folder):
+  import pivot_jax
+
+  model, params = pivot_jax.load(f"hf:{source}")
+  pixels = model.preprocess([picture()])
+  pivot_jax.save(folder / name, model, params, format="hf")
+  np.savez(
+    folder / f"{name}.npz",
+    picture=np.asarray(picture()),
+    features=np.asarray(model.apply({"params": params}, pixels)),
+  )
+
+
+def _export_multimodal(name, source, folder):
+  import pivot_jax
+  from pivot_jax import export
+  from pivot_jax.data import chat
+
+  model, params = pivot_jax.load(f"hf:{source}")
+  artifact = folder / "sources" / f"{name}_artifact"
+  pivot_jax.save(artifact, model, params)
+  export.export(str(artifact), folder / name, format="llava")
+  prompt = expanded(chat.encode_prompt(model.tokenizer, QUESTION).prompt, model)
+  pixels = model.preprocess([picture()])
+  np.savez(
+    folder / f"{name}.npz",
+    picture=np.asarray(picture()),
+    prompt=prompt,
+    logits=np.asarray(model.apply({"params": params}, prompt[None], pixels))[0],
+    answer=answer(model, params, prompt, pixels),
+  )
+
+
+def expanded(prompt, model):
+  """A prompt with an image's patches, each -200, where it has one -200."""
+  at = int(np.flatnonzero(prompt == -200)[0])
+  patches = np.full(model.vision.num_patches, -200, np.int32)
+  return np.concatenate([prompt[:at], patches, prompt[at + 1 :]])
+
+
+def answer(model, params, prompt, pixels, count=NEW_TOKENS):
+  """The greedy answer, by our own cache."""
+  from tests.models import tiny
+
+  ones = np.ones((1, len(prompt)), np.int32)
+  is_image = prompt[None] == -200
+  batch = tiny.Batch(
+    tokens=np.where(is_image, 0, prompt),
+    positions=np.arange(len(prompt), dtype=np.int32)[None],
+    segments=ones,
+    branches=0 * ones,
+    image_index=np.where(is_image, is_image.cumsum(1) - 1, -1),
+    images=pixels[:, None],
+  )
+  return tiny.generated(
+    model.mllm,
+    params,
+    batch,
+    max_new_tokens=count,
+    eos_ids=model.tokenizer.eos_ids,
+  )[0]
+
+
+def read(folder):
+  """Loads every folder and prints a line about it."""
+  today = datetime.date.today().isoformat()
+  _say(
+    f"transformers {transformers.__version__}, torch {torch.__version__},"
+    f" {today}"
+  )
+  failed = False
+  for path in sorted(folder.glob("*.npz")):
+    with np.load(path) as expected:
+      look = _look_at_llava if "logits" in expected else _look_at_encoder
+      facts, sound = look(path.with_suffix(""), expected)
+    failed |= not sound
+    _say(f"{path.stem}: {'; '.join(facts)}{'' if sound else '  <-- WRONG'}")
+  return 1 if failed else 0
+
+
+def _look_at_encoder(folder, expected):
+  name = json.loads((folder / "config.json").read_text())["architectures"][0]
+  model, facts, whole = _load(getattr(transformers, name), folder)
+  processor = transformers.AutoImageProcessor.from_pretrained(folder)
+  image = Image.fromarray(expected["picture"])
+  pixels = processor(images=[image], return_tensors="pt")["pixel_values"]
+  miss = np.abs(features(model, pixels) - expected["features"]).max()
+  return [name, *facts, f"features differ by {miss:.1e}"], whole and miss < 1e-5
+
+
+def _look_at_llava(folder, expected):
+  kind = transformers.LlavaForConditionalGeneration
+  model, facts, whole = _load(kind, folder)
+  processor = transformers.AutoProcessor.from_pretrained(folder)
+  inputs = processor(
+    text=prompt_text(processor),
+    images=[Image.fromarray(expected["picture"])],
+    return_tensors="pt",
+  )
+  ids = inputs["input_ids"][0].numpy()
+  image_id = model.config.image_token_index
+  prompt = np.where(expected["prompt"] < 0, image_id, expected["prompt"])
+  same = np.array_equal(ids, prompt)
+  logits = _logits(model, inputs)
+  known = expected["logits"].shape[1]
+  miss = np.abs(logits[:, :known] - expected["logits"]).max()
+  found = model.generate(**inputs, max_new_tokens=NEW_TOKENS)[0, len(ids) :]
+  count = int((found.numpy() == expected["answer"][: len(found)]).sum())
+  changed = change_what_is_not_read(model)
+  moved = np.abs(_logits(model, inputs) - logits).max()
+  facts += [
+    f"prompt of {len(ids)} ids {'equal' if same else 'DIFFERENT'}",
+    f"logits differ by {miss:.1e}",
+    f"{count} of {NEW_TOKENS} greedy tokens equal",
+    f"by {changed} changed tensors behind the features logits move by {moved}",
+  ]
+  good = same and miss < 1e-5 and count == NEW_TOKENS and changed and not moved
+  return facts, whole and bool(good)
+
+
+def prompt_text(processor):
+  """The question as a chat, by the template of the folder."""
+  content = [{"type": "image"}, {"type": "text", "text": QUESTION}]
+  return processor.apply_chat_template(
+    [{"role": "user", "content": content}], add_generation_prompt=True
+  )
+
+
+def _load(kind, folder):
+  model, report = kind.from_pretrained(folder, output_loading_info=True)
+  counts = {k: len(report[k]) for k in ("missing_keys", "unexpected_keys")}
+  facts = [
+    f"{count} {name.removesuffix('_keys')}" for name, count in counts.items()
+  ]
+  return model.eval().float(), facts, not any(report.values())
+
+
+def _logits(model, inputs):
+  with torch.no_grad():
+    return model(**inputs).logits[0].numpy()
+
+
+def _say(text):
+  sys.stdout.write(text + "\n")
+
+
+if __name__ == "__main__":
+  transformers.logging.set_verbosity_error()
+  if len(sys.argv) != 3 or sys.argv[1] not in ("write", "read"):
+    sys.exit(__doc__)
+  run = write if sys.argv[1] == "write" else read
+  sys.exit(run(pathlib.Path(sys.argv[2])))
