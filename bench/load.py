@@ -7,7 +7,7 @@ DIR has none, reads its files plainly, loads it leaf by leaf onto a mesh of one
 device, and reads it plainly again. Prints a table, and JSON with --json=FILE.
 Memory is the anonymous resident memory of the process above what it was before
 and above the placed parameters, sampled every few milliseconds; pages of the
-mapped file, which the system can drop, are given apart.
+mapped file, which the system can drop, are given apart. MB/s are of the files.
 """
 
 import argparse
@@ -67,6 +67,7 @@ def measure(folder: pathlib.Path, dtype: str) -> dict:
   """Returns seconds, bytes and memory, plain reads before and after."""
   size = sum(p.stat().st_size for p in folder.glob("*.safetensors"))
   before = plain_read(folder)
+  fresh = write_fresh(2 * size if dtype == "float32" else size)
   mesh = sharding.make_mesh({"data": -1})
   jax.block_until_ready(jax.numpy.zeros(8))
   with Memory() as memory:
@@ -88,6 +89,7 @@ def measure(folder: pathlib.Path, dtype: str) -> dict:
     "placed_bytes": placed,
     "largest_leaf_bytes": largest,
     "plain_read_seconds": [before, plain_read(folder)],
+    "fresh_memory_seconds": fresh,
     "load_seconds": seconds,
     "peak_above_placed_bytes": above,
     "peak_over_largest_leaf": above / largest,
@@ -103,6 +105,13 @@ def plain_read(folder: pathlib.Path) -> float:
     with open(path, "rb", buffering=0) as file:
       while file.readinto(buffer):
         pass
+  return time.monotonic() - began
+
+
+def write_fresh(size: int) -> float:
+  """Returns the seconds that writing so many bytes of new memory takes."""
+  began = time.monotonic()
+  np.empty(size, np.uint8).fill(1)
   return time.monotonic() - began
 
 
@@ -138,6 +147,7 @@ def table(found: dict) -> str:
   rows = [("", "seconds", "MB/s")]
   for name, seconds in (
     ("plain read, before", found["plain_read_seconds"][0]),
+    ("writing as much new memory", found["fresh_memory_seconds"]),
     (f"load to {found['dtype']}, checked and placed", found["load_seconds"]),
     ("plain read, after", found["plain_read_seconds"][1]),
   ):

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import os
+import pathlib
 import types
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -149,8 +150,6 @@ def save(
   source: str | None,
 ) -> None:
   """Writes a model's parameters; see `pivot_jax.save`."""
-  import pathlib
-
   host = jax.device_get(params)
   has_llm = "llm" in host
   if format == "pivot_jax":

@@ -22,6 +22,7 @@ _INDEX = "model.safetensors.index.json"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.pth.tar", "*.ckpt", "*.pkl")
 _FLOATS = ("F64", "F32", "F16", "BF16")
 _CHUNK = 2**22  # elements read at a time
+_ROWS = 32  # and copied at a time
 _PICKLED = (
   "a pickle can run code when opened and is not read; convert it to safetensors"
   " where you trust it (docs/formats.md says how)"
@@ -126,7 +127,12 @@ def fill(
     step = max(1, _CHUNK * rows // max(1, view.size))
     for start in range(0, rows, step):
       stop = min(rows, start + step)
-      view[start:stop] = source[block * rows + start : block * rows + stop]
+      part = source[block * rows + start : block * rows + stop]
+      part = part.astype(view.dtype, copy=False)
+      # A few rows at a time a transposed copy stays in the cache.
+      for row in range(0, stop - start, _ROWS):
+        end = min(stop, start + row + _ROWS)
+        view[start + row : end] = part[row : row + _ROWS]
 
 
 def write(
