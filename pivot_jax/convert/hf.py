@@ -120,9 +120,11 @@ def open_folder(
     return opened
   # The block that is cut off is in the tower's own folder, if there is one.
   tower = llava_next.tower_folder(folder, config)
+  # A folder may hold the tower's config alone.
+  whole = tower is not None and any(tower.glob("*.safetensors"))
   return dataclasses.replace(
     opened,
-    read_unread=lambda: open_folder(tower).read_unread() if tower else {},
+    read_unread=lambda: open_folder(tower).read_unread() if whole else {},
   )
 
 

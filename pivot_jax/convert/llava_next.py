@@ -66,10 +66,10 @@ def read(
 def tower_folder(folder: Path, config: Mapping[str, Any]) -> Path | None:
   """Returns the folder of the tower itself, if mm_vision_tower names one.
 
-  It is absolute or beside the model; a model of the hub is not looked for.
+  It lies inside the model's, or is a path; a model of the hub is not looked for.
   """
   name = str(config.get("mm_vision_tower"))
-  for candidate in (Path(name).expanduser(), folder / name):
+  for candidate in (folder / name, Path(name).expanduser()):
     if (candidate / "config.json").exists():
       return candidate
   return None

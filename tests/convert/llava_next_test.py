@@ -79,6 +79,13 @@ def test_the_block_that_was_cut_off_comes_from_the_towers_folder(
   assert hf.open_folder(tmp_path / "out").vision == tiny.VISION
 
 
+def test_a_towers_folder_may_hold_its_config_alone(folder, params):
+  (folder / "tower" / "model.safetensors").unlink()
+  loaded = checkpoint.load(f"hf:{folder}:vision")
+  folders.equal(loaded.params, {"vision": params["vision"]})
+  assert loaded.meta["unread"] is None
+
+
 def test_a_source_can_be_given_where_the_weights_came_without(folder, tmp_path):
   tower = folder.parent / "tower"
   (folder / "tower").rename(tower)

@@ -71,9 +71,9 @@ def test_the_penultimate_hidden_state_is_the_feature_of_the_whole_model(case):
 def test_our_artifact_and_the_portable_folder_are_one_encoder(case):
   (_, _, out), images, _, ours = case
   for address in (str(out), f"hf:{out / 'hf'}"):
-    found = checkpoint.load_model(address)
+    found = checkpoint.load(address)
     params = {"vision": found.params["vision"]}
-    got = features(mllm.MLLM(None, found.mllm.vision), params, images)
+    got = features(mllm.MLLM(None, found.vision), params, images)
     np.testing.assert_array_equal(got, ours)
 
 
