@@ -78,10 +78,17 @@ def parse(address: str) -> Address:
   if kind == "hf" and not path.exists() and re.fullmatch(_HUB_ID, name):
     path = _from_hub(name, options.get("revision"))
     origin, kept = name, {"revision": path.name}
+  elif "revision" in options:
+    raise InputError(
+      f"{address}: a revision is of a model of the hub, and this is a file or a"
+      " folder"
+    )
   kept |= {k: options[k] for k in _LAYER if k in options}
   query = urllib.parse.urlencode(kept).replace("True", "true")
   query = query.replace("False", "false")
-  origin = f"{kind}:{origin}{'?' if query else ''}{query}"
+  # Of an npz file the part names the tower inside it.
+  inside = f":{part}" if kind == "bv" and part not in ("", "vision") else ""
+  origin = f"{kind}:{origin}{inside}{'?' if query else ''}{query}"
   return Address(kind, path, part, options, origin)
 
 

@@ -39,6 +39,8 @@ def assemble(
     if name in ("init", "vision") and "vision" in loaded.params:
       vision, unread = loaded.vision, loaded.meta.get("unread")
       _check_resample(inputs[name], loaded, config)
+      # What is given back at the end must be there, and not only then.
+      checkpoint.unread(loaded.meta)
     if name in ("init", "llm") and "llm" in loaded.params:
       llm = loaded.llm
       _check_tokenizer(inputs[name], loaded, config, tokenizer)

@@ -13,17 +13,19 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import ml_dtypes
 import numpy as np
 import orbax.checkpoint as ocp
 
 from pivot_jax import addresses, artifacts, sharding, trees
-from pivot_jax.convert import opening, source
+from pivot_jax.convert import opening, source, towers
 from pivot_jax.data import chat
 from pivot_jax.errors import InputError
 from pivot_jax.models import layers, mllm, qwen2, vit
 
 LOG = logging.getLogger("pivot_jax")
 
+_DTYPES = (np.dtype(np.float32), np.dtype(ml_dtypes.bfloat16))
 PARTS = ("vision", "projector", "llm")
 
 
@@ -84,6 +86,8 @@ def load(
   Raises:
     InputError: naming what is missing, damaged, unexpected or misshapen.
   """
+  if np.dtype(dtype) not in _DTYPES:
+    raise InputError(f"dtype {dtype!r}: parameters are float32 or bfloat16")
   where = addresses.parse(address)
   part = where.part
   if where.kind in addresses.FOREIGN:
@@ -122,36 +126,58 @@ def unread(
   """Returns the published tower's tensors that an artifact does not carry.
 
   They are read from the address the artifact names, or from `source` if that
-  has moved, or if the weights came without them (an encoder cut out of an MLLM
-  by others). With them comes what model.json says of them. None and None: the
+  has moved or came without some of them (an encoder cut out of an MLLM by
+  others). With them comes what model.json says of them. None and None: the
   encoder never had any.
 
   Raises:
-    InputError: the address cannot be read, or holds other tensors.
+    InputError: the address cannot be read, or holds other tensors, or not all.
   """
   known = meta.get("unread")
-  address = source or (known or {}).get("address")
-  if address is None:
+  if known is None and source is None:
     return None, None
   vision = meta["vision"]
-  try:
+  # What is not read depends on the layer that is.
+  layer = {k: vision[k] for k in ("feature_layer", "final_norm")}
+
+  def read(address: str) -> dict[str, np.ndarray]:
     where = addresses.parse(address)
-    # What is not read depends on the layer that is.
-    layer = {k: vision[k] for k in ("feature_layer", "final_norm")}
     where = where._replace(options=layer | where.options)
-    arrays = opening.open_address(where).read_unread()
+    return opening.open_address(where).read_unread()
+
+  if known is None:
+    arrays = read(source)
+    return arrays, _describe(source, arrays, vision)
+  if known["absent"]:
+    return _with_absent(known, source, read, vision)
+  address = source or known["address"]
+  try:
+    arrays = read(address)
   except InputError as error:
     raise InputError(
-      f"the block behind the features, which is not trained, comes from"
-      f" {address}: {error}; if it has moved, say where it is (--source=ADDRESS)"
+      f"what was not trained ({', '.join(known['modules'])}) comes from"
+      f" {address}: {error}; put it back, or at export say where it is now"
+      " (--source=ADDRESS)"
     ) from error
-  found = _describe(address, arrays)
-  if known and known["fingerprint"] != found["fingerprint"]:
+  found = _describe(address, arrays, vision)
+  if known["fingerprint"] != found["fingerprint"]:
     raise InputError(
       f"{address}: is not what the encoder came from: the tensors behind the"
       " features have another fingerprint; give the original (--source=ADDRESS)"
     )
   return arrays, found
+
+
+def _with_absent(known, source, read, vision):
+  """The tensors of weights that came without some, the rest from `source`."""
+  if source is None:
+    raise InputError(
+      f"{known['address']}: came without {', '.join(known['absent'])}, which are"
+      " not read but belong to the encoder: put the encoder's folder where"
+      " mm_vision_tower says, or at export give it as --source=ADDRESS"
+    )
+  arrays = read(source) | read(known["address"])
+  return arrays, _describe(source, arrays, vision)
 
 
 def load_model(
@@ -313,23 +339,29 @@ def _meta(
     "not_carried": list(opened.not_carried),
     "unread": None,
   }
-  if opened.vision is not None:
-    # Where the tensors are that nobody reads, to be given back.
-    behind = opened.read_unread()
-    if behind:
-      meta["unread"] = _describe(where.origin, behind)
-    framing = opening.framing(opened)
-    if framing:
-      meta["preprocessing"] = {"resample": framing}
+  if opened.vision is None or where.part in ("llm", "projector"):
+    return meta
+  # Where the tensors are that nobody reads, to be given back.
+  behind = opened.read_unread()
+  found = _describe(where.origin, behind, meta["vision"])
+  if behind or found["absent"]:
+    meta["unread"] = found
+  framing = opening.framing(opened)
+  if framing:
+    meta["preprocessing"] = {"resample": framing}
   return meta
 
 
-def _describe(address: str, behind: Mapping[str, Any]) -> dict[str, Any]:
+def _describe(
+  address: str, behind: Mapping[str, Any], vision: Mapping[str, Any]
+) -> dict[str, Any]:
   """What model.json says of the tensors that are not carried."""
+  wanted = towers.unread(_config(vit.VisionConfig, vision))
   return {
     "address": address,
     "fingerprint": trees.digest(trees.fingerprint(behind)),
     "modules": sorted({_module(name) for name in behind}),
+    "absent": sorted({_module(name) for name in wanted if name not in behind}),
   }
 
 

@@ -17,7 +17,15 @@ import numpy as np
 from jaxtyping import PyTree
 
 from pivot_jax import errors, trees
-from pivot_jax.convert import diagnose, infer, names, source, towers
+from pivot_jax.convert import (
+  diagnose,
+  families,
+  infer,
+  names,
+  source,
+  tensors,
+  towers,
+)
 from pivot_jax.models import vit
 
 _ATTENTION = "MultiHeadDotProductAttention_0"
@@ -157,13 +165,23 @@ def save(
       f"big_vision's format is SigLIP's, and this is a {config.family} encoder;"
       " use hf or timm"
     )
+  # A file has no config: what reads it takes these as given.
+  other = [
+    f"{name} is {vars(config)[name]!r}, not {value!r}"
+    for name, value in families.CHOICES["siglip"].items()
+    if vars(config)[name] != value
+  ]
+  if other:
+    raise errors.InputError(
+      f"big_vision's format cannot say that {'; '.join(other)}; use hf"
+    )
   arrays = towers.complete(config, vision_params, unread)
   tree = trees.flatten(towers.as_tree(arrays, config))
   shapes = {name: leaf.shape for name, leaf in tree.items()}
   theirs = _their_shapes(config, shapes, stacked=True)
   kind = ml_dtypes.bfloat16 if dtype == "bfloat16" else np.dtype(dtype)
   found = {
-    f"params/img/{_their_name(name)}": np.ascontiguousarray(leaf, kind).reshape(
+    f"params/img/{_their_name(name)}": tensors.cast(name, leaf, kind).reshape(
       theirs[_their_name(name)]
     )
     for name, leaf in tree.items()
@@ -240,6 +258,10 @@ def _config(path: Path, tower: Mapping[str, tuple[int, ...]]):
       " NaFlex, take a fixed-resolution one"
     ) from None
   grid = math.isqrt(positions[-2])
+  if grid**2 != positions[-2]:
+    raise errors.InputError(
+      f"{path}: {positions[-2]} positions are no square grid of patches"
+    )
   return vit.VisionConfig(
     image_size=infer.image_size(path.stem, grid, side),
     patch_size=side,

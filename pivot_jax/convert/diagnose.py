@@ -17,6 +17,7 @@ def check(
   unexpected: Sequence[str],
   misshapen: Sequence[tuple[str, Shape, Shape]],
   vision: vit.VisionConfig | None,
+  not_floats: Sequence[str] = (),
 ) -> None:
   """Raises InputError if anything is missing, unexpected or misshapen.
 
@@ -26,16 +27,20 @@ def check(
     unexpected: "name shape" of tensors that have no place.
     misshapen: (name, shape found, shape wanted).
     vision: the encoder that is wanted, if one is.
+    not_floats: "name type" of tensors that are stored as something else.
   """
   problems = {
     "missing": [f"{name} {shape}" for name, shape in missing.items()],
     "unexpected": list(unexpected),
     "misshapen": [f"{name} {has} for {want}" for name, has, want in misshapen],
+    "not stored as floats": list(not_floats),
   }
   found = [f"{kind}: {', '.join(p)}" for kind, p in problems.items() if p]
   if not found:
     return
   reason = _reason(missing, unexpected, misshapen, vision)
+  if not_floats:
+    reason = "this looks quantised: give the unquantised weights"
   advice = "give weights and config.json of the same model, complete"
   raise errors.InputError(
     f"{where}: the tensors do not fit the model; {'; '.join(found)};"

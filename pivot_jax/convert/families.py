@@ -43,6 +43,8 @@ CHOICES: Mapping[str, Mapping[str, Any]] = {
   "vit": _family(_HALF, hidden_act="gelu", layer_norm_eps=1e-6, **_LAST),
   "vit_mae": _family(IMAGENET, hidden_act="gelu", layer_norm_eps=1e-6, **_LAST),
 }
+# Blocks of the published SigLIP encoders, by width.
+SIGLIP_DEPTHS: Mapping[int, int] = {768: 12, 1024: 24, 1152: 27, 1536: 40}
 # Attention heads of the published encoders, by family and width.
 HEADS: Mapping[str, Mapping[int, int]] = {
   "siglip": {768: 12, 1024: 16, 1152: 16, 1536: 16},

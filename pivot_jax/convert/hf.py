@@ -98,8 +98,8 @@ def open_folder(
     configs = llava_next.read(folder, config, found)
   else:
     configs = hf_config.read(folder)
-  known = processor.read(folder)
   vision = configs.vision
+  known = processor.read(folder, vision.family) if vision else None
   if vision is not None and known is not None:
     vision = dataclasses.replace(
       vision, image_mean=known.mean, image_std=known.std
@@ -118,14 +118,19 @@ def open_folder(
   )
   if not official:
     return opened
-  # The block that is cut off is in the tower's own folder, if there is one.
+  # The block that is cut off is in the tower's own folder, if there is one that
+  # holds more than the tower's config.
   tower = llava_next.tower_folder(folder, config)
-  # A folder may hold the tower's config alone.
-  whole = tower is not None and any(tower.glob("*.safetensors"))
-  return dataclasses.replace(
-    opened,
-    read_unread=lambda: open_folder(tower).read_unread() if whole else {},
-  )
+  if tower is None or not tensors.has_weights(tower):
+    return opened
+
+  def read_unread() -> dict[str, np.ndarray]:
+    own = opened.read_unread()
+    if not towers.unread(opened.vision).keys() - own.keys():
+      return own
+    return open_folder(tower, choices=choices).read_unread() | own
+
+  return dataclasses.replace(opened, read_unread=read_unread)
 
 
 def load(

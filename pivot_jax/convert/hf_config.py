@@ -117,10 +117,9 @@ def _llava(path: Path, config: Mapping[str, Any]) -> Configs:
     ),
   )
   layer = config.get("vision_feature_layer", -2)
-  if not isinstance(layer, int) or layer == -1:
+  if not isinstance(layer, int):
     raise errors.InputError(
-      f"{path}: vision_feature_layer is {layer!r}; it must be one number, and"
-      " not -1, which names other features in transformers 4 than in 5"
+      f"{path}: vision_feature_layer is {layer!r}; it must be one number"
     )
   tied = config.get("tie_word_embeddings", False)
   text = dict(inner["text"])

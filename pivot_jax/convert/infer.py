@@ -21,7 +21,7 @@ def vision(
   layout: str,
   named: str = "",
   heads: int | None = None,
-  behind: int = 0,
+  cut: bool = False,
 ) -> vit.VisionConfig:
   """Returns the configuration of the tower that has these shapes.
 
@@ -31,7 +31,8 @@ def vision(
     named: a name that may end in the image size ("siglip2-so400m-patch16-384"),
       for patches that do not divide it: the grid alone tells a multiple.
     heads: where the caller knows them.
-    behind: blocks of the published tower that are not in the file.
+    cut: a SigLIP tower may be without its last block, as the paper's code saves
+      it; the published depth tells.
 
   Raises:
     InputError: a tensor that every tower has is missing, or the number of heads
@@ -66,7 +67,11 @@ def vision(
     patch_size=patch,
     hidden_size=width,
     intermediate_size=shape(f"encoder.layers.0.mlp.{inner}.weight")[0],
-    num_hidden_layers=_depth(shapes, layout) + behind,
+    num_hidden_layers=(
+      _published_depth(where, width, _depth(shapes, layout))
+      if cut
+      else _depth(shapes, layout)
+    ),
     num_attention_heads=heads or _heads(where, family, width),
     family=family,
     gated_mlp=gated,
@@ -98,6 +103,16 @@ def _depth(shapes, layout) -> int:
   first = layouts.place(layout, "encoder.layers.0.layer_norm1.weight").name
   pattern = re.escape(first).replace("0", r"(\d+)", 1)
   return max(int(m[1]) for n in shapes if (m := re.fullmatch(pattern, n))) + 1
+
+
+def _published_depth(where: str, width: int, stored: int) -> int:
+  depth = families.SIGLIP_DEPTHS.get(width, stored)
+  if stored not in (depth - 1, depth):
+    raise errors.InputError(
+      f"{where}: {stored} blocks of width {width} are no SigLIP tower, which has"
+      f" {depth} (or {depth - 1} where the last is cut off)"
+    )
+  return depth
 
 
 def _heads(where: str, family: str, width: int) -> int:

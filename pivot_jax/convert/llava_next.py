@@ -91,8 +91,8 @@ def _from_shapes(path, name, found):
     family=family,
     layout=family,
     named=name,
-    # The tower ends with the block that is read.
-    behind=1 if family == "siglip" else 0,
+    # The paper's code saves a SigLIP tower up to the block that is read.
+    cut=family == "siglip",
   )
 
 

@@ -68,13 +68,14 @@ class Processor(NamedTuple):
   std: tuple[float, ...]
 
 
-def read(folder: Path) -> Processor | None:
+def read(folder: Path, kind: str = "") -> Processor | None:
   """Reads the image processor of a folder, None if it has none.
 
   As in transformers, the `image_processor` of processor_config.json comes
   before preprocessor_config.json, and a key that is absent or null has the
   default of its class. A file that names no class is one that crops (CLIP) or
-  squashes (SigLIP) by its other keys. A processor of transformers' "Fast" kind
+  squashes (SigLIP) by its other keys; for `kind` vit and vit_mae it is ViT's,
+  which resizes bilinearly. A processor of transformers' "Fast" kind
   resizes by torchvision, so that pixels may differ from ours by rounding.
 
   Raises:
@@ -85,7 +86,7 @@ def read(folder: Path) -> Processor | None:
     return None
   where, given = found
   said = {name: value for name, value in given.items() if value is not None}
-  fields = _ALWAYS | _defaults(where, said) | said
+  fields = _ALWAYS | _defaults(where, said, kind) | said
   _check_steps(where, fields)
   resample, size = _framing(where, fields)
   if not fields["do_normalize"]:
@@ -155,7 +156,7 @@ def _find(folder: Path) -> tuple[str, Mapping[str, Any]] | None:
   return (f"{path}: ", tensors.read_json(path)) if path.exists() else None
 
 
-def _defaults(where: str, said: Mapping[str, Any]) -> dict[str, Any]:
+def _defaults(where: str, said: Mapping[str, Any], kind: str) -> dict[str, Any]:
   for field in ("image_processor_type", "feature_extractor_type"):
     if field not in said:
       continue
@@ -171,6 +172,8 @@ def _defaults(where: str, said: Mapping[str, Any]) -> dict[str, Any]:
       f"{where}auto_map names code of its publisher, which is not run; give"
       f" image_processor_type, one of {', '.join(_DEFAULTS)}"
     )
+  if kind in ("vit", "vit_mae"):
+    return _DEFAULTS["ViTImageProcessor"]
   size = said.get("size")
   edge = isinstance(size, dict) and "shortest_edge" in size
   if said.get("do_center_crop", edge or "crop_size" in said):

@@ -152,6 +152,11 @@ def from_tensors(
       if name in found.keys and found.shape(name) != shape
     ],
     vision=vision,
+    not_floats=tensors.not_floats(
+      {found.keys[n]: found.stored[found.keys[n]] for n in expected}
+      if expected.keys() <= found.keys.keys()
+      else {}
+    ),
   )
 
   def fill(name: str, view: np.ndarray) -> None:

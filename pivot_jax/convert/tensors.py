@@ -53,6 +53,12 @@ def contents(folder: Path) -> dict[str, Stored]:
         f"{path}: lacks {', '.join(lost)}, which {_INDEX} places there;"
         " download the folder again"
       )
+    stray = sorted(present.keys() - names) if names is not None else []
+    if stray:
+      raise errors.InputError(
+        f"{path}: holds {', '.join(stray)}, which {_INDEX} does not place"
+        " there; give the index and the shards of one checkpoint"
+      )
     found |= present
   return found
 
@@ -93,6 +99,15 @@ def read(
     arrays[name] = np.empty(stored[name].shape, np.float32)
     fill(arrays[name], stored[name], name)
   return arrays
+
+
+def not_floats(stored: Mapping[str, Stored]) -> list[str]:
+  """Returns "name type" of the tensors that are not floats."""
+  return [
+    f"{name} {place.dtype}"
+    for name, place in stored.items()
+    if place.dtype not in _FLOATS
+  ]
 
 
 def fill(
@@ -165,7 +180,7 @@ def write(
     # safetensors writes the memory of a transposed view in the wrong order, and
     # transformers refuses a file that does not say which layout it has.
     safetensors.numpy.save_file(
-      {name: _cast(name, arrays[name], kind) for name in shard},
+      {name: cast(name, arrays[name], kind) for name in shard},
       folder / file,
       metadata={"format": "pt"},
     )
@@ -175,7 +190,8 @@ def write(
     write_json(folder / _INDEX, index)
 
 
-def _cast(name: str, array: np.ndarray, kind: np.dtype) -> np.ndarray:
+def cast(name: str, array: np.ndarray, kind: np.dtype) -> np.ndarray:
+  """Returns an array in another dtype; refuses what float16 cannot hold."""
   with np.errstate(over="ignore"):
     cast = np.ascontiguousarray(array, kind)
   if (
@@ -211,6 +227,11 @@ def write_json(path: Path, value: dict) -> None:
 
 def _files(folder: Path) -> dict[Path, set[str] | None]:
   """The files to read, each with the names the index expects in it."""
+  if (folder / _INDEX).exists() and (folder / _FILE).exists():
+    raise errors.InputError(
+      f"{folder}: holds both {_FILE} and {_INDEX}, which may be of two"
+      " checkpoints; remove one of them"
+    )
   if (folder / _INDEX).exists():
     places = read_json(folder / _INDEX).get("weight_map")
     if not isinstance(places, dict):
@@ -236,6 +257,12 @@ def _files(folder: Path) -> dict[Path, set[str] | None]:
   if pickles:
     raise errors.InputError(f"{folder}: holds {', '.join(pickles)}: {_PICKLED}")
   raise errors.InputError(f"{folder}: holds neither {_FILE} nor {_INDEX}")
+
+
+def has_weights(folder: Path) -> bool:
+  """Returns whether a folder holds weights, of a kind that is read or not."""
+  patterns = ("*.safetensors", _INDEX, *_PICKLES)
+  return any(True for pattern in patterns for _ in folder.glob(pattern))
 
 
 def equal(stored: Mapping[str, Stored], first: str, second: str) -> bool:

@@ -100,7 +100,7 @@ def open_file(
     layout="timm",
     # The last number that has the grid of patches counts.
     named=f"{named} {side}",
-    heads=arguments.get("num_heads"),
+    heads=arguments.get("num_heads") or _moco_heads(family, named, shapes),
   )
   fields: dict[str, Any] = {}
   activation = _activation(path, family, named, arguments)
@@ -167,6 +167,12 @@ def architecture(config: vit.VisionConfig, *, pooled: bool) -> str:
   return f"vit_{size}_patch{patch}_{side}"
 
 
+def _moco_heads(family, named, shapes) -> int | None:
+  """MoCo-v3's small ViT has twice the heads of others of its width."""
+  small = shapes.get("cls_token", (0,))[-1] == 384
+  return 12 if family == "vit" and "moco" in named and small else None
+
+
 def _family(
   path: Path, shapes: Mapping[str, tuple[int, ...]], named: str
 ) -> str:
@@ -175,7 +181,7 @@ def _family(
   if "norm_pre.weight" in shapes:
     return "clip"
   if "cls_token" in shapes:
-    return "vit_mae" if "mae" in named else "vit"
+    return "vit_mae" if re.search(r"(?<![a-z])mae(?![a-z])", named) else "vit"
   if "siglip" not in named and "attn_pool.latent" not in shapes:
     # I-JEPA, say, has these tensors, too, and another activation.
     raise errors.InputError(
@@ -184,6 +190,13 @@ def _family(
       ' {"architecture": "vit_..._siglip_gap_..."} if it is'
     )
   return "siglip"
+
+
+# Weights that were trained with QuickGELU, as timm notes of them under names that
+# have the exact GELU.
+_QUICK = re.compile(
+  r"\.(openai|dfn\w*|metaclip\w*)$|patch32_clip_224\.laion400m_e32$"
+)
 
 
 def _activation(path, family, named, arguments) -> str | None:
@@ -204,7 +217,8 @@ def _activation(path, family, named, arguments) -> str | None:
       " tensors; give config.json beside it, with"
       ' {"architecture": "vit_..._clip_quickgelu_..."} or without quickgelu'
     )
-  return "quick_gelu" if match[1] else "gelu"
+  quick = match[1] or _QUICK.search(named)
+  return "quick_gelu" if quick else "gelu"
 
 
 def _processor(path, config, vision) -> Processor | None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import ml_dtypes
 import numpy as np
 import pytest
@@ -179,3 +180,29 @@ def test_npz_to_hugging_face_and_back_is_bitwise(file, tmp_path):
     unread=again.read_unread(),
   )
   folders.equal(_members(back), _members(file))
+
+
+def test_what_the_format_cannot_say_is_refused(tmp_path, params):
+  config = dataclasses.replace(
+    tiny.VISION, hidden_act="gelu", layer_norm_eps=1e-3
+  )
+  with pytest.raises(errors.InputError, match="hidden_act is 'gelu'.*0.001"):
+    big_vision.save(tmp_path / "x.npz", config, params["vision"])
+
+
+def test_numbers_beyond_float16_are_refused(tmp_path, params):
+  large = jax.tree.map(lambda x: x * np.float32(1e7), params["vision"])
+  with pytest.raises(errors.InputError, match="beyond float16"):
+    big_vision.save(tmp_path / "x.npz", tiny.VISION, large, dtype="float16")
+
+
+def test_another_tower_in_a_file_is_found_again(file, params):
+  members = {
+    n.replace("params/img/", "params/ema/"): x
+    for n, x in _members(file).items()
+  }
+  np.savez(file, **members)
+  loaded = checkpoint.load(f"bv:{file}:ema")
+  folders.equal(loaded.params, {"vision": params["vision"]})
+  arrays, _ = checkpoint.unread(loaded.meta)
+  folders.equal(arrays, _head())

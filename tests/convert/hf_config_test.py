@@ -86,7 +86,7 @@ def test_what_a_config_leaves_out_is_the_default_of_transformers(
 @pytest.mark.parametrize(
   "fields,said",
   [
-    ({"vision_feature_layer": -1}, "vision_feature_layer is -1"),
+    ({"vision_feature_layer": None}, "vision_feature_layer is None"),
     ({"vision_feature_layer": [-2, -1]}, "must be one number"),
     ({"vision_feature_select_strategy": "default"}, "not 'full'"),
     ({"projector_hidden_act": "relu"}, "projector_hidden_act is 'relu'"),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pivot_jax import checkpoint, errors, export
-from pivot_jax.convert import hf
+from pivot_jax.convert import hf, infer
 from tests.convert import folders
 from tests.models import tiny
 
@@ -83,7 +83,58 @@ def test_a_towers_folder_may_hold_its_config_alone(folder, params):
   (folder / "tower" / "model.safetensors").unlink()
   loaded = checkpoint.load(f"hf:{folder}:vision")
   folders.equal(loaded.params, {"vision": params["vision"]})
-  assert loaded.meta["unread"] is None
+  assert loaded.meta["unread"]["absent"] == ["encoder.layers.2"]
+  with pytest.raises(errors.InputError, match="came without encoder.layers.2"):
+    checkpoint.unread(loaded.meta)
+
+
+def test_a_pickle_beside_the_towers_config_is_refused(folder):
+  (folder / "tower" / "model.safetensors").rename(folder / "tower" / "x.bin")
+  with pytest.raises(errors.InputError, match="x.bin: a pickle"):
+    checkpoint.load(f"hf:{folder}:vision")
+
+
+def test_what_the_tower_has_behind_its_features_is_its_own(folder, params):
+  arrays = folders.stored(folder)
+  name = "post_layernorm.weight"
+  key = f"model.vision_tower.vision_tower.vision_model.{name}"
+  arrays[key] = arrays[key] + 1
+  folders.store(folder, arrays)
+  unread, _ = checkpoint.unread(checkpoint.load(f"hf:{folder}").meta)
+  np.testing.assert_array_equal(unread[name], arrays[key])
+  assert "encoder.layers.2.mlp.fc1.bias" in unread
+
+
+def test_an_uncut_tower_is_read_to_the_same_layer(folder, params):
+  arrays = folders.stored(folder)
+  for name, array in folders.stored(folder / "tower").items():
+    arrays["model.vision_tower.vision_tower." + name] = array
+  folders.store(folder, arrays)
+  configs, got, _ = hf.load(folder)
+  assert configs["vision"] == tiny.VISION
+  folders.equal(got, params)
+
+
+@pytest.mark.parametrize("stored", [11, 12])
+def test_the_published_depth_tells_whether_a_block_is_cut_off(stored):
+  assert _inferred(stored).num_hidden_layers == 12
+  assert _inferred(stored).used_layers == 11
+
+
+def test_another_depth_is_no_siglip_tower():
+  with pytest.raises(errors.InputError, match="10 blocks of width 768"):
+    _inferred(10)
+
+
+def _inferred(blocks):
+  shapes = {
+    "embeddings.patch_embedding.weight": (768, 3, 16, 16),
+    "embeddings.position_embedding.weight": (196, 768),
+    "encoder.layers.0.mlp.fc1.weight": (3072, 768),
+  }
+  for block in range(blocks):
+    shapes[f"encoder.layers.{block}.layer_norm1.weight"] = (768,)
+  return infer.vision("x", shapes, family="siglip", layout="siglip", cut=True)
 
 
 def test_a_source_can_be_given_where_the_weights_came_without(folder, tmp_path):
@@ -93,9 +144,13 @@ def test_a_source_can_be_given_where_the_weights_came_without(folder, tmp_path):
   loaded = checkpoint.load(f"hf:{folder}:vision")
   meta = loaded.meta | {"unread": None}
   assert checkpoint.unread(meta) == (None, None)
-  arrays, known = checkpoint.unread(meta, source=f"hf:{tower}")
-  folders.equal(arrays, hf.open_folder(tower).read_unread())
+  # As of a checkpoint whose tower is nowhere.
+  moved = tower.rename(tower.with_name("elsewhere"))
+  _set(folder, mm_vision_tower=str(tower))
+  arrays, known = checkpoint.unread(meta, source=f"hf:{moved}")
+  folders.equal(arrays, hf.open_folder(moved).read_unread())
   assert known["modules"] == ["encoder.layers.2", "post_layernorm"]
+  assert known["absent"] == []
 
 
 def test_without_the_towers_config_its_width_must_be_a_published_one(folder):

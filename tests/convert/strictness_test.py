@@ -189,7 +189,7 @@ def test_numbers_beyond_float16_are_refused(tmp_path, params):
 def test_moved_weights_read_to_another_layer_are_found(vision_folder):
   loaded = checkpoint.load(f"hf:{vision_folder}?feature_layer=-3")
   moved = vision_folder.rename(vision_folder.with_name("moved"))
-  with pytest.raises(errors.InputError, match="if it has moved"):
+  with pytest.raises(errors.InputError, match="put it back, or at export"):
     checkpoint.unread(loaded.meta)
   arrays, known = checkpoint.unread(loaded.meta, source=f"hf:{moved}")
   assert known["fingerprint"] == loaded.meta["unread"]["fingerprint"]

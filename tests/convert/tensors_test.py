@@ -6,6 +6,7 @@ import jax
 import ml_dtypes
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from pivot_jax import errors
 from pivot_jax.convert import hf, tensors
@@ -25,6 +26,7 @@ def test_shards_with_an_index_load_as_one_file(vision_folder, params):
 
 def test_an_index_may_not_leave_the_folder(vision_folder):
   index = {"weight_map": {"x": "../elsewhere.safetensors"}}
+  (vision_folder / "model.safetensors").unlink()
   path = vision_folder / "model.safetensors.index.json"
   path.write_text(json.dumps(index))
   with pytest.raises(errors.InputError, match="outside the folder"):
@@ -66,5 +68,28 @@ def test_whole_numbers_are_refused_as_weights(vision_folder):
   name = "vision_model.encoder.layers.0.mlp.fc1.weight"
   arrays[name] = arrays[name].astype(np.int8)
   folders.store(vision_folder, arrays)
-  with pytest.raises(errors.InputError, match="fc1.weight is stored as I8"):
+  with pytest.raises(
+    errors.InputError, match="not stored as floats: .*fc1.weight I8"
+  ):
+    hf.load(vision_folder)
+
+
+def test_a_file_beside_an_index_is_refused(vision_folder):
+  arrays = folders.stored(vision_folder)
+  tensors.write(vision_folder, arrays, shard_bytes=20_000)
+  with pytest.raises(errors.InputError, match="both model.safetensors and"):
+    hf.load(vision_folder)
+
+
+def test_a_tensor_that_the_index_places_elsewhere_is_refused(vision_folder):
+  arrays = folders.stored(vision_folder)
+  (vision_folder / "model.safetensors").unlink()
+  tensors.write(vision_folder, arrays, shard_bytes=20_000)
+  shards = sorted(vision_folder.glob("model-*.safetensors"))
+  first, last = shards[0], shards[-1]
+  stale = safetensors.numpy.load_file(first)
+  name = sorted(stale)[0]
+  inside = safetensors.numpy.load_file(last) | {name: stale[name] + 1}
+  safetensors.numpy.save_file(inside, last, metadata={"format": "pt"})
+  with pytest.raises(errors.InputError, match=f"{last.name}: holds {name}"):
     hf.load(vision_folder)
