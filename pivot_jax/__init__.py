@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def load(
-  address: str,
+  address: str | os.PathLike,
   *,
   dtype: Any = "float32",
   mesh: Any = None,
@@ -63,7 +63,7 @@ def save(
   """Writes a model with these parameters, given or trained.
 
   Args:
-    folder: must not be there for a foreign format.
+    folder: must not be there; it is written aside and renamed.
     model: as `load` returned it.
     params: its parameters; without `llm` and `projector` it is the encoder.
     format: "pivot_jax" (an artifact that `load` reads), "hf", "llava", "timm"

@@ -9,12 +9,14 @@ timm, big_vision. It runs on a CPU, from the artifact alone; the folder is
 written aside and renamed, so that it is whole or not there.
 """
 
+import contextlib
 import dataclasses
 import os
 import pathlib
 import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 from absl import app, flags, logging
@@ -22,6 +24,14 @@ from absl import app, flags, logging
 from pivot_jax.errors import InputError
 
 FORMATS = ("hf", "llava", "timm", "big_vision")
+# The parts that each format holds; hf holds a language model if there is no
+# encoder.
+_PARTS = {
+  "hf": ("vision",),
+  "llava": ("vision", "projector", "llm"),
+  "timm": ("vision",),
+  "big_vision": ("vision",),
+}
 DTYPES = ("float32", "bfloat16", "float16")
 _CHOICES = {"format": FORMATS, "dtype": DTYPES}
 _FLAGS = {
@@ -63,17 +73,22 @@ def export(
   from pivot_jax import checkpoint
   from pivot_jax.data import chat
 
+  _check_choices(format, dtype)
   _check_target(pathlib.Path(to))
-  loaded = checkpoint.load(address)
+  loaded = checkpoint.load(address, deferred=True)
+  # An encoder is written without its language model, which is not even read.
+  wanted = _PARTS[format]
+  if format == "hf" and "vision" not in loaded.params:
+    wanted = ("llm",)
+  params = {k: v for k, v in loaded.params.items() if k in wanted}
   meta, rest = dict(loaded.meta), None
-  if "vision" in loaded.params:
+  if "vision" in params:
     rest, meta["unread"] = checkpoint.unread(loaded.meta, source=source)
-  folder = checkpoint.tokenizer_folder(address)
   tokenizer = None
-  if "llm" in loaded.params:
-    tokenizer = chat.load_tokenizer(folder)
+  if "llm" in params:
+    tokenizer = chat.load_tokenizer(checkpoint.tokenizer_folder(address))
   job = Job(
-    params=loaded.params,
+    params=params,
     meta=meta,
     unread=rest,
     tokenizer=tokenizer,
@@ -89,10 +104,7 @@ def write(job: Job, to: str | os.PathLike, *, format: str) -> pathlib.Path:
   from pivot_jax import model_card
 
   out = pathlib.Path(to)
-  if format not in FORMATS:
-    raise InputError(f"format {format!r}: choose one of {', '.join(FORMATS)}")
-  if job.dtype not in DTYPES:
-    raise InputError(f"dtype {job.dtype!r}: choose one of {', '.join(DTYPES)}")
+  _check_choices(format, job.dtype)
   _check_target(out)
   writers: dict[str, Callable[[Job, pathlib.Path], str]] = {
     "hf": _hf,
@@ -100,21 +112,43 @@ def write(job: Job, to: str | os.PathLike, *, format: str) -> pathlib.Path:
     "timm": _timm,
     "big_vision": _big_vision,
   }
-  aside = out.with_name(f"{out.name}.tmp-{os.getpid()}")
-  shutil.rmtree(aside, ignore_errors=True)
-  try:
-    aside.mkdir(parents=True)
-    use = writers[format](job, aside)
+  with aside(out) as folder:
+    use = writers[format](job, folder)
     card = model_card.text(job.meta, job.folder, job.name, use)
-    (aside / "README.md").write_text(card, encoding="utf-8")
-    aside.rename(out)
-  finally:
-    shutil.rmtree(aside, ignore_errors=True)
+    (folder / "README.md").write_text(card, encoding="utf-8")
   return out
 
 
+@contextlib.contextmanager
+def aside(out: pathlib.Path) -> Iterator[pathlib.Path]:
+  """Gives a folder beside `out` that is renamed to it if nothing is raised."""
+  try:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    folder = pathlib.Path(
+      tempfile.mkdtemp(prefix=f"{out.name}.tmp-", dir=out.parent)
+    )
+  except OSError as error:
+    raise InputError(f"{out}: cannot be written ({error})") from error
+  try:
+    yield folder
+    folder.chmod(0o755)
+    try:
+      folder.rename(out)
+    except OSError as error:
+      raise InputError(f"{out}: cannot be written ({error})") from error
+  finally:
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _check_choices(format: str, dtype: str) -> None:
+  if format not in FORMATS:
+    raise InputError(f"format {format!r}: choose one of {', '.join(FORMATS)}")
+  if dtype not in DTYPES:
+    raise InputError(f"dtype {dtype!r}: choose one of {', '.join(DTYPES)}")
+
+
 def _check_target(out: pathlib.Path) -> None:
-  if out.exists():
+  if out.exists() or out.is_symlink():
     raise InputError(f"{out}: is there already; give a folder that is not")
 
 

@@ -4,7 +4,6 @@ Everything is read from the artifact: its model.json, and `done.json` of the
 stages around it if it lies in a run's folder.
 """
 
-import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -35,7 +34,9 @@ def text(
   parts += [_recipe(run, meta), _measured(run)]
   versions = meta.get("versions") or files.versions()
   written = ", ".join(f"{k} {v}" for k, v in sorted(versions.items()))
-  parts.append(f"## Made by\n\nExported from `{name}` by pivot_jax. {written}.")
+  parts.append(
+    f"## Made by\n\nExported from `{_public(name)}` by pivot_jax. {written}."
+  )
   return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -77,6 +78,11 @@ def _what(meta, use) -> str:
       f" {depth}, {norm} the final norm"
       f"{_where(use, used - depth - 1, vision)}."
     )
+    if vision.get("feature_tokens"):
+      lines.append(
+        f"In training they were resized to {vision['feature_tokens']} features an"
+        " image, bilinearly, which this file cannot say."
+      )
     how = (meta.get("preprocessing") or {}).get("resample")
     if how:
       lines.append(
@@ -125,14 +131,20 @@ def _not_trained(meta: Mapping[str, Any], use: str) -> str:
   vision, unread = meta.get("vision"), meta.get("unread")
   if not vision or use.startswith("Qwen"):
     return ""
-  if unread:
+  modules = [
+    name
+    for name in (unread or {}).get("modules", ())
+    # timm's models have neither of the two.
+    if use != "timm" or name not in ("pooler", "mask_token")
+  ]
+  if modules:
     said = (
-      f"These modules are not computed with: {', '.join(unread['modules'])}. They"
-      f" are those of the original weights (`{unread['address']}`, CRC32"
+      f"These modules are not computed with: {', '.join(modules)}. They"
+      f" are those of the original weights (`{_public(unread['address'])}`, CRC32"
       f" {unread['fingerprint']}), so that what is computed through them mixes"
       " trained and untrained parts."
     )
-  elif vision["final_norm"]:
+  elif unread or vision["final_norm"]:
     said = "Nothing: every part of the encoder was open to training."
   else:
     said = (
@@ -140,6 +152,15 @@ def _not_trained(meta: Mapping[str, Any], use: str) -> str:
       " nothing (zero weights), and pooled outputs mean nothing."
     )
   return f"## What was not trained\n\n{said}"
+
+
+def _public(address: str) -> str:
+  """An address without the folders of the machine it was used on."""
+  kind, colon, path = address.partition(":")
+  where, question, query = (path if colon else kind).partition("?")
+  if where.startswith(("/", "~", ".")):
+    where = pathlib.PurePath(where).name
+  return f"{f'{kind}:' if colon else ''}{where}{question}{query}"
 
 
 class _Run(NamedTuple):
@@ -172,7 +193,12 @@ def _run(folder: pathlib.Path | None) -> _Run | None:
 def _recipe(run: _Run | None, meta: Mapping[str, Any]) -> str:
   if run is None:
     sources = meta.get("sources")
-    said = json.dumps(sources, sort_keys=True) if sources else "not recorded"
+    said = ", ".join(
+      f"{part} `{_public(where)}`"
+      for part, where in sorted((sources or {}).items())
+      if isinstance(where, str)
+    )
+    said = said or "not recorded"
     return f"## Recipe\n\nWeights from: {said}."
   rows, name = [], run.name
   while name in run.config:
@@ -180,7 +206,7 @@ def _recipe(run: _Run | None, meta: Mapping[str, Any]) -> str:
     edges = run.edges(name)
     before = edges.get("init") or edges.get("vision") or ""
     if not before.startswith("@"):
-      rows.append(f"| start | `{before}` | | | | |")
+      rows.append(f"| start | `{_public(before)}` | | | | |")
       break
     name = before[1:].partition(":")[0]
   header = (
@@ -209,7 +235,12 @@ def _stage_row(name: str, run: _Run) -> str:
 
 def _origin(run: _Run, source: str) -> str:
   spec = run.config["sources"].get(source, {})
-  return spec.get("path") or f"embedded {spec.get('kind', 'data')}"
+  path = spec.get("path")
+  return (
+    pathlib.PurePath(path).name
+    if path
+    else f"embedded {spec.get('kind', 'data')}"
+  )
 
 
 def _measured(run: _Run | None) -> str:

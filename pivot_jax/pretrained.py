@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
-from pivot_jax import artifacts, checkpoint, export
+from pivot_jax import artifacts, checkpoint, export, trees
 from pivot_jax.data import chat, images, tokens
 from pivot_jax.errors import InputError
 from pivot_jax.models import layers, mllm, qwen2, vit
@@ -60,19 +60,23 @@ class Pretrained:
       method: the name of a method of `models.mllm.MLLM` to apply instead.
 
     Raises:
-      InputError: the image tokens of a row are not P.
+      InputError: images that are not uint8, or not one a row; image tokens of a
+        row that are not P, which under `jit` cannot be seen and gives numbers
+        without meaning.
     """
     if method is not None:
       return self.mllm.apply(variables, *inputs, method=method)
     if self.llm is None:
+      _check_pixels(*inputs)
       return self.mllm.apply(variables, *inputs, method="encode")
     return self._logits(variables, *inputs)
 
   def preprocess(self, pictures: Sequence[Any]) -> UInt8[np.ndarray, "N H W 3"]:
     """Returns PIL images (or uint8 arrays [h, w, 3]) as the encoder reads them.
 
-    Pixel for pixel what the image processor of the weights does before it
-    scales them, which happens on the device.
+    Pixel for pixel what the image processor of the weights does in transformers
+    on PIL images, before it scales them, which happens on the device; other
+    rules of rounding and of alpha are in docs/formats.md.
     """
     if self.vision is None:
       raise InputError(f"{self.address}: has no vision encoder")
@@ -87,6 +91,14 @@ class Pretrained:
   ) -> Float[Array, "N T V"]:
     ids = jnp.asarray(ids, jnp.int32)
     is_image = ids == tokens.IMAGE_TOKEN
+    if pictures is not None and self.vision is None:
+      raise InputError(f"{self.address}: has no vision encoder for images")
+    if pictures is not None and len(pictures) != len(ids):
+      raise InputError(
+        f"there are {len(pictures)} images for {len(ids)} rows of tokens; each"
+        " row has one"
+      )
+    _check_pixels(pictures)
     if not isinstance(ids, jax.core.Tracer):
       self._check_images(np.asarray(is_image), pictures)
     ones = jnp.ones_like(ids)
@@ -122,14 +134,23 @@ class Pretrained:
       )
 
 
+def _check_pixels(pictures: Any) -> None:
+  if pictures is not None and jnp.result_type(pictures) != jnp.uint8:
+    raise InputError(
+      f"images are {jnp.result_type(pictures)}; give uint8, 0 to 255, as"
+      " `preprocess` returns them"
+    )
+
+
 def load(
-  address: str,
+  address: str | os.PathLike,
   *,
   dtype: Any = np.float32,
   mesh: jax.sharding.Mesh | None = None,
   compute: layers.Compute | None = None,
 ) -> tuple[Pretrained, Any]:
   """Returns (model, params) of an address; see `pivot_jax.load`."""
+  address = os.fspath(address)
   loaded = checkpoint.load(address, dtype=dtype, mesh=mesh)
   parts = set(loaded.params)
   model = mllm.MLLM(
@@ -151,11 +172,19 @@ def save(
 ) -> None:
   """Writes a model's parameters; see `pivot_jax.save`."""
   host = jax.device_get(params)
+  shapes = jax.eval_shape(
+    lambda: mllm.init_params(model.mllm, jax.random.key(0))
+  )
+  missing = [part for part in shapes if part not in host]
+  wrong = trees.diff({k: v for k, v in shapes.items() if k in host}, host)
+  if wrong or not host:
+    raise InputError(
+      f"the parameters are not those of the model: {'; '.join(wrong[:8])}"
+      f" (parts left out: {', '.join(missing) or 'none'})"
+    )
   has_llm = "llm" in host
   if format == "pivot_jax":
-    artifacts.save(pathlib.Path(folder), host, meta=model.meta)
-    if has_llm:
-      model.tokenizer.save(pathlib.Path(folder) / "tokenizer")
+    _save_artifact(pathlib.Path(folder), model, host)
     return
   meta, rest = dict(model.meta), None
   if "vision" in host:
@@ -169,3 +198,13 @@ def save(
     name=model.address,
   )
   export.write(job, folder, format=format)
+
+
+def _save_artifact(out: pathlib.Path, model: Pretrained, host: Any) -> None:
+  if out.exists():
+    raise InputError(f"{out}: is there already; give a folder that is not")
+  tokenizer = model.tokenizer if "llm" in host else None
+  with export.aside(out) as folder:
+    artifacts.save(folder, host, meta=model.meta)
+    if tokenizer is not None:
+      tokenizer.save(folder / "tokenizer")

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 import pivot_jax
-from pivot_jax import checkpoint, sharding, trees
+from pivot_jax import checkpoint, export, sharding, trees
 from pivot_jax.convert import hf
 from pivot_jax.data import images
 from pivot_jax.errors import InputError
@@ -122,6 +122,7 @@ def test_an_encoder_is_saved_in_every_format_and_back(whole, tmp_path):
     ("pivot_jax", "{}"),
     ("hf", "hf:{}"),
     ("big_vision", "bv:{}/siglip_28.npz:img"),
+    ("timm", "timm:{}"),
   ):
     out = tmp_path / format_
     pivot_jax.save(out, encoder, params, format=format_)
@@ -165,3 +166,56 @@ def test_parameters_are_placed_leaf_by_leaf(whole, monkeypatch):
   assert len(most) == len(trees.flatten(params))
   # When a leaf is there, those before it are gone.
   assert set(most) == {0}
+
+
+def test_inputs_that_would_give_numbers_without_meaning_are_refused(whole):
+  folder, _ = whole
+  model, params = pivot_jax.load(f"hf:{folder}")
+  variables = {"params": params}
+  with pytest.raises(InputError, match="1 images for 2 rows"):
+    model.apply(variables, _tokens(), _pixels(1))
+  with pytest.raises(InputError, match="images are float32; give uint8"):
+    model.apply(variables, _tokens(), _pixels() / np.float32(255))
+  encoder, params = pivot_jax.load(f"hf:{folder}:vision")
+  with pytest.raises(InputError, match="images are float32; give uint8"):
+    jax.jit(encoder.apply)({"params": params}, _pixels() / np.float32(255))
+  llm, params = pivot_jax.load(f"hf:{folder}:llm")
+  with pytest.raises(InputError, match="no vision encoder for images"):
+    llm.apply({"params": params}, _tokens(), _pixels())
+
+
+def test_another_dtype_is_refused(whole):
+  with pytest.raises(InputError, match="dtype 'int8'"):
+    pivot_jax.load(f"hf:{whole[0]}", dtype="int8")
+
+
+@pytest.mark.parametrize("format_", ["pivot_jax", "hf"])
+def test_parameters_of_another_model_are_not_written(whole, tmp_path, format_):
+  encoder, params = pivot_jax.load(f"hf:{whole[0]}:vision")
+  table = params["vision"]["embeddings"]["position_embedding"]
+  table["embedding"] = table["embedding"][:4]
+  with pytest.raises(InputError, match=r"is \(4, 32\), not \(9, 32\)"):
+    pivot_jax.save(tmp_path / "out", encoder, params, format=format_)
+  with pytest.raises(InputError, match="missing vision/"):
+    pivot_jax.save(tmp_path / "out", encoder, {"vision": {}}, format=format_)
+  assert list(tmp_path.iterdir()) == []
+
+
+def test_an_artifact_is_whole_or_not_there(whole, tmp_path):
+  # Without a tokenizer an MLLM cannot be written.
+  model, params = pivot_jax.load(f"hf:{whole[0]}")
+  with pytest.raises(InputError, match="tokenizer"):
+    pivot_jax.save(tmp_path / "out", model, params)
+  assert list(tmp_path.iterdir()) == []
+
+
+def test_an_encoder_leaves_an_mllm_that_has_no_tokenizer(whole, tmp_path):
+  export.export(f"hf:{whole[0]}", tmp_path / "out", format="hf")
+  _, params = pivot_jax.load(f"hf:{tmp_path / 'out'}")
+  folders.equal(params, {"vision": whole[1]["vision"]})
+
+
+def test_a_path_is_an_address(whole, tmp_path):
+  encoder, params = pivot_jax.load(f"hf:{whole[0]}:vision")
+  pivot_jax.save(tmp_path / "out", encoder, params)
+  folders.equal(pivot_jax.load(tmp_path / "out")[1], params)

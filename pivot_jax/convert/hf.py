@@ -88,7 +88,7 @@ def open_folder(
   folder = Path(folder)
   config = tensors.read_json(folder / "config.json")
   stored = tensors.contents(folder)
-  kind = config.get("model_type")
+  kind = f"{config.get('model_type')}"
   official = kind in llava_next.MODEL_TYPES
   kind = "llava_qwen" if official else kind
   found = source.Found(stored)

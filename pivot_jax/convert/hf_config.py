@@ -76,7 +76,7 @@ def read(folder: Path) -> Configs:
   """
   path = folder / "config.json"
   config = tensors.read_json(path)
-  kind = config.get("model_type")
+  kind = f"{config.get('model_type')}"
   if kind in _TOWERS:
     return Configs(kind, vision(path, config), None)
   if kind in _PAIRS:

@@ -10,11 +10,13 @@ H head dim.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from einops import rearrange
 from jaxtyping import Array, Bool, Float, Int
 
@@ -171,6 +173,33 @@ def attend(
   weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
   mixed = jnp.einsum("RKGTS,RSKH->RTKGH", weights, v)
   return rearrange(mixed, "R T K G H -> R T (K G) H")
+
+
+def resize_tokens(
+  x: Float[Array, "N P D"], tokens: int
+) -> Float[Array, "N tokens D"]:
+  """Resizes a square grid of features bilinearly, in float32.
+
+  As torch's `interpolate` without aligned corners and without antialiasing,
+  which the paper's code calls (paper.md 1.4).
+  """
+  weights = _bilinear(math.isqrt(x.shape[1]), math.isqrt(tokens))
+  grid = rearrange(
+    x.astype(jnp.float32), "N (h w) D -> N h w D", h=weights.shape[1]
+  )
+  grid = jnp.einsum("ih,jw,NhwD->NijD", weights, weights, grid)
+  return rearrange(grid, "N i j D -> N (i j) D").astype(x.dtype)
+
+
+def _bilinear(old: int, new: int) -> np.ndarray:
+  """Returns the matrix [new, old] that resizes one axis."""
+  centre = np.maximum((np.arange(new) + 0.5) * old / new - 0.5, 0)
+  low = np.floor(centre).astype(int)
+  high = np.minimum(low + 1, old - 1)
+  weights = np.zeros((new, old))
+  np.add.at(weights, (np.arange(new), low), 1 - (centre - low))
+  np.add.at(weights, (np.arange(new), high), centre - low)
+  return weights.astype(np.float32)
 
 
 def stack(

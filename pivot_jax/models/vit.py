@@ -15,7 +15,6 @@ import math
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from einops import rearrange
 from jaxtyping import Array, Float, UInt8
 
@@ -24,6 +23,10 @@ from pivot_jax.models import layers
 
 FAMILIES = ("siglip", "clip", "dinov2", "vit", "vit_mae")
 
+_SIZES = (
+  *("image_size", "patch_size", "hidden_size", "intermediate_size"),
+  *("num_hidden_layers", "num_attention_heads"),
+)
 _LINEAR_INIT = nn.initializers.xavier_uniform()
 
 
@@ -73,6 +76,15 @@ class VisionConfig:
     # JSON gives lists; a config must stay hashable.
     object.__setattr__(self, "image_mean", tuple(self.image_mean))
     object.__setattr__(self, "image_std", tuple(self.image_std))
+    for name in _SIZES:
+      value = vars(self)[name]
+      if not isinstance(value, int) or value < 1:
+        raise InputError(
+          f"{name} is {value!r}; it must be a whole number over 0"
+        )
+    epsilon = self.layer_norm_eps
+    if not isinstance(epsilon, (int, float)) or epsilon <= 0:
+      raise InputError(f"layer_norm_eps is {epsilon!r}; it must be over 0")
     if not 1 <= self.used_layers <= self.num_hidden_layers:
       raise InputError(
         f"feature_layer {self.feature_layer} of {self.num_hidden_layers}"
@@ -90,7 +102,8 @@ class VisionConfig:
       )
     if self.family not in FAMILIES:
       raise InputError(f"family {self.family!r} is none of {FAMILIES}")
-    if math.isqrt(self.feature_tokens) ** 2 != self.feature_tokens:
+    tokens = self.feature_tokens
+    if tokens < 0 or math.isqrt(tokens) ** 2 != tokens:
       raise InputError(
         f"feature_tokens {self.feature_tokens} is no square number"
       )
@@ -151,7 +164,7 @@ class ViT(nn.Module):
     if config.class_token:
       x = x[:, 1:]
     if config.feature_tokens:
-      x = resize_tokens(x, config.feature_tokens)
+      x = layers.resize_tokens(x, config.feature_tokens)
     return x
 
 
@@ -162,33 +175,6 @@ def normalize(
   mean = jnp.asarray(config.image_mean, jnp.float32)
   std = jnp.asarray(config.image_std, jnp.float32)
   return (images.astype(jnp.float32) / 255.0 - mean) / std
-
-
-def resize_tokens(
-  x: Float[Array, "N P D"], tokens: int
-) -> Float[Array, "N tokens D"]:
-  """Resizes a square grid of features bilinearly, in float32.
-
-  As torch's `interpolate` without aligned corners and without antialiasing,
-  which the paper's code calls (paper.md 1.4).
-  """
-  weights = _bilinear(math.isqrt(x.shape[1]), math.isqrt(tokens))
-  grid = rearrange(
-    x.astype(jnp.float32), "N (h w) D -> N h w D", h=weights.shape[1]
-  )
-  grid = jnp.einsum("ih,jw,NhwD->NijD", weights, weights, grid)
-  return rearrange(grid, "N i j D -> N (i j) D").astype(x.dtype)
-
-
-def _bilinear(old: int, new: int) -> np.ndarray:
-  """Returns the matrix [new, old] that resizes one axis."""
-  centre = np.maximum((np.arange(new) + 0.5) * old / new - 0.5, 0)
-  low = np.floor(centre).astype(int)
-  high = np.minimum(low + 1, old - 1)
-  weights = np.zeros((new, old))
-  np.add.at(weights, (np.arange(new), low), 1 - (centre - low))
-  np.add.at(weights, (np.arange(new), high), centre - low)
-  return weights.astype(np.float32)
 
 
 class Embeddings(nn.Module):

@@ -6,7 +6,7 @@ import jax
 import pytest
 
 from pivot_jax import checkpoint, errors
-from pivot_jax.convert import hf, hf_config
+from pivot_jax.convert import hf, hf_config, processor
 from pivot_jax.models import mllm
 from tests.models import tiny
 
@@ -47,6 +47,11 @@ def _json(model_type, **fields):
     (_json("clip_vision_model", hidden_act="relu"), "hidden_act is 'relu'"),
     (_json("dinov2_with_registers"), "register tokens are not computed"),
     (_json("vit_mae", num_attention_heads=7), "num_attention_heads 7"),
+    (_json("vit", num_attention_heads=0), "num_attention_heads is 0"),
+    (_json("vit", image_size=[24, 24]), r"image_size is \[24, 24\]"),
+    (_json("vit", patch_size=8.0), "patch_size is 8.0"),
+    (_json("vit", layer_norm_eps=None), "layer_norm_eps is None"),
+    (_json(["vit"]), "model_type is"),
   ],
   ids=str,
 )
@@ -158,3 +163,19 @@ def test_a_resize_that_is_not_done_here_is_refused(vision_folder):
   path.write_text(json.dumps({"resample": 0}))
   with pytest.raises(errors.InputError, match="resample is 0"):
     checkpoint.load(f"hf:{vision_folder}")
+
+
+def test_a_vit_s_processor_without_a_class_resizes_as_vit_s_do(tmp_path):
+  config = _json("vit", image_size=24, patch_size=8, hidden_size=12)
+  (tmp_path / "config.json").write_text(json.dumps(config))
+  (tmp_path / "preprocessor_config.json").write_text(json.dumps({"size": 24}))
+  assert processor.read(tmp_path, "vit").resample == "bilinear"
+  assert processor.read(tmp_path, "siglip").resample == "bicubic"
+
+
+def test_a_foreign_processor_does_not_stop_a_language_model(tmp_path):
+  params = mllm.init_params(mllm.MLLM(tiny.LLM, None), jax.random.key(0))
+  hf.save_llm(tmp_path, tiny.LLM, params["llm"])
+  path = tmp_path / "preprocessor_config.json"
+  path.write_text(json.dumps({"image_processor_type": "OtherProcessor"}))
+  assert hf.open_folder(tmp_path).vision is None

@@ -237,3 +237,47 @@ def test_every_misfit_is_listed(tmp_path):
     timm.open_file(tmp_path)
   for part in ("missing: ", "blocks.1.attn.proj.bias", "reg_token (1, 4, 32)"):
     assert part in str(caught.value)
+
+
+@pytest.mark.parametrize(
+  "tag,wanted",
+  [
+    ("openai", "quick_gelu"),
+    ("dfn2b", "quick_gelu"),
+    ("metaclip_400m", "quick_gelu"),
+    ("laion2b", "gelu"),
+    # Fine-tuned with the exact one.
+    ("openai_ft_in1k", "gelu"),
+  ],
+)
+def test_weights_trained_with_quick_gelu_have_it_whatever_their_name(
+  tmp_path, tag, wanted
+):
+  _save(tmp_path, "clip")
+  arguments = json.loads((tmp_path / "config.json").read_text())["model_args"]
+  arguments.pop("act_layer", None)
+  _change(
+    tmp_path,
+    architecture="vit_large_patch14_clip_224",
+    pretrained_cfg={"tag": tag, "input_size": [3, 28, 28], "crop_pct": 1.0},
+    model_args=arguments,
+  )
+  assert timm.open_file(tmp_path).vision.hidden_act == wanted
+
+
+@pytest.mark.parametrize("name,heads", [("moco_s", 12), ("vit_small", 6)])
+def test_moco_s_small_vit_has_heads_of_its_own(tmp_path, name, heads):
+  config = dataclasses.replace(
+    _case("vit")[0], hidden_size=384, num_attention_heads=heads
+  )
+  params = mllm.init_params(mllm.MLLM(None, config), jax.random.key(0))
+  timm.save(tmp_path / "x", config, jax.device_get(params)["vision"])
+  path = tmp_path / f"{name}.safetensors"
+  (tmp_path / "x" / "model.safetensors").rename(path)
+  assert timm.open_file(path).vision.num_attention_heads == heads
+
+
+def test_mae_is_a_word_of_a_name(tmp_path):
+  _save(tmp_path, "vit")
+  _change(tmp_path, architecture="vit_base_patch8_224.smaerter")
+  assert timm.open_file(tmp_path).vision.family == "vit"

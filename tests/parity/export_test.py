@@ -291,7 +291,7 @@ def test_the_card_tells_recipe_data_and_measurements(artifact, tmp_path):
     "after block 2 of 3, without the final norm",
     "`hidden_states[-2]`",
     "encoder.layers.2, head, post_layernorm",
-    f"`hf:{tmp_path / 'source'}`",
+    "`hf:source`",
     "| dpo | pairs (embedded scenes) | 8 | 70 | `vision/.*` 2e-06 |",
     "| start | `hf:where/it/began` |",
     "| probe_dpo | accuracy | 0.625 ± 0.01 | 40 |",
