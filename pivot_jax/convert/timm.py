@@ -87,6 +87,12 @@ def open_file(
   beside = (path if whole else path.parent) / "config.json"
   config = tensors.read_json(beside) if beside.exists() else {}
   arguments = config.get("model_args") or {}
+  unknown = sorted(arguments.keys() - _ARGUMENTS)
+  if unknown:
+    raise errors.InputError(
+      f"{beside}: model_args has {', '.join(unknown)}, and what they change is"
+      " not computed here"
+    )
   about = config.get("pretrained_cfg") or {}
   named = config.get("architecture") or (path.name if whole else path.stem)
   named = f"{named}.{about.get('tag', '')}"
@@ -165,6 +171,15 @@ def architecture(config: vit.VisionConfig, *, pooled: bool) -> str:
   if kind == "dinov2":
     return f"vit_{'giant' if config.gated_mlp else size}_patch{patch}_dinov2"
   return f"vit_{size}_patch{patch}_{side}"
+
+
+# Of timm's VisionTransformer; what they say shows in the tensors, is checked, or
+# is of the classifier.
+_ARGUMENTS = {
+  *("img_size", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio"),
+  *("num_classes", "class_token", "global_pool", "act_layer", "init_values"),
+  *("pre_norm", "fc_norm", "dynamic_img_size"),
+}
 
 
 def _moco_heads(family, named, shapes) -> int | None:
