@@ -103,7 +103,10 @@ def load(
     meta, paths, read = artifacts.open_folder(where.path, address)
   if part:
     # An error says what there is instead.
-    trees.subtree(trees.unflatten(dict.fromkeys(paths)), part)
+    try:
+      trees.subtree(trees.unflatten(dict.fromkeys(paths)), part)
+    except InputError as error:
+      raise InputError(f"{address}: {error}") from None
     inside = [p for p in paths if p == part or p.startswith(f"{part}/")]
     paths = {path: paths[path] for path in inside}
   flat = {}
