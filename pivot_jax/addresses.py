@@ -20,13 +20,16 @@ from pivot_jax.errors import InputError
 
 FOREIGN = ("hf", "bv", "timm")
 # What may stand after "?", and how it is read.
-_OPTIONS: Mapping[str, Callable[[str], Any]] = {
-  "image_size": int,
-  "positions": str,
-  "tokens": int,
-  "feature_layer": int,
-  "final_norm": lambda text: {"true": True, "false": False}[text.lower()],
-  "revision": str,
+_OPTIONS: Mapping[str, tuple[Callable[[str], Any], str]] = {
+  "image_size": (int, "a whole number of pixels"),
+  "positions": (str, "big_vision or dinov2"),
+  "tokens": (int, "a square number, as 576"),
+  "feature_layer": (int, "a whole number, as -2"),
+  "final_norm": (
+    lambda text: {"true": True, "false": False}[text.lower()],
+    "true or false",
+  ),
+  "revision": (str, "a name"),
 }
 # The choices that say which blocks are read, and so which are not.
 _LAYER = ("feature_layer", "final_norm")
@@ -102,10 +105,13 @@ def _options(address: str, query: str) -> dict[str, Any]:
       raise InputError(
         f"{address}: unknown choice {name!r}; there are {', '.join(_OPTIONS)}"
       )
+    if name in found:
+      raise InputError(f"{address}: {name} is given twice")
+    read, words = _OPTIONS[name]
     try:
-      found[name] = _OPTIONS[name](text)
+      found[name] = read(text)
     except (ValueError, KeyError):
-      raise InputError(f"{address}: {name}={text!r} cannot be read") from None
+      raise InputError(f"{address}: {name}={text!r}: give {words}") from None
   return found
 
 

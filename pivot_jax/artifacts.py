@@ -64,11 +64,13 @@ def open_folder(
   Raises:
     InputError: no artifact, or a damaged one; what reads a leaf raises it, too.
   """
+  if not folder.is_dir():
+    raise InputError(f"{address}: no such folder{_packages(address)}")
   path = folder / "model.json"
   if not path.exists():
     raise InputError(
-      f"{address}: {folder} has no model.json, so it is no pivot_jax artifact; "
-      "for a Hugging Face folder write hf:DIR"
+      f"{address}: has no model.json, so it is no pivot_jax artifact; for a "
+      "Hugging Face folder write hf:DIR"
     )
   meta = files.read_json(path)
   want = files.read_json(folder / "fingerprint.json")
@@ -93,6 +95,16 @@ def open_folder(
     return np.asarray(leaf).astype(dtype)
 
   return meta, {name: have[name] for name in sorted(have)}, read
+
+
+def _packages(address: str) -> str:
+  """What ships with the package, for an address that names something else."""
+  if not address.startswith("package:"):
+    return ""
+  root = pathlib.Path(__file__).parent / "assets"
+  found = sorted(p.parent for p in root.rglob("model.json"))
+  names = ", ".join(p.relative_to(root).as_posix() for p in found)
+  return f"; there are {names}"
 
 
 def _packaged(path: pathlib.Path):

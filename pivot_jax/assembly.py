@@ -38,12 +38,9 @@ def assemble(
   for name, loaded in found.items():
     if name in ("init", "vision") and "vision" in loaded.params:
       vision, unread = loaded.vision, loaded.meta.get("unread")
-      _check_resample(inputs[name], loaded, config)
-      # What is given back at the end must be there, and not only then.
-      checkpoint.unread(loaded.meta)
     if name in ("init", "llm") and "llm" in loaded.params:
       llm = loaded.llm
-      _check_tokenizer(inputs[name], loaded, config, tokenizer)
+    check_given(name, inputs[name], loaded, config, tokenizer)
   if "vision" in config.parts:
     vision = vision or vit.VisionConfig(**_fields(config.vision))
   if "llm" in config.parts:
@@ -101,6 +98,22 @@ def _new_llm(config, tokenizer) -> qwen2.LLMConfig:
   if not fields["vocab_size"]:
     fields["vocab_size"] = -(-tokenizer.vocab_size // 64) * 64
   return qwen2.LLMConfig(**fields)
+
+
+def check_given(
+  name: str,
+  address: str,
+  loaded: checkpoint.Loaded,
+  config: ConfigDict,
+  tokenizer: chat.Tokenizer,
+) -> None:
+  """Raises InputError for given weights that do not go with the settings."""
+  if name in ("init", "vision") and "vision" in loaded.params:
+    _check_resample(address, loaded, config)
+    # What is given back at the end must be there, and not only then.
+    checkpoint.unread(loaded.meta)
+  if name in ("init", "llm") and "llm" in loaded.params:
+    _check_tokenizer(address, loaded, config, tokenizer)
 
 
 def _check_resample(address, loaded, config) -> None:

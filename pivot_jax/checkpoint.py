@@ -102,11 +102,13 @@ def load(
   else:
     meta, paths, read = artifacts.open_folder(where.path, address)
   if part:
-    # An error says what there is instead.
     try:
       trees.subtree(trees.unflatten(dict.fromkeys(paths)), part)
-    except InputError as error:
-      raise InputError(f"{address}: {error}") from None
+    except InputError:
+      parts = sorted({path.split("/")[0] for path in paths})
+      raise InputError(
+        f"{address}: holds no {part!r}, only {', '.join(parts)}"
+      ) from None
     inside = [p for p in paths if p == part or p.startswith(f"{part}/")]
     paths = {path: paths[path] for path in inside}
   flat = {}

@@ -13,7 +13,14 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from pivot_jax import optim, rundir, sharding
+from pivot_jax import (
+  addresses,
+  assembly,
+  checkpoint,
+  optim,
+  rundir,
+  sharding,
+)
 from pivot_jax.data import chat, images, registry
 from pivot_jax.errors import InputError
 
@@ -55,6 +62,7 @@ def check(steps: Iterable[rundir.Step]) -> None:
   for mesh in {json.dumps(s.config.mesh.to_dict()): s for s in steps}.values():
     sharding.make_mesh(mesh.config.mesh)
   _check_sources(steps)
+  _check_weights(steps)
 
 
 def _check_arms(steps: Iterable[rundir.Step]) -> None:
@@ -135,6 +143,25 @@ def _check_choices(step: rundir.Step) -> None:
       images.parse_resample(step.config.resample)
     except InputError as error:
       raise InputError(f"{step.name}.{error}") from None
+
+
+def _check_weights(steps: Iterable[rundir.Step]) -> None:
+  """Opens the weights that no earlier stage makes, before the first stage runs."""
+  steps = list(steps)
+  made = {step.folder for step in steps}
+  seen = set()
+  for step in steps:
+    for name, address in step.inputs.items():
+      given = step.kind == "train" and name in ("init", *checkpoint.PARTS)
+      if not given or (name, address) in seen:
+        continue
+      if addresses.parse(address).path in made:
+        continue
+      seen.add((name, address))
+      loaded = checkpoint.load(address, deferred=True)
+      folder = checkpoint.tokenizer_folder(step.config.tokenizer)
+      tokenizer = chat.load_tokenizer(folder)
+      assembly.check_given(name, address, loaded, step.config, tokenizer)
 
 
 def _check_sources(steps: Iterable[rundir.Step]) -> None:

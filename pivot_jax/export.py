@@ -73,14 +73,11 @@ def export(
   from pivot_jax import checkpoint
   from pivot_jax.data import chat
 
-  _check_choices(format, dtype)
+  check_choices(format, dtype)
   _check_target(pathlib.Path(to))
   loaded = checkpoint.load(address, deferred=True)
   # An encoder is written without its language model, which is not even read.
-  wanted = _PARTS[format]
-  if format == "hf" and "vision" not in loaded.params:
-    wanted = ("llm",)
-  params = {k: v for k, v in loaded.params.items() if k in wanted}
+  params = parts_of(loaded.params, format)
   meta, rest = dict(loaded.meta), None
   if "vision" in params:
     rest, meta["unread"] = checkpoint.unread(loaded.meta, source=source)
@@ -99,12 +96,20 @@ def export(
   return write(job, to, format=format)
 
 
+def parts_of(params: Mapping[str, Any], format: str) -> dict[str, Any]:
+  """Returns the parts of a model that a format holds."""
+  wanted = _PARTS[format]
+  if format == "hf" and "vision" not in params:
+    wanted = ("llm",)
+  return {part: tree for part, tree in params.items() if part in wanted}
+
+
 def write(job: Job, to: str | os.PathLike, *, format: str) -> pathlib.Path:
   """Writes a job's folder aside and renames it into place."""
   from pivot_jax import model_card
 
   out = pathlib.Path(to)
-  _check_choices(format, job.dtype)
+  check_choices(format, job.dtype)
   _check_target(out)
   writers: dict[str, Callable[[Job, pathlib.Path], str]] = {
     "hf": _hf,
@@ -140,7 +145,7 @@ def aside(out: pathlib.Path) -> Iterator[pathlib.Path]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _check_choices(format: str, dtype: str) -> None:
+def check_choices(format: str, dtype: str) -> None:
   if format not in FORMATS:
     raise InputError(f"format {format!r}: choose one of {', '.join(FORMATS)}")
   if dtype not in DTYPES:
@@ -168,7 +173,9 @@ def _need(job: Job, *parts: str) -> None:
   if absent:
     raise InputError(
       f"{job.name}: holds no {absent[0]}, only"
-      f" {', '.join(sorted(job.params))}, so it cannot be written in this format"
+      f" {', '.join(sorted(job.params)) or 'other parts'}, so it cannot be written"
+      " in this format (hf, timm and big_vision take an encoder alone, llava a"
+      " whole MLLM)"
     )
 
 

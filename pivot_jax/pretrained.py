@@ -64,10 +64,12 @@ class Pretrained:
         row that are not P, which under `jit` cannot be seen and gives numbers
         without meaning.
     """
+    if "params" not in variables:
+      raise InputError('give {"params": params} with what `load` returned')
     if method is not None:
       return self.mllm.apply(variables, *inputs, method=method)
     if self.llm is None:
-      _check_pixels(*inputs)
+      self._check_pixels(*inputs)
       return self.mllm.apply(variables, *inputs, method="encode")
     return self._logits(variables, *inputs)
 
@@ -89,6 +91,11 @@ class Pretrained:
     ids: Int[Array, "N T"],
     pictures: UInt8[Array, "N H W 3"] | None = None,
   ) -> Float[Array, "N T V"]:
+    if np.ndim(ids) != 2 or not jnp.issubdtype(_type(ids), jnp.integer):
+      raise InputError(
+        f"{self.address}: tokens come first, whole numbers [N, T], and images"
+        " after them; for the features of images load ADDRESS:vision"
+      )
     ids = jnp.asarray(ids, jnp.int32)
     is_image = ids == tokens.IMAGE_TOKEN
     if pictures is not None and self.vision is None:
@@ -98,7 +105,8 @@ class Pretrained:
         f"there are {len(pictures)} images for {len(ids)} rows of tokens; each"
         " row has one"
       )
-    _check_pixels(pictures)
+    if pictures is not None:
+      self._check_pixels(pictures)
     if not isinstance(ids, jax.core.Tracer):
       self._check_images(np.asarray(is_image), pictures)
     ones = jnp.ones_like(ids)
@@ -124,22 +132,32 @@ class Pretrained:
       "NTE,EV->NTV", hidden, head, preferred_element_type=jnp.float32
     )
 
+  def _check_pixels(self, pictures: Any) -> None:
+    side = self.vision.image_size
+    shape = np.shape(pictures) if _type(pictures) == jnp.uint8 else ()
+    if shape[1:] != (side, side, 3):
+      raise InputError(
+        f"images must be uint8 [N, {side}, {side}, 3], 0 to 255, as `preprocess`"
+        f" returns them; these are {_type(pictures)} {np.shape(pictures)}"
+      )
+
   def _check_images(self, is_image, pictures) -> None:
     counts = set(is_image.sum(1).tolist())
     want = self.vision.num_patches if pictures is not None else 0
     if counts != {want}:
       raise InputError(
         f"rows have {sorted(counts)} image tokens (-200); with"
-        f" {'an image' if want else 'no images'} each needs {want}"
+        f" {'an image' if want else 'no images'} each needs {want}, in place of"
+        " the tokenizer's own"
       )
 
 
-def _check_pixels(pictures: Any) -> None:
-  if pictures is not None and jnp.result_type(pictures) != jnp.uint8:
-    raise InputError(
-      f"images are {jnp.result_type(pictures)}; give uint8, 0 to 255, as"
-      " `preprocess` returns them"
-    )
+def _type(values: Any) -> Any:
+  """The dtype of an array, None of anything else."""
+  try:
+    return jnp.result_type(values)
+  except TypeError:
+    return None
 
 
 def load(
@@ -171,21 +189,15 @@ def save(
   source: str | None,
 ) -> None:
   """Writes a model's parameters; see `pivot_jax.save`."""
-  host = jax.device_get(params)
-  shapes = jax.eval_shape(
-    lambda: mllm.init_params(model.mllm, jax.random.key(0))
-  )
-  missing = [part for part in shapes if part not in host]
-  wrong = trees.diff({k: v for k, v in shapes.items() if k in host}, host)
-  if wrong or not host:
+  if format not in ("pivot_jax", *export.FORMATS):
     raise InputError(
-      f"the parameters are not those of the model: {'; '.join(wrong[:8])}"
-      f" (parts left out: {', '.join(missing) or 'none'})"
+      f"format {format!r}: choose one of pivot_jax, {', '.join(export.FORMATS)}"
     )
-  has_llm = "llm" in host
+  host = _checked(model, jax.device_get(params))
   if format == "pivot_jax":
     _save_artifact(pathlib.Path(folder), model, host)
     return
+  host = export.parts_of(host, format)
   meta, rest = dict(model.meta), None
   if "vision" in host:
     rest, meta["unread"] = checkpoint.unread(model.meta, source=source)
@@ -193,11 +205,33 @@ def save(
     params=host,
     meta=meta,
     unread=rest,
-    tokenizer=model.tokenizer if has_llm else None,
+    tokenizer=model.tokenizer if "llm" in host else None,
     dtype=dtype,
     name=model.address,
   )
   export.write(job, folder, format=format)
+
+
+def _checked(model: Pretrained, host: Any) -> Any:
+  """Returns parameters that are those of the model; parts may be left out."""
+  shapes = jax.eval_shape(
+    lambda: mllm.init_params(model.mllm, jax.random.key(0))
+  )
+  parts = ", ".join(shapes)
+  if not isinstance(host, Mapping) or not host or host.keys() - shapes.keys():
+    found = (
+      ", ".join(map(str, host)) if isinstance(host, Mapping) else "no dict"
+    )
+    raise InputError(
+      f"the parameters have the parts {found or 'none'}, the model {parts}: give"
+      " what `load` returned, changed or not"
+    )
+  wrong = trees.diff({part: shapes[part] for part in host}, host)
+  if wrong:
+    raise InputError(
+      f"the parameters are not those of the model: {'; '.join(wrong[:8])}"
+    )
+  return host
 
 
 def _save_artifact(out: pathlib.Path, model: Pretrained, host: Any) -> None:

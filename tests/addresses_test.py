@@ -62,7 +62,8 @@ def test_addresses_of_nothing_are_refused(address):
   "address, said",
   [
     ("hf:x?size=3", "unknown choice 'size'"),
-    ("hf:x?image_size=big", "image_size='big' cannot be read"),
+    ("hf:x?image_size=big", "image_size='big': give a whole number"),
+    ("hf:x?tokens=9&tokens=4", "tokens is given twice"),
     ("out?image_size=3", "choices after . are for published weights"),
   ],
 )

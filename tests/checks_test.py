@@ -107,3 +107,10 @@ def test_loops_without_a_checkpoint_end_at_sigterm(monkeypatch):
   monkeypatch.setattr(train, "stop_requested", lambda: True)
   with pytest.raises(train.Stopped, match="evaluate_dpo stopped"):
     train.stop_if_requested("evaluate_dpo")
+
+
+def test_given_weights_are_looked_at_before_the_first_stage(tmp_path):
+  with pytest.raises(InputError, match="resized as 'bicubic'.*resample="):
+    checks.check(steps(tmp_path, resample="crop_bicubic"))
+  with pytest.raises(InputError, match="nowhere: no such folder"):
+    checks.check(steps(tmp_path, vision__init="hf:nowhere"))

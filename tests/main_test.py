@@ -70,7 +70,7 @@ def wait_for(path, process):
   ("flag", "says"),
   [
     ("--config.stage1_proj.btach=3", 'Did you mean "batch"'),
-    ("--config.vision.init=hf:nowhere", "nowhere/config.json: not found"),
+    ("--config.vision.init=hf:nowhere", "nowhere: no such folder"),
     (
       "--config.llm.hidden_size=64",
       "those of the weights in --config.llm.init",

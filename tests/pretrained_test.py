@@ -174,11 +174,18 @@ def test_inputs_that_would_give_numbers_without_meaning_are_refused(whole):
   variables = {"params": params}
   with pytest.raises(InputError, match="1 images for 2 rows"):
     model.apply(variables, _tokens(), _pixels(1))
-  with pytest.raises(InputError, match="images are float32; give uint8"):
+  with pytest.raises(InputError, match="must be uint8 .*; these are float32"):
     model.apply(variables, _tokens(), _pixels() / np.float32(255))
   encoder, params = pivot_jax.load(f"hf:{folder}:vision")
-  with pytest.raises(InputError, match="images are float32; give uint8"):
+  with pytest.raises(InputError, match="must be uint8 .*; these are float32"):
     jax.jit(encoder.apply)({"params": params}, _pixels() / np.float32(255))
+  for inputs in (_pixels()[:, :20], [Image.new("RGB", (28, 28))]):
+    with pytest.raises(InputError, match="images must be uint8"):
+      encoder.apply({"params": params}, inputs)
+  with pytest.raises(InputError, match='give {"params": params}'):
+    encoder.apply(params, _pixels())
+  with pytest.raises(InputError, match="tokens come first"):
+    jax.jit(model.apply)(variables, _pixels())
   llm, params = pivot_jax.load(f"hf:{folder}:llm")
   with pytest.raises(InputError, match="no vision encoder for images"):
     llm.apply({"params": params}, _tokens(), _pixels())
@@ -198,6 +205,8 @@ def test_parameters_of_another_model_are_not_written(whole, tmp_path, format_):
     pivot_jax.save(tmp_path / "out", encoder, params, format=format_)
   with pytest.raises(InputError, match="missing vision/"):
     pivot_jax.save(tmp_path / "out", encoder, {"vision": {}}, format=format_)
+  with pytest.raises(InputError, match="have the parts a, the model vision"):
+    pivot_jax.save(tmp_path / "out", encoder, {"a": 1}, format=format_)
   assert list(tmp_path.iterdir()) == []
 
 
@@ -211,8 +220,13 @@ def test_an_artifact_is_whole_or_not_there(whole, tmp_path):
 
 def test_an_encoder_leaves_an_mllm_that_has_no_tokenizer(whole, tmp_path):
   export.export(f"hf:{whole[0]}", tmp_path / "out", format="hf")
-  _, params = pivot_jax.load(f"hf:{tmp_path / 'out'}")
-  folders.equal(params, {"vision": whole[1]["vision"]})
+  model, params = pivot_jax.load(f"hf:{whole[0]}")
+  pivot_jax.save(tmp_path / "saved", model, params, format="hf")
+  for name in ("out", "saved"):
+    _, found = pivot_jax.load(f"hf:{tmp_path / name}")
+    folders.equal(found, {"vision": whole[1]["vision"]})
+  with pytest.raises(InputError, match="holds no tokenizer"):
+    pivot_jax.save(tmp_path / "llava", model, params, format="llava")
 
 
 def test_a_path_is_an_address(whole, tmp_path):

@@ -66,7 +66,7 @@ _OURS = "Transformer/encoderblock"
 def open_file(
   path: Path, *, part: str = "", choices: Mapping[str, Any] | None = None
 ) -> source.Source:
-  """Opens the image tower of an npz file.
+  """Opens the image tower of an npz file, or of a folder that holds one.
 
   Args:
     part: the subtree that holds it, "img" for SigLIP's files; without it
@@ -77,6 +77,13 @@ def open_file(
     InputError: damaged or pickled members, or leaves that do not fit a SigLIP
       encoder: all are listed.
   """
+  if path.is_dir():
+    files = sorted(path.glob("*.npz"))
+    if len(files) != 1:
+      raise errors.InputError(
+        f"{path}: holds {len(files)} npz files; name one, as bv:FILE.npz"
+      )
+    path = files[0]
   members = _members(path)
   root = _root(path, members, part)
   leaves = {

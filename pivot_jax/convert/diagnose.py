@@ -41,10 +41,11 @@ def check(
   reason = _reason(missing, unexpected, misshapen, vision)
   if not_floats:
     reason = "this looks quantised: give the unquantised weights"
-  advice = "give weights and config.json of the same model, complete"
+  # A reason comes before what may be a long list, general advice after it.
+  advice = "; give weights and config.json of the same model, complete"
   raise errors.InputError(
-    f"{where}: the tensors do not fit the model; {'; '.join(found)};"
-    f" {reason or advice}"
+    f"{where}: the tensors do not fit the model{f': {reason}' if reason else ''};"
+    f" {'; '.join(found)}{'' if reason else advice}"
   )
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import PyTree
 
+from pivot_jax import errors
 from pivot_jax.convert import (
   hf_config,
   hf_json,
@@ -86,6 +87,13 @@ def open_folder(
       tensors that are missing, unexpected or of a wrong shape: all are listed.
   """
   folder = Path(folder)
+  if folder.is_file():
+    raise errors.InputError(
+      f"{folder}: is a file; give the folder that holds it and config.json, or"
+      " timm:FILE.safetensors for timm's format"
+    )
+  if not folder.is_dir():
+    raise errors.InputError(f"{folder}: no such folder")
   config = tensors.read_json(folder / "config.json")
   stored = tensors.contents(folder)
   kind = f"{config.get('model_type')}"

@@ -176,7 +176,9 @@ def _convert(folder: pathlib.Path) -> tokenizers.Tokenizer:
       folder, local_files_only=True, trust_remote_code=False
     )
   except (OSError, ValueError) as error:
-    reason = str(error).strip().split("\n")[0]
-    raise InputError(f"{folder}: not a tokenizer folder: {reason}") from None
+    raise InputError(
+      f"{folder}: holds no tokenizer (tokenizer.json, or vocab.json and"
+      " merges.txt); put the one of the language model there"
+    ) from error
   # A copy, since the loaded one would share the settings made here.
   return tokenizers.Tokenizer.from_str(loaded.backend_tokenizer.to_str())
