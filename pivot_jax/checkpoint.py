@@ -120,7 +120,7 @@ def load(
       flat[path] = read(path, dtype)
     else:
       leaf = read(path, dtype)
-      flat[path] = sharding.place_leaf(path, leaf, mesh, copy=False)
+      flat[path] = sharding.place_leaf(path, leaf, mesh)
       del leaf
   return Loaded(params=trees.unflatten(flat), meta=meta, folder=where.path)
 

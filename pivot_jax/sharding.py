@@ -138,39 +138,27 @@ def place_rows(tree: Any, mesh: Mesh) -> Any:
 
 
 def place(tree: Any, mesh: Mesh, rules: Sequence = PARAM_RULES) -> Any:
-  """Returns a tree of host arrays placed by the parameter rules.
+  """Returns a tree of host arrays placed by the parameter rules, leaf by leaf.
 
   The arrays are copied: donating the result never deletes the caller's tree.
   """
   return trees.unflatten(
     {
-      path: place_leaf(path, np.asarray(leaf), mesh, rules)
+      path: place_leaf(path, np.array(leaf), mesh, rules)
       for path, leaf in trees.flatten(tree).items()
     }
   )
 
 
 def place_leaf(
-  path: str,
-  leaf: np.ndarray,
-  mesh: Mesh,
-  rules: Sequence = PARAM_RULES,
-  *,
-  copy: bool = True,
+  path: str, leaf: np.ndarray, mesh: Mesh, rules: Sequence = PARAM_RULES
 ) -> jax.Array:
   """Returns one host array placed by the parameter rules.
 
-  Without `copy` the result may share memory with `leaf`, which nobody else may
-  then use; what is not shared is on the device when this returns.
+  The array is taken over: a CPU device may share its memory, and the caller may
+  not write to it. It is on the devices when this returns.
   """
   where = trees.flatten(infer({path: leaf}, mesh, rules))[path]
-  if copy:
-    return jax.make_array_from_callback(leaf.shape, where, _slicer(leaf))
-  if where.is_fully_addressable:
-    return jax.block_until_ready(jax.device_put(leaf, where))
-  placed = jax.make_array_from_callback(leaf.shape, where, leaf.__getitem__)
-  return jax.block_until_ready(placed)
-
-
-def _slicer(host: np.ndarray):
-  return lambda index: np.array(host[index])
+  return jax.block_until_ready(
+    jax.make_array_from_callback(leaf.shape, where, leaf.__getitem__)
+  )

@@ -10,7 +10,7 @@ import dataclasses
 import difflib
 import re
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -34,24 +34,24 @@ class Deferred:
   read: Callable[[], np.ndarray]
 
   def __array__(self, dtype=None, copy=None) -> np.ndarray:
+    # Read anew, the array is nobody else's: numpy need not copy it.
     array = self.read()
     return array if dtype is None else array.astype(dtype)
 
 
 def flatten(tree: Tree) -> dict[str, Any]:
   """Returns `{"a/b/c": leaf}` of a nested dict, in sorted order of paths."""
-  flat = {}
+  return dict(_leaves("", tree)) if tree else {}
 
-  def visit(prefix: str, node: Any) -> None:
-    if not isinstance(node, Mapping):
-      flat[prefix] = node
-      return
-    for key in sorted(node):
-      visit(f"{prefix}/{key}" if prefix else key, node[key])
 
-  if tree:
-    visit("", tree)
-  return flat
+def _leaves(prefix: str, node: Any) -> Iterator[tuple[str, Any]]:
+  # A function of the module: one that is nested and calls itself is a cycle,
+  # which would hold every leaf until the next collection.
+  if not isinstance(node, Mapping):
+    yield prefix, node
+    return
+  for key in sorted(node):
+    yield from _leaves(f"{prefix}/{key}" if prefix else key, node[key])
 
 
 def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
