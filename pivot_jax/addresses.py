@@ -40,6 +40,8 @@ _FILES = ("*.json", "*.safetensors", "*.txt", "*.jinja", "*.model")
 class Address(NamedTuple):
   """A parsed address; `kind` is dir, package, hf, bv or timm.
 
+  part: of the model, vision, projector or llm; empty for all of it.
+  inside: of an npz file, the subtree that holds the tower.
   origin: an address by which the same weights are found again from elsewhere,
     read to the same layer: an absolute path, or a model of the hub with its
     revision.
@@ -49,6 +51,7 @@ class Address(NamedTuple):
   path: pathlib.Path
   part: str
   options: dict[str, Any]
+  inside: str = ""
   origin: str = ""
 
 
@@ -86,13 +89,18 @@ def parse(address: str) -> Address:
       f"{address}: a revision is of a model of the hub, and this is a file or a"
       " folder"
     )
-  kept |= {k: options[k] for k in _LAYER if k in options}
-  query = urllib.parse.urlencode(kept).replace("True", "true")
-  query = query.replace("False", "false")
-  # Of an npz file the part names the tower inside it.
-  inside = f":{part}" if kind == "bv" and part not in ("", "vision") else ""
-  origin = f"{kind}:{origin}{inside}{'?' if query else ''}{query}"
-  return Address(kind, path, part, options, origin)
+  inside = ""
+  if kind == "bv" and part != "vision":
+    inside, part = part, ""
+  kept |= {name: options[name] for name in _LAYER if name in options}
+  query = urllib.parse.urlencode({k: _spell(v) for k, v in kept.items()})
+  origin = f"{kind}:{origin}{f':{inside}' if inside else ''}"
+  origin += f"?{query}" if query else ""
+  return Address(kind, path, part, options, inside, origin)
+
+
+def _spell(value: Any) -> str:
+  return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 _HUB_ID = r"[A-Za-z0-9][\w.-]*/[\w.-]+"

@@ -97,8 +97,6 @@ def load(
       opened.shapes,
       opened.read,
     )
-    if where.kind == "bv" and part != "vision":
-      part = ""
   else:
     meta, paths, read = artifacts.open_folder(where.path, address)
   if part:

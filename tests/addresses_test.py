@@ -16,7 +16,7 @@ from pivot_jax.errors import InputError
     ("out/a", ("dir", "out/a", "")),
     ("out/a:vision", ("dir", "out/a", "vision")),
     ("hf:x:llm", ("hf", "x", "llm")),
-    ("bv:a/b.npz:img", ("bv", "a/b.npz", "img")),
+    ("bv:a/b.npz:vision", ("bv", "a/b.npz", "vision")),
     ("timm:a.safetensors", ("timm", "a.safetensors", "")),
   ],
 )
@@ -30,6 +30,12 @@ def test_a_packaged_address_is_inside_the_package():
   found = addresses.parse("package:toy:vision")
   assert (found.kind, found.part) == ("package", "vision")
   assert found.path.parts[-3:] == ("pivot_jax", "assets", "toy")
+
+
+def test_the_tower_inside_an_npz_file_is_no_part_of_the_model():
+  found = addresses.parse("bv:/a/b.npz:img")
+  assert (found.part, found.inside) == ("", "img")
+  assert found.origin == "bv:/a/b.npz:img"
 
 
 def test_choices_stand_behind_a_question_mark():

@@ -8,9 +8,10 @@ bfloat16 is stored as two void bytes. An npz file is read member by member.
 import math
 import re
 import zipfile
-from collections.abc import Callable, Mapping
+import zlib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -64,12 +65,13 @@ _OURS = "Transformer/encoderblock"
 
 
 def open_file(
-  path: Path, *, part: str = "", choices: Mapping[str, Any] | None = None
+  path: Path, *, inside: str = "", choices: Mapping[str, Any] | None = None
 ) -> source.Source:
   """Opens the image tower of an npz file, or of a folder that holds one.
 
   Args:
-    part: the subtree that holds it, "img" for SigLIP's files; without it
+    path: the file or folder.
+    inside: the subtree that holds it, "img" for SigLIP's files; without it
       `params/img`, `img`, `params` and the root are tried.
     choices: fields of VisionConfig that win.
 
@@ -77,79 +79,59 @@ def open_file(
     InputError: damaged or pickled members, or leaves that do not fit a SigLIP
       encoder: all are listed.
   """
-  if path.is_dir():
-    files = sorted(path.glob("*.npz"))
-    if len(files) != 1:
-      raise errors.InputError(
-        f"{path}: holds {len(files)} npz files; name one, as bv:FILE.npz"
-      )
-    path = files[0]
-  members = _members(path)
-  root = _root(path, members, part)
-  leaves = {
-    name.removeprefix(f"{root}/" if root else ""): shape
-    for name, shape in members.items()
-    if name.startswith(f"{root}/" if root else "")
-  }
-  tower = {
-    n: s for n, s in leaves.items() if not n.startswith(("txt/", "img/"))
-  }
-  config = _config(path, tower)
+  file = _open(path, inside)
+  config = _config(file)
   config = vit.VisionConfig(**vars(config) | dict(choices or {}))
-  stacked = any(name.startswith(f"{_OURS}/") for name in tower)
-  pooled = any(name.startswith("MAPHead_0/") for name in tower)
-  whole = _whole_shapes(config, pooled=pooled)
-  wanted = _their_shapes(config, whole, stacked=stacked)
-  # The position table is [1, P, D], or [P, D] as SigLIP 2 may have it.
-  table = wanted["pos_embedding"]
-  if tower.get("pos_embedding") == table[1:]:
-    wanted["pos_embedding"] = table[1:]
-  diagnose.check(
-    str(path),
-    missing={n: s for n, s in wanted.items() if n not in tower},
-    unexpected=[f"{n} {s}" for n, s in tower.items() if n not in wanted],
-    misshapen=[
-      (n, tower[n], s)
-      for n, s in wanted.items()
-      if n in tower and tower[n] != s
-    ],
-    vision=config,
-  )
-  reader = _Reader(path, root)
+  whole = dict(towers.whole(config))
+  if any(name.startswith("MAPHead_0/") for name in file.members):
+    whole |= towers.extra_leaves(config)
+  _check(file, config, whole)
   shapes = {
-    p: leaf.shape
-    for p, leaf in trees.flatten(source.shapes_of(config, None)).items()
+    name: leaf.shape
+    for name, leaf in trees.flatten(source.shapes_of(config, None)).items()
   }
 
   def read(name: str, dtype: Any) -> np.ndarray:
-    return _read_leaf(reader, name, shapes[name], dtype, stacked=stacked)
-
-  def read_unread() -> dict[str, np.ndarray]:
-    tree = {}
-    for name, shape in whole.items():
-      tree[name] = _read_leaf(
-        reader, f"vision/{name}", shape, np.float32, stacked=stacked
-      )
-    arrays = names.to_foreign(trees.unflatten(tree))
-    behind = {**towers.unread(config), **towers.extras(config)}
-    return {name: array for name, array in arrays.items() if name in behind}
+    leaf = np.empty(shapes[name], dtype)
+    _fill(leaf, file, name.removeprefix("vision/"))
+    return leaf
 
   why = "behind the layer that is read, or its pooling head"
-  unread = [
-    name
-    for name in tower
-    if name.startswith("MAPHead_0/") or name.startswith("Transformer/encoder_n")
-  ]
+  ours = {name.removeprefix("vision/"): s for name, s in shapes.items()}
+  carried = _their_shapes(config, ours, stacked=file.stacked)
   return source.Source(
-    where=str(path),
+    where=str(file.path),
     kind="big_vision",
     vision=config,
     llm=None,
     shapes=shapes,
     read=read,
-    read_unread=read_unread,
-    not_carried=tuple({"name": n, "reason": why} for n in sorted(unread)),
+    read_unread=lambda: _read_unread(file, config.used_layers, whole, ours),
+    not_carried=tuple(
+      {"name": name, "reason": why}
+      for name in sorted(file.members.keys() - carried.keys())
+    ),
   )
+
+
+def _read_unread(file, used, whole, ours) -> dict[str, np.ndarray]:
+  """The blocks from number `used` on, and the leaves that are not in `ours`."""
+  flat = {}
+  for name, shape in whole.items():
+    if name.startswith(_LAYERS):
+      shape = (shape[0] - used, *shape[1:])
+    if name in ours and not (name.startswith(_LAYERS) and shape[0]):
+      continue
+    flat[name] = np.empty(shape, np.float32)
+    _fill(flat[name], file, name, first=used)
+
+  def number(match: re.Match) -> str:
+    return f"encoder.layers.{int(match[1]) + used}."
+
+  return {
+    re.sub(r"^encoder\.layers\.(\d+)\.", number, name): array
+    for name, array in names.to_foreign(trees.unflatten(flat)).items()
+  }
 
 
 def save(
@@ -200,77 +182,126 @@ def save(
     np.savez(file, **found)
 
 
-def _members(path: Path) -> dict[str, tuple[int, ...]]:
-  """Returns {name: shape} from the headers; refuses pickled members."""
+class _File(NamedTuple):
+  """The tower in an npz file: its leaves below `root`, shape and dtype each."""
+
+  path: Path
+  root: str
+  members: Mapping[str, tuple[tuple[int, ...], np.dtype]]
+
+  @property
+  def stacked(self) -> bool:
+    return any(name.startswith(f"{_OURS}/") for name in self.members)
+
+  def read(self, name: str) -> np.ndarray:
+    key = f"{self.root}/{name}" if self.root else name
+    try:
+      with np.load(self.path, allow_pickle=False) as file:
+        array = file[key]
+    except (zipfile.BadZipFile, zlib.error, OSError, ValueError) as error:
+      raise errors.InputError(
+        f"{self.path}: {key} cannot be read ({error}); copy or download the"
+        " file again"
+      ) from error
+    return array.view(ml_dtypes.bfloat16) if _is_void(array.dtype) else array
+
+
+def _open(path: Path, inside: str) -> _File:
+  """Reads the headers of a file; refuses pickled members."""
+  if path.is_dir():
+    found = sorted(path.glob("*.npz"))
+    if len(found) != 1:
+      raise errors.InputError(
+        f"{path}: holds {len(found)} npz files; name one, as bv:FILE.npz"
+      )
+    path = found[0]
   if not path.is_file():
     raise errors.InputError(f"{path}: no such file")
-  found = {}
+  members = {}
   try:
     with zipfile.ZipFile(path) as archive:
       for entry in archive.namelist():
-        with archive.open(entry) as member:
-          version = np.lib.format.read_magic(member)
-          read = (
-            np.lib.format.read_array_header_1_0
-            if version == (1, 0)
-            else np.lib.format.read_array_header_2_0
-          )
-          shape, _, dtype = read(member)
-        if dtype.hasobject:
-          raise errors.InputError(
-            f"{path}: {entry} is a pickled object, which can run code when"
-            " opened, and is not read; save arrays of numbers"
-          )
-        found[entry.removesuffix(".npy")] = shape
+        members[entry.removesuffix(".npy")] = _header(archive, entry)
   except (zipfile.BadZipFile, OSError, ValueError, EOFError) as error:
     raise errors.InputError(
       f"{path}: cannot be read as npz ({error}); copy or download it again"
     ) from error
-  return found
+  objects = [name for name, (_, dtype) in members.items() if dtype.hasobject]
+  if objects:
+    raise errors.InputError(
+      f"{path}: {', '.join(objects)} is a pickled object, which can run code when"
+      " opened, and is not read; save arrays of numbers"
+    )
+  root = _root(path, members, inside)
+  below = {
+    name.removeprefix(f"{root}/" if root else ""): what
+    for name, what in members.items()
+    if name.startswith(f"{root}/" if root else "")
+  }
+  tower = {
+    n: what for n, what in below.items() if not n.startswith(("txt/", "img/"))
+  }
+  return _File(path, root, tower)
 
 
-def _root(path: Path, members: Mapping[str, Any], part: str) -> str:
-  roots = [r for r in _ROOTS if not part or r.split("/")[-1] == part]
-  if part and not roots:
-    roots = [part, f"params/{part}"]
+def _header(archive: zipfile.ZipFile, entry: str):
+  """The shape and dtype of a member."""
+  with archive.open(entry) as member:
+    version = np.lib.format.read_magic(member)
+    read = (
+      np.lib.format.read_array_header_1_0
+      if version == (1, 0)
+      else np.lib.format.read_array_header_2_0
+    )
+    shape, _, dtype = read(member)
+  return shape, dtype
+
+
+def _is_void(dtype: np.dtype) -> bool:
+  """Two bytes without a type are a bfloat16."""
+  return dtype.kind == "V" and dtype.itemsize == 2
+
+
+def _root(path: Path, members: Mapping[str, Any], inside: str) -> str:
+  roots = [r for r in _ROOTS if not inside or r.split("/")[-1] == inside]
+  if inside and not roots:
+    roots = [inside, f"params/{inside}"]
   for root in roots:
     if f"{root}/embedding/kernel".lstrip("/") in members:
       return root
   tops = sorted({"/".join(name.split("/")[:2]) for name in members})
   raise errors.InputError(
-    f"{path}: no image tower{f' at {part!r}' if part else ''}; the file has"
+    f"{path}: no image tower{f' at {inside!r}' if inside else ''}; the file has"
     f" {', '.join(tops[:12])}: give it as bv:FILE.npz:img"
   )
 
 
-def _config(path: Path, tower: Mapping[str, tuple[int, ...]]):
+def _config(file: _File) -> vit.VisionConfig:
   """The tower of these leaves; heads are an axis of the query kernel."""
-  prefix = (
-    f"{_OURS}/" if f"{_OURS}/LayerNorm_0/scale" in tower else f"{_OURS}_0/"
-  )
-  lead = 1 if prefix == f"{_OURS}/" else 0
+  tower = {name: shape for name, (shape, _) in file.members.items()}
+  prefix = f"{_OURS}/" if file.stacked else f"{_OURS}_0/"
   try:
     *_, heads, _ = tower[f"{prefix}{_ATTENTION}/query/kernel"]
     inner = tower[f"{prefix}MlpBlock_0/Dense_0/kernel"][-1]
     side, _, _, width = tower["embedding/kernel"]
-    positions = tower["pos_embedding"]
+    positions = tower["pos_embedding"][-2]
     depth = (
       tower[f"{prefix}LayerNorm_0/scale"][0]
-      if lead
+      if file.stacked
       else len({n.split("/")[1] for n in tower if n.startswith(f"{_OURS}_")})
     )
-  except (KeyError, ValueError) as error:
+  except (KeyError, ValueError, IndexError) as error:
     raise errors.InputError(
-      f"{path}: is no SigLIP image tower of big_vision ({error}); if it is"
+      f"{file.path}: is no SigLIP image tower of big_vision ({error}); if it is"
       " NaFlex, take a fixed-resolution one"
     ) from None
-  grid = math.isqrt(positions[-2])
-  if grid**2 != positions[-2]:
+  grid = math.isqrt(positions)
+  if grid**2 != positions:
     raise errors.InputError(
-      f"{path}: {positions[-2]} positions are no square grid of patches"
+      f"{file.path}: {positions} positions are no square grid of patches"
     )
   return vit.VisionConfig(
-    image_size=infer.image_size(path.stem, grid, side),
+    image_size=infer.image_size(file.path.stem, grid, side),
     patch_size=side,
     hidden_size=width,
     intermediate_size=inner,
@@ -279,14 +310,30 @@ def _config(path: Path, tower: Mapping[str, tuple[int, ...]]):
   )
 
 
-def _whole_shapes(
-  config: vit.VisionConfig, *, pooled: bool
-) -> dict[str, tuple[int, ...]]:
-  """{path: shape} of the whole tower in our layout, with the pooling head."""
-  whole = dict(towers.whole(config))
-  if pooled:
-    whole |= towers.extra_leaves(config)
-  return whole
+def _check(file: _File, config: vit.VisionConfig, whole) -> None:
+  """Raises InputError unless the leaves are those of the whole tower."""
+  wanted = _their_shapes(config, whole, stacked=file.stacked)
+  tower = {name: shape for name, (shape, _) in file.members.items()}
+  # The position table is [1, P, D], or [P, D] as SigLIP 2 may have it.
+  table = wanted["pos_embedding"]
+  if tower.get("pos_embedding") == table[1:]:
+    wanted["pos_embedding"] = table[1:]
+  diagnose.check(
+    str(file.path),
+    missing={n: s for n, s in wanted.items() if n not in tower},
+    unexpected=[f"{n} {s}" for n, s in tower.items() if n not in wanted],
+    misshapen=[
+      (n, tower[n], s)
+      for n, s in wanted.items()
+      if n in tower and tower[n] != s
+    ],
+    vision=config,
+    not_floats=[
+      f"{name} {dtype}"
+      for name, (_, dtype) in file.members.items()
+      if dtype.kind != "f" and not _is_void(dtype)
+    ],
+  )
 
 
 def _their_name(name: str) -> str:
@@ -326,49 +373,16 @@ def _split_heads(name, shape, heads):
   return shape
 
 
-class _Reader:
-  """Reads members of an npz below a root, bfloat16 included."""
-
-  def __init__(self, path: Path, root: str):
-    self._path, self._root = path, root
-
-  def __call__(self, name: str) -> np.ndarray:
-    key = f"{self._root}/{name}" if self._root else name
-    try:
-      with np.load(self._path, allow_pickle=False) as file:
-        array = file[key]
-    except (zipfile.BadZipFile, OSError, ValueError) as error:
-      raise errors.InputError(
-        f"{self._path}: {key} cannot be read ({error}); copy or download the"
-        " file again"
-      ) from error
-    if array.dtype.kind == "V" and array.dtype.itemsize == 2:
-      return array.view(ml_dtypes.bfloat16)
-    if array.dtype.kind != "f" and array.dtype != ml_dtypes.bfloat16:
-      raise errors.InputError(
-        f"{self._path}: {key} is stored as {array.dtype}, not as a float"
-      )
-    return array
-
-
-def _read_leaf(
-  reader: Callable[[str], np.ndarray],
-  name: str,
-  shape: tuple[int, ...],
-  dtype: Any,
-  *,
-  stacked: bool,
-) -> np.ndarray:
-  """One leaf of ours; a shorter stack takes the first blocks."""
-  name = name.removeprefix("vision/")
+def _fill(leaf: np.ndarray, file: _File, name: str, *, first: int = 0) -> None:
+  """Reads a leaf of ours; of blocks as many as it holds, from `first` on."""
   theirs = _their_name(name)
-  leaf = np.empty(shape, dtype)
   if not name.startswith(_LAYERS):
-    leaf[...] = reader(theirs).reshape(shape)
-  elif stacked:
-    leaf[...] = reader(theirs)[: shape[0]].reshape(shape)
-  else:
-    for layer in range(shape[0]):
-      part = reader(theirs.replace(_OURS, f"{_OURS}_{layer}", 1))
-      leaf[layer] = part.reshape(shape[1:])
-  return leaf
+    leaf[...] = file.read(theirs).reshape(leaf.shape)
+    return
+  if file.stacked:
+    blocks = file.read(theirs)[first : first + len(leaf)]
+    leaf[...] = blocks.reshape(leaf.shape)
+    return
+  for layer in range(len(leaf)):
+    one = theirs.replace(_OURS, f"{_OURS}_{first + layer}", 1)
+    leaf[layer] = file.read(one).reshape(leaf.shape[1:])

@@ -87,33 +87,23 @@ def open_folder(
       tensors that are missing, unexpected or of a wrong shape: all are listed.
   """
   folder = Path(folder)
-  if folder.is_file():
-    raise errors.InputError(
-      f"{folder}: is a file; give the folder that holds it and config.json, or"
-      " timm:FILE.safetensors for timm's format"
-    )
-  if not folder.is_dir():
-    raise errors.InputError(f"{folder}: no such folder")
+  _check_folder(folder)
   config = tensors.read_json(folder / "config.json")
-  stored = tensors.contents(folder)
   kind = f"{config.get('model_type')}"
   official = kind in llava_next.MODEL_TYPES
   kind = "llava_qwen" if official else kind
-  found = source.Found(stored)
-  for key in stored if kind in _PREFIXES else ():
+  found = source.Found(tensors.contents(folder))
+  for key in found.stored if kind in _PREFIXES else ():
     found.add(key, _PREFIXES[kind])
   if official:
     configs = llava_next.read(folder, config, found)
   else:
     configs = hf_config.read(folder)
-  vision = configs.vision
-  known = processor.read(folder, vision.family) if vision else None
-  if vision is not None and known is not None:
-    vision = dataclasses.replace(
-      vision, image_mean=known.mean, image_std=known.std
-    )
-  if vision is not None and choices:
-    vision = dataclasses.replace(vision, **choices)
+  vision, known = configs.vision, None
+  if vision is not None:
+    known = processor.read(folder, vision.family)
+    said = dict(image_mean=known.mean, image_std=known.std) if known else {}
+    vision = dataclasses.replace(vision, **said, **(choices or {}))
   opened = source.from_tensors(
     str(folder),
     kind,
@@ -124,12 +114,26 @@ def open_folder(
     cut=official,
     processor=known,
   )
-  if not official:
-    return opened
-  # The block that is cut off is in the tower's own folder, if there is one that
-  # holds more than the tower's config.
-  tower = llava_next.tower_folder(folder, config)
-  if tower is None or not tensors.has_weights(tower):
+  tower = llava_next.tower_folder(folder, config) if official else None
+  return _with_tower(opened, tower, choices) if tower else opened
+
+
+def _check_folder(folder: Path) -> None:
+  if folder.is_file():
+    raise errors.InputError(
+      f"{folder}: is a file; give the folder that holds it and config.json, or"
+      " timm:FILE.safetensors for timm's format"
+    )
+  if not folder.is_dir():
+    raise errors.InputError(f"{folder}: no such folder")
+
+
+def _with_tower(opened, tower: Path, choices) -> source.Source:
+  """The source of an MLLM whose tower is cut, the rest from a folder of its own.
+
+  A folder that holds the tower's config alone gives nothing.
+  """
+  if not tensors.has_weights(tower):
     return opened
 
   def read_unread() -> dict[str, np.ndarray]:

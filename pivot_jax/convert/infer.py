@@ -7,6 +7,7 @@ shapes: it is known for the published widths, and asked for otherwise.
 import math
 import re
 from collections.abc import Mapping
+from typing import NamedTuple
 
 from pivot_jax import errors
 from pivot_jax.convert import families, layouts
@@ -39,39 +40,25 @@ def vision(
       is not known.
   """
 
-  def shape(name: str) -> tuple[int, ...]:
-    at = layouts.place(layout, name)
-    if at is None or at.name not in shapes:
-      raise errors.InputError(
-        f"{where}: has no tensor {at.name if at else name}, so it is no"
-        f" {family} encoder in this layout"
-      )
-    found = shapes[at.name][at.lead :]
-    return (found[0] // at.blocks, *found[1:])
-
-  width, _, patch, _ = _patches(where, shape)
+  tower = _Tower(where, shapes, family, layout)
+  width, patch = tower.patches()
   choices = families.CHOICES[family]
-  class_token = int(choices.get("class_token", False))
-  positions = shape("embeddings.position_embedding.weight")[0] - class_token
+  positions = tower.shape("embeddings.position_embedding.weight")[0]
+  positions -= choices.get("class_token", False)
   grid = math.isqrt(positions)
   if grid**2 != positions:
     raise errors.InputError(
       f"{where}: {positions} positions are no square grid of patches"
     )
-  gate = layouts.place(layout, "encoder.layers.0.mlp.gate_proj.weight")
-  fc1 = layouts.place(layout, "encoder.layers.0.mlp.fc1.weight")
-  gated = family == "dinov2" and _is_gated(shapes, gate, fc1, layout, shape)
-  inner = "gate_proj" if gated else "fc1"
+  gated = family == "dinov2" and tower.is_gated()
+  inner = f"encoder.layers.0.mlp.{'gate_proj' if gated else 'fc1'}.weight"
+  depth = tower.depth()
   return vit.VisionConfig(
     image_size=image_size(named, grid, patch),
     patch_size=patch,
     hidden_size=width,
-    intermediate_size=shape(f"encoder.layers.0.mlp.{inner}.weight")[0],
-    num_hidden_layers=(
-      _published_depth(where, width, _depth(shapes, layout))
-      if cut
-      else _depth(shapes, layout)
-    ),
+    intermediate_size=tower.shape(inner)[0],
+    num_hidden_layers=_published_depth(where, width, depth) if cut else depth,
     num_attention_heads=heads or _heads(where, family, width),
     family=family,
     gated_mlp=gated,
@@ -79,30 +66,51 @@ def vision(
   )
 
 
-def _patches(where, shape):
-  found = shape("embeddings.patch_embedding.weight")
-  if len(found) != 4 or found[2] != found[3]:
-    raise errors.InputError(
-      f"{where}: the patch embedding is {found}; a fixed-resolution encoder has"
-      " [width, 3, patch, patch] (SigLIP2 NaFlex is not read)"
+class _Tower(NamedTuple):
+  """The shapes of a file's tower, asked for by our names."""
+
+  where: str
+  shapes: Mapping[str, tuple[int, ...]]
+  family: str
+  layout: str
+
+  def shape(self, name: str) -> tuple[int, ...]:
+    at = layouts.place(self.layout, name)
+    if at is None or at.name not in self.shapes:
+      raise errors.InputError(
+        f"{self.where}: has no tensor {at.name if at else name}, so it is no"
+        f" {self.family} encoder in this layout"
+      )
+    found = self.shapes[at.name][at.lead :]
+    return (found[0] // at.blocks, *found[1:])
+
+  def patches(self) -> tuple[int, int]:
+    """The width and the side of a patch."""
+    found = self.shape("embeddings.patch_embedding.weight")
+    if len(found) != 4 or found[2] != found[3]:
+      raise errors.InputError(
+        f"{self.where}: the patch embedding is {found}; a fixed-resolution"
+        " encoder has [width, 3, patch, patch] (SigLIP2 NaFlex is not read)"
+      )
+    return found[0], found[2]
+
+  def is_gated(self) -> bool:
+    """In timm's layout both kinds of MLP are called fc1 and fc2."""
+    gate, fc1, fc2 = (
+      layouts.place(self.layout, f"encoder.layers.0.mlp.{name}.weight")
+      for name in ("gate_proj", "fc1", "fc2")
     )
-  return found
+    if gate.name not in self.shapes:
+      return False
+    if gate.name != fc1.name:
+      return True
+    return self.shapes[gate.name][0] == 2 * self.shapes[fc2.name][1]
 
-
-def _is_gated(shapes, gate, fc1, layout, shape) -> bool:
-  """In timm's layout both kinds of MLP are called fc1 and fc2."""
-  if gate is None or gate.name not in shapes:
-    return False
-  if fc1 is None or gate.name != fc1.name:
-    return True
-  down = layouts.place(layout, "encoder.layers.0.mlp.fc2.weight")
-  return shapes[gate.name][0] == 2 * shapes[down.name][1]
-
-
-def _depth(shapes, layout) -> int:
-  first = layouts.place(layout, "encoder.layers.0.layer_norm1.weight").name
-  pattern = re.escape(first).replace("0", r"(\d+)", 1)
-  return max(int(m[1]) for n in shapes if (m := re.fullmatch(pattern, n))) + 1
+  def depth(self) -> int:
+    first = layouts.place(self.layout, "encoder.layers.0.layer_norm1.weight")
+    pattern = re.escape(first.name).replace("0", r"(\d+)", 1)
+    found = [re.fullmatch(pattern, name) for name in self.shapes]
+    return max(int(match[1]) for match in found if match) + 1
 
 
 def _published_depth(where: str, width: int, stored: int) -> int:

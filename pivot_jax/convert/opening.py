@@ -37,8 +37,9 @@ def open_address(address: addresses.Address) -> source.Source:
   if address.kind == "hf":
     opened = hf.open_folder(address.path, choices=choices)
   elif address.kind == "bv":
-    part = "" if address.part == "vision" else address.part
-    opened = big_vision.open_file(address.path, part=part, choices=choices)
+    opened = big_vision.open_file(
+      address.path, inside=address.inside, choices=choices
+    )
   else:
     opened = timm.open_file(address.path, choices=choices)
   if opened.vision is None and given.keys() - {"revision"}:
@@ -81,6 +82,7 @@ def _resized(opened, image_size, method) -> source.Source:
       f"{opened.where}: another image size needs both choices, as"
       " ?image_size=378&positions=dinov2 (or big_vision)"
     )
+  positions.check_method(method)
   vision = opened.vision
   smaller = dataclasses.replace(vision, image_size=image_size)
   if smaller.grid < 1:
@@ -101,8 +103,6 @@ def _resized(opened, image_size, method) -> source.Source:
     )
     return resized.astype(dtype)
 
-  # Once here, so that a wrong method is answered before anything is read.
-  table(np.float32)
   shapes = dict(opened.shapes)
   shapes[_TABLE] = (smaller.positions, vision.hidden_size)
   return dataclasses.replace(

@@ -39,10 +39,7 @@ def resize(
   Raises:
     InputError: an unknown method, no square number of rows, or no positions.
   """
-  if method not in METHODS:
-    raise InputError(
-      f"positions={method!r}: choose one of {', '.join(METHODS)}"
-    )
+  check_method(method)
   table = np.asarray(table, np.float32)
   first, rest = table[:class_token], table[class_token:]
   side = math.isqrt(len(rest))
@@ -63,6 +60,14 @@ def resize(
     _linear(square, grid) if method == "big_vision" else _cubic(square, grid)
   )
   return np.concatenate([first, new.reshape(grid * grid, -1)])
+
+
+def check_method(method: str) -> None:
+  """Raises InputError for anything but a name in METHODS."""
+  if method not in METHODS:
+    raise InputError(
+      f"positions={method!r}: choose one of {', '.join(METHODS)}"
+    )
 
 
 def _linear(

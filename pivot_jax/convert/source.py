@@ -6,6 +6,7 @@ before all of them fit.
 """
 
 import dataclasses
+import functools
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -118,58 +119,18 @@ def from_tensors(
       the reason where it can be told.
   """
   shapes = shapes_of(vision, llm)
-
-  def place(name: str) -> layouts.Place:
-    part, _, rest = name.partition(".")
-    if part != "vision":
-      return layouts.Place(name)
-    at = layouts.place(layout, rest)
-    if at is None:
-      raise errors.InputError(f"{where}: {layout} files have no {rest}")
-    return at._replace(name=f"vision.{at.name}")
-
+  place = functools.partial(_place, where, layout)
   slots = {name: slot.shape for name, slot in names.slots(shapes).items()}
   behind = _behind(vision, found, layout, place, cut=cut)
-  expected = {
-    place(name).name: place(name).shape(shape)
-    for name, shape in (slots | behind).items()
-  }
   reasons = _reasons(found, slots, behind, place, llm)
-  diagnose.check(
-    where,
-    missing={n: s for n, s in expected.items() if n not in found.keys},
-    unexpected=[
-      *found.unexpected,
-      *(
-        f"{key} {found.shape(name)}"
-        for name, key in found.keys.items()
-        if name not in expected and name not in reasons
-      ),
-    ],
-    misshapen=[
-      (found.keys[name], found.shape(name), shape)
-      for name, shape in expected.items()
-      if name in found.keys and found.shape(name) != shape
-    ],
-    vision=vision,
-    not_floats=tensors.not_floats(
-      {found.keys[n]: found.stored[found.keys[n]] for n in expected}
-      if expected.keys() <= found.keys.keys()
-      else {}
-    ),
-  )
+  _check(where, found, slots | behind, place, reasons, vision)
+  _check_tied(where, found, reasons)
 
   def fill(name: str, view: np.ndarray) -> None:
     at = place(name)
     key = found.keys[at.name]
-    tensors.fill(
-      view,
-      found.stored[key],
-      key,
-      block=at.block,
-      blocks=at.blocks,
-      lead=at.lead,
-    )
+    span = dict(block=at.block, blocks=at.blocks, lead=at.lead)
+    tensors.fill(view, found.stored[key], key, **span)
 
   flat = {path: leaf.shape for path, leaf in trees.flatten(shapes).items()}
 
@@ -177,13 +138,13 @@ def from_tensors(
     return names.build_leaf(tuple(path.split("/")), flat[path], dtype, fill)
 
   def read_unread() -> dict[str, np.ndarray]:
-    arrays = {}
-    for name, shape in behind.items():
-      arrays[name.removeprefix("vision.")] = np.empty(shape, np.float32)
-      fill(name, arrays[name.removeprefix("vision.")])
-    return arrays
+    arrays = {
+      name: np.empty(shape, np.float32) for name, shape in behind.items()
+    }
+    for name, array in arrays.items():
+      fill(name, array)
+    return {name.removeprefix("vision."): x for name, x in arrays.items()}
 
-  _check_tied(where, found, reasons)
   return Source(
     where=where,
     kind=kind,
@@ -197,6 +158,43 @@ def from_tensors(
       for name, reason in sorted(reasons.items())
     ),
     processor=processor,
+  )
+
+
+def _place(where: str, layout: str, name: str) -> layouts.Place:
+  """Where a tensor of ours lies, its part before its name in the layout."""
+  part, _, rest = name.partition(".")
+  if part != "vision":
+    return layouts.Place(name)
+  at = layouts.place(layout, rest)
+  if at is None:
+    raise errors.InputError(f"{where}: {layout} files have no {rest}")
+  return at._replace(name=f"vision.{at.name}")
+
+
+def _check(where, found, wanted, place, reasons, vision) -> None:
+  """Raises InputError unless the file has what is wanted and nothing else."""
+  expected = {
+    place(name).name: place(name).shape(shape) for name, shape in wanted.items()
+  }
+  present = {n: s for n, s in expected.items() if n in found.keys}
+  rest = [n for n in found.keys if n not in expected and n not in reasons]
+  diagnose.check(
+    where,
+    missing={n: s for n, s in expected.items() if n not in present},
+    unexpected=[
+      *found.unexpected,
+      *(f"{found.keys[name]} {found.shape(name)}" for name in rest),
+    ],
+    misshapen=[
+      (found.keys[name], found.shape(name), shape)
+      for name, shape in present.items()
+      if found.shape(name) != shape
+    ],
+    vision=vision,
+    not_floats=tensors.not_floats(
+      {found.keys[n]: found.stored[found.keys[n]] for n in present}
+    ),
   )
 
 

@@ -206,3 +206,30 @@ def test_another_tower_in_a_file_is_found_again(file, params):
   folders.equal(loaded.params, {"vision": params["vision"]})
   arrays, _ = checkpoint.unread(loaded.meta)
   folders.equal(arrays, _head())
+
+
+def test_whole_numbers_are_refused_before_anything_is_read(file):
+  members = _members(file)
+  name = "params/img/pos_embedding"
+  members[name] = members[name].astype(np.int32)
+  np.savez(file, **members)
+  with pytest.raises(errors.InputError, match="as floats: pos_embedding int32"):
+    big_vision.open_file(file)
+
+
+@pytest.mark.parametrize("unstack", [False, True])
+def test_all_blocks_behind_another_layer_are_given_back(file, params, unstack):
+  if unstack:
+    np.savez(file, **_unstack(_members(file)))
+  opened = big_vision.open_file(file, choices={"feature_layer": -3})
+  assert opened.vision.used_layers == 1
+  whole = towers.complete(tiny.VISION, params["vision"], _head())
+  behind = {
+    name: array
+    for name, array in whole.items()
+    if not name.startswith(("encoder.layers.0.", "embeddings."))
+  }
+  folders.equal(opened.read_unread(), behind)
+  named = {x["name"] for x in opened.not_carried}
+  block = "Transformer/encoderblock_2/LayerNorm_0/scale"
+  assert (block in named) == unstack
