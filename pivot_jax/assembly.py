@@ -58,7 +58,9 @@ def assemble(
     compute=layers.Compute(**config.compute.to_dict()),
   )
   params = _complete(model, given, config.seed)
-  _check_vocabulary(llm, tokenizer, inputs)
+  if llm is not None:
+    where = inputs.get("llm") or inputs.get("init") or "a new model"
+    tokenizer.check_vocabulary(llm.vocab_size, where)
   sources = {name: str(inputs[name]) for name in found}
   not_carried = [x for y in found.values() for x in y.meta["not_carried"]]
   meta = {
@@ -110,15 +112,13 @@ def check_given(
   """Raises InputError for given weights that do not go with the settings."""
   if name in ("init", "vision") and "vision" in loaded.params:
     _check_resample(address, loaded, config)
-    # What is given back at the end must be there, and not only then.
-    checkpoint.unread(loaded.meta)
   if name in ("init", "llm") and "llm" in loaded.params:
     _check_tokenizer(address, loaded, config, tokenizer)
 
 
 def _check_resample(address, loaded, config) -> None:
   """Raises if an encoder is known to have seen images resized otherwise."""
-  known = loaded.meta.get("preprocessing", {}).get("resample")
+  known = checkpoint.resample(loaded.meta)
   size = loaded.vision.image_size
   if known and not framing.same(known, config.resample, size):
     raise InputError(
@@ -144,15 +144,6 @@ def _check_tokenizer(address, loaded, config, tokenizer) -> None:
     raise InputError(
       f"{address}: its tokenizer is not {config.tokenizer}: give the one it was "
       "trained with, as --config.tokenizer=DIR"
-    )
-
-
-def _check_vocabulary(llm, tokenizer, inputs) -> None:
-  if llm is not None and llm.vocab_size < tokenizer.vocab_size:
-    raise InputError(
-      f"the tokenizer has {tokenizer.vocab_size} tokens, the language model "
-      f"({inputs.get('llm') or inputs.get('init') or 'new'}) only "
-      f"{llm.vocab_size}: give the tokenizer that belongs to it"
     )
 
 

@@ -43,11 +43,19 @@ class Loaded:
 
   @property
   def vision(self) -> vit.VisionConfig | None:
-    return _config(vit.VisionConfig, self.meta["vision"])
+    return configs(self.meta)[0]
 
   @property
   def llm(self) -> qwen2.LLMConfig | None:
-    return _config(qwen2.LLMConfig, self.meta["llm"])
+    return configs(self.meta)[1]
+
+  def model(self, compute: layers.Compute | None = None) -> mllm.MLLM:
+    """Returns the module of the parts that are there."""
+    return mllm.MLLM(
+      llm=self.llm if "llm" in self.params else None,
+      vision=self.vision if "vision" in self.params else None,
+      compute=compute or layers.Compute(),
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,15 +210,25 @@ def load_model(
       f"{address}: holds no {absent[0]!r}, only {', '.join(sorted(parts))}; "
       "give the output of a train stage"
     )
-  model = mllm.MLLM(
-    llm=loaded.llm if "llm" in parts else None,
-    vision=loaded.vision if "vision" in parts else None,
-    compute=compute or layers.Compute(),
-  )
   folder = tokenizer_folder(address)
   wanted = "tokenizer" in needs or folder.name == "tokenizer"
   tokenizer = chat.load_tokenizer(folder) if wanted else None
-  return Model(model, loaded.params, tokenizer, loaded.meta)
+  return Model(loaded.model(compute), loaded.params, tokenizer, loaded.meta)
+
+
+def configs(
+  meta: Mapping[str, Any],
+) -> tuple[vit.VisionConfig | None, qwen2.LLMConfig | None]:
+  """Returns the configurations that model.json holds."""
+  return (
+    _config(vit.VisionConfig, meta["vision"]),
+    _config(qwen2.LLMConfig, meta["llm"]),
+  )
+
+
+def resample(meta: Mapping[str, Any]) -> str | None:
+  """Returns how images are framed by model.json, None if it does not say."""
+  return (meta.get("preprocessing") or {}).get("resample")
 
 
 def tokenizer_folder(address: str) -> pathlib.Path:

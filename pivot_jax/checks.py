@@ -162,6 +162,9 @@ def _check_weights(steps: Iterable[rundir.Step]) -> None:
       folder = checkpoint.tokenizer_folder(step.config.tokenizer)
       tokenizer = chat.load_tokenizer(folder)
       assembly.check_given(name, address, loaded, step.config, tokenizer)
+      if "vision" in loaded.params:
+        # What is given back at the end must be there, and not only then.
+        checkpoint.unread(loaded.meta)
 
 
 def _check_sources(steps: Iterable[rundir.Step]) -> None:

@@ -157,15 +157,15 @@ def _check_target(out: pathlib.Path) -> None:
     raise InputError(f"{out}: is there already; give a folder that is not")
 
 
-def _configs(job: Job):
+def _encoder(job: Job) -> dict[str, Any]:
+  """What each format is told of the encoder beside its parameters."""
   from pivot_jax import checkpoint
 
-  loaded = checkpoint.Loaded(job.params, dict(job.meta), pathlib.Path())
-  return loaded.vision, loaded.llm
-
-
-def _resample(job: Job) -> str:
-  return (job.meta.get("preprocessing") or {}).get("resample", "bicubic")
+  return dict(
+    unread=job.unread,
+    resample=checkpoint.resample(job.meta) or "bicubic",
+    dtype=job.dtype,
+  )
 
 
 def _need(job: Job, *parts: str) -> None:
@@ -180,20 +180,15 @@ def _need(job: Job, *parts: str) -> None:
 
 
 def _hf(job: Job, out: pathlib.Path) -> str:
+  from pivot_jax import checkpoint
   from pivot_jax.convert import hf, hf_json, llava_files
 
-  vision, llm = _configs(job)
+  vision, llm = checkpoint.configs(job.meta)
   if "vision" in job.params:
-    hf.save_vision(
-      out,
-      vision,
-      job.params["vision"],
-      unread=job.unread,
-      resample=_resample(job),
-      dtype=job.dtype,
-    )
+    hf.save_vision(out, vision, job.params["vision"], **_encoder(job))
     return hf_json.class_of(vision)
   _need(job, "llm")
+  job.tokenizer.check_vocabulary(llm.vocab_size, job.name)
   hf.save_llm(
     out,
     llm,
@@ -201,19 +196,19 @@ def _hf(job: Job, out: pathlib.Path) -> str:
     eos_token_id=job.tokenizer.im_end,
     dtype=job.dtype,
   )
-  llava_files.check_vocabulary(job.name, llm, job.tokenizer)
   llava_files.write_tokenizer(out, job.tokenizer.backend, image_token=False)
   llava_files.write_generation(out, job.tokenizer, suppress=[])
   return "Qwen2ForCausalLM"
 
 
 def _llava(job: Job, out: pathlib.Path) -> str:
+  from pivot_jax import checkpoint
   from pivot_jax.convert import hf, llava_files
 
   _need(job, "vision", "projector", "llm")
-  vision, llm = _configs(job)
+  vision, llm = checkpoint.configs(job.meta)
   tokenizer = job.tokenizer
-  llava_files.check_vocabulary(job.name, llm, tokenizer)
+  tokenizer.check_vocabulary(llm.vocab_size, job.name)
   _, image_id = llava_files.with_image_token(tokenizer)
   llm, decoder = llava_files.widen(
     llm, job.params["llm"], image_id, tokenizer.end_of_text
@@ -225,37 +220,28 @@ def _llava(job: Job, out: pathlib.Path) -> str:
     {**job.params, "llm": decoder},
     image_token_id=image_id,
     eos_token_id=tokenizer.im_end,
-    unread=job.unread,
-    resample=_resample(job),
-    dtype=job.dtype,
+    **_encoder(job),
   )
-  llava_files.write(
-    out, vision=vision, tokenizer=tokenizer, resample=_resample(job)
-  )
+  llava_files.write(out, vision=vision, tokenizer=tokenizer)
   return "LlavaForConditionalGeneration"
 
 
 def _timm(job: Job, out: pathlib.Path) -> str:
+  from pivot_jax import checkpoint
   from pivot_jax.convert import timm
 
   _need(job, "vision")
-  vision, _ = _configs(job)
-  timm.save(
-    out,
-    vision,
-    job.params["vision"],
-    unread=job.unread,
-    resample=_resample(job),
-    dtype=job.dtype,
-  )
+  vision, _ = checkpoint.configs(job.meta)
+  timm.save(out, vision, job.params["vision"], **_encoder(job))
   return "timm"
 
 
 def _big_vision(job: Job, out: pathlib.Path) -> str:
+  from pivot_jax import checkpoint
   from pivot_jax.convert import big_vision
 
   _need(job, "vision")
-  vision, _ = _configs(job)
+  vision, _ = checkpoint.configs(job.meta)
   # The size stands in the name: the grid of patches alone does not tell it.
   big_vision.save(
     out / f"siglip_{vision.image_size}.npz",

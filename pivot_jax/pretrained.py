@@ -82,7 +82,7 @@ class Pretrained:
     """
     if self.vision is None:
       raise InputError(f"{self.address}: has no vision encoder")
-    how = (self.meta.get("preprocessing") or {}).get("resample", "bicubic")
+    how = checkpoint.resample(self.meta) or "bicubic"
     return images.preprocess(pictures, self.vision.image_size, resample=how)
 
   def _logits(
@@ -170,13 +170,7 @@ def load(
   """Returns (model, params) of an address; see `pivot_jax.load`."""
   address = os.fspath(address)
   loaded = checkpoint.load(address, dtype=dtype, mesh=mesh)
-  parts = set(loaded.params)
-  model = mllm.MLLM(
-    llm=loaded.llm if "llm" in parts else None,
-    vision=loaded.vision if "vision" in parts else None,
-    compute=compute or layers.Compute(),
-  )
-  return Pretrained(model, loaded.meta, address), loaded.params
+  return Pretrained(loaded.model(compute), loaded.meta, address), loaded.params
 
 
 def save(

@@ -1,8 +1,7 @@
-"""The installed package works away from its checkout, and imports quickly."""
+"""The installed package works away from its checkout."""
 
 import subprocess
 import sys
-import time
 
 
 def _run(script, folder):
@@ -29,8 +28,6 @@ def test_load_and_save_are_there_from_any_folder(tmp_path):
 
 
 def test_importing_the_package_imports_no_jax(tmp_path):
+  # jax alone takes most of a second.
   script = "import sys, pivot_jax; print('jax' in sys.modules)"
-  began = time.monotonic()
   assert _run(script, tmp_path) == "False"
-  # Far more than it takes without jax, on a machine that is busy, too.
-  assert time.monotonic() - began < 10

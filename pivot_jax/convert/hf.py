@@ -255,7 +255,7 @@ def save_llava(
     arrays[f"language_model.{inner}"] = v
   tensors.write(folder, arrays, dtype=dtype)
   tensors.write_json(folder / "config.json", config)
-  _write_processor(folder, vision, resample)
+  _write_processor(folder, vision, resample, processor_class="LlavaProcessor")
 
 
 def _tower(config, params, unread) -> dict[str, np.ndarray]:
@@ -274,11 +274,11 @@ def _has_head(arrays: Mapping[str, np.ndarray]) -> bool:
   return any(name.startswith("head.") for name in arrays)
 
 
-def _write_processor(folder, config, resample) -> None:
+def _write_processor(folder, config, resample, **more: str) -> None:
   known = processor.Processor(
     resample, config.image_size, config.image_mean, config.image_std
   )
   tensors.write_json(
     folder / "preprocessor_config.json",
-    processor.to_json(known, config.family),
+    processor.to_json(known, config.family) | more,
   )

@@ -4,6 +4,7 @@ No weights here (`hf.py`), and nothing is written (`hf_json.py`). A setting that
 our models do not compute is refused by name rather than read past.
 """
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,6 +12,8 @@ from typing import Any, NamedTuple
 from pivot_jax import errors
 from pivot_jax.convert import families, tensors
 from pivot_jax.models import layers, qwen2, vit
+
+LOG = logging.getLogger("pivot_jax")
 
 
 class _Tower(NamedTuple):
@@ -120,6 +123,12 @@ def _llava(path: Path, config: Mapping[str, Any]) -> Configs:
   if not isinstance(layer, int):
     raise errors.InputError(
       f"{path}: vision_feature_layer is {layer!r}; it must be one number"
+    )
+  if layer == -1:
+    LOG.warning(
+      "%s: vision_feature_layer -1 is read as the last block without the norm, as"
+      " transformers 4.57.6 and 5 do; 4.57.1 applied the norm",
+      path,
     )
   tied = config.get("tie_word_embeddings", False)
   text = dict(inner["text"])

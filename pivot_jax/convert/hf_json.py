@@ -98,8 +98,8 @@ def llava(
   """Returns config.json of a LlavaForConditionalGeneration.
 
   Raises:
-    InputError: features that it cannot name: after the last block, which means
-      another thing in transformers 4 than in 5, after a final norm, or resized.
+    InputError: features that it cannot name: after the last block, where
+      releases of transformers differ in the norm, after a final norm, or resized.
   """
   last = tower.used_layers == tower.num_hidden_layers
   if tower.final_norm or last or tower.feature_tokens:

@@ -42,8 +42,12 @@ class _Layout(NamedTuple):
   block: Mapping[str, Place]
 
 
-def _places(**names: str) -> dict[str, Place]:
-  return {ours.replace("__", "."): Place(name) for ours, name in names.items()}
+def _places(names: Mapping[str, str]) -> dict[str, Place]:
+  return {ours: Place(theirs) for ours, theirs in names.items()}
+
+
+def _same(*names: str) -> dict[str, Place]:
+  return {name: Place(name) for name in names}
 
 
 def _fused(name: str, *modules: str) -> dict[str, Place]:
@@ -52,43 +56,29 @@ def _fused(name: str, *modules: str) -> dict[str, Place]:
 
 
 _QKV = tuple(f"self_attn.{x}_proj" for x in "qkv")
-_SAME_BLOCK = _places(
-  layer_norm1="layer_norm1",
-  layer_norm2="layer_norm2",
-  self_attn__q_proj="self_attn.q_proj",
-  self_attn__k_proj="self_attn.k_proj",
-  self_attn__v_proj="self_attn.v_proj",
-  self_attn__out_proj="self_attn.out_proj",
-  mlp__fc1="mlp.fc1",
-  mlp__fc2="mlp.fc2",
-)
-_POOLING = {
-  "head.probe": Place("head.probe"),
-  **_places(
-    head__attention__out_proj="head.attention.out_proj",
-    head__layernorm="head.layernorm",
-    head__mlp__fc1="head.mlp.fc1",
-    head__mlp__fc2="head.mlp.fc2",
-  ),
-  **{
+_SIGLIP = _Layout(
+  "encoder.layers.{}.",
+  _same(
+    "embeddings.class_embedding",
+    "embeddings.position_embedding",
+    "embeddings.patch_embedding",
+    "pre_layrnorm",
+    "post_layernorm",
+    "head.probe",
+    "head.attention.out_proj",
+    "head.layernorm",
+    "head.mlp.fc1",
+    "head.mlp.fc2",
+  )
+  | {
     f"head.attention.{x}_proj.{leaf}": Place(
       f"head.attention.in_proj_{leaf}", k, 3
     )
     for k, x in enumerate("qkv")
     for leaf in ("weight", "bias")
   },
-}
-_SIGLIP = _Layout(
-  "encoder.layers.{}.",
-  {
-    "embeddings.class_embedding": Place("embeddings.class_embedding"),
-    "embeddings.position_embedding": Place("embeddings.position_embedding"),
-    "embeddings.patch_embedding": Place("embeddings.patch_embedding"),
-    "pre_layrnorm": Place("pre_layrnorm"),
-    "post_layernorm": Place("post_layernorm"),
-    **_POOLING,
-  },
-  _SAME_BLOCK,
+  _same("layer_norm1", "layer_norm2", *_QKV, "self_attn.out_proj")
+  | _same("mlp.fc1", "mlp.fc2"),
 )
 _VIT_STEM = {
   "embeddings.class_embedding": Place("embeddings.cls_token", lead=2),
@@ -101,23 +91,24 @@ _VIT_STEM = {
   "pooler.dense": Place("pooler.dense"),
 }
 _VIT_ATTENTION = _places(
-  self_attn__q_proj="attention.attention.query",
-  self_attn__k_proj="attention.attention.key",
-  self_attn__v_proj="attention.attention.value",
-  self_attn__out_proj="attention.output.dense",
+  {
+    "self_attn.q_proj": "attention.attention.query",
+    "self_attn.k_proj": "attention.attention.key",
+    "self_attn.v_proj": "attention.attention.value",
+    "self_attn.out_proj": "attention.output.dense",
+  }
 )
 _DINOV2 = _Layout(
   "encoder.layer.{}.",
   _VIT_STEM,
   _VIT_ATTENTION
+  | _same("mlp.fc1", "mlp.fc2", "layer_scale1", "layer_scale2")
   | _places(
-    layer_norm1="norm1",
-    layer_norm2="norm2",
-    mlp__fc1="mlp.fc1",
-    mlp__fc2="mlp.fc2",
-    mlp__down_proj="mlp.weights_out",
-    layer_scale1="layer_scale1",
-    layer_scale2="layer_scale2",
+    {
+      "layer_norm1": "norm1",
+      "layer_norm2": "norm2",
+      "mlp.down_proj": "mlp.weights_out",
+    }
   )
   | _fused("mlp.weights_in", "mlp.gate_proj", "mlp.up_proj"),
 )
@@ -126,10 +117,12 @@ _VIT = _Layout(
   _VIT_STEM,
   _VIT_ATTENTION
   | _places(
-    layer_norm1="layernorm_before",
-    layer_norm2="layernorm_after",
-    mlp__fc1="intermediate.dense",
-    mlp__fc2="output.dense",
+    {
+      "layer_norm1": "layernorm_before",
+      "layer_norm2": "layernorm_after",
+      "mlp.fc1": "intermediate.dense",
+      "mlp.fc2": "output.dense",
+    }
   ),
 )
 _TIMM = _Layout(
@@ -137,30 +130,34 @@ _TIMM = _Layout(
   {
     "embeddings.class_embedding": Place("cls_token", lead=2),
     "embeddings.position_embedding.weight": Place("pos_embed", lead=1),
-    "embeddings.patch_embedding": Place("patch_embed.proj"),
-    "pre_layrnorm": Place("norm_pre"),
-    "post_layernorm": Place("norm"),
-    "head.probe": Place("attn_pool.latent"),
-    **_places(
-      head__attention__q_proj="attn_pool.q",
-      head__attention__out_proj="attn_pool.proj",
-      head__layernorm="attn_pool.norm",
-      head__mlp__fc1="attn_pool.mlp.fc1",
-      head__mlp__fc2="attn_pool.mlp.fc2",
-    ),
-    **_fused("attn_pool.kv", "head.attention.k_proj", "head.attention.v_proj"),
-  },
-  _places(
-    layer_norm1="norm1",
-    layer_norm2="norm2",
-    self_attn__out_proj="attn.proj",
-    mlp__fc1="mlp.fc1",
-    mlp__fc2="mlp.fc2",
-    mlp__down_proj="mlp.fc2",
+  }
+  | _places(
+    {
+      "embeddings.patch_embedding": "patch_embed.proj",
+      "pre_layrnorm": "norm_pre",
+      "post_layernorm": "norm",
+      "head.probe": "attn_pool.latent",
+      "head.attention.q_proj": "attn_pool.q",
+      "head.attention.out_proj": "attn_pool.proj",
+      "head.layernorm": "attn_pool.norm",
+      "head.mlp.fc1": "attn_pool.mlp.fc1",
+      "head.mlp.fc2": "attn_pool.mlp.fc2",
+    }
+  )
+  | _fused("attn_pool.kv", "head.attention.k_proj", "head.attention.v_proj"),
+  _same("mlp.fc1", "mlp.fc2")
+  | _places(
+    {
+      "layer_norm1": "norm1",
+      "layer_norm2": "norm2",
+      "self_attn.out_proj": "attn.proj",
+      "mlp.down_proj": "mlp.fc2",
+      "layer_scale1.lambda1": "ls1.gamma",
+      "layer_scale2.lambda1": "ls2.gamma",
+    }
   )
   | _fused("attn.qkv", *_QKV)
-  | _fused("mlp.fc1", "mlp.gate_proj", "mlp.up_proj")
-  | {f"layer_scale{k}.lambda1": Place(f"ls{k}.gamma") for k in (1, 2)},
+  | _fused("mlp.fc1", "mlp.gate_proj", "mlp.up_proj"),
 )
 
 # By family of encoder for Hugging Face's files, and by tool for the others.

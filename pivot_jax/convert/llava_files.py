@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 import tokenizers
 
-from pivot_jax import errors
-from pivot_jax.convert import hf_json, processor, tensors
+from pivot_jax.convert import hf_json, tensors
 from pivot_jax.data import chat, tokens
 from pivot_jax.models import qwen2, vit
 
@@ -72,35 +71,12 @@ def widen(
   return qwen2.LLMConfig(**sizes), params
 
 
-def check_vocabulary(
-  where: str, config: qwen2.LLMConfig, tokenizer: tokens.Tokenizer
-) -> None:
-  """Raises InputError if the tokenizer has ids that the decoder has not."""
-  if tokenizer.vocab_size > config.vocab_size:
-    raise errors.InputError(
-      f"{where}: the tokenizer has {tokenizer.vocab_size} tokens, the language"
-      f" model only {config.vocab_size}: give the tokenizer that belongs to it"
-    )
-
-
 def write(
-  folder: Path,
-  *,
-  vision: vit.VisionConfig,
-  tokenizer: tokens.Tokenizer,
-  resample: str,
+  folder: Path, *, vision: vit.VisionConfig, tokenizer: tokens.Tokenizer
 ) -> None:
   """Writes tokenizer, processor, chat template and generation config."""
   backend, image_id = with_image_token(tokenizer)
   write_tokenizer(folder, backend, image_token=True)
-  known = processor.Processor(
-    resample, vision.image_size, vision.image_mean, vision.image_std
-  )
-  tensors.write_json(
-    folder / "preprocessor_config.json",
-    processor.to_json(known, vision.family)
-    | {"processor_class": "LlavaProcessor"},
-  )
   tensors.write_json(
     folder / "processor_config.json",
     {

@@ -39,10 +39,8 @@ class Slot(NamedTuple):
 def slots(shapes: PyTree) -> dict[str, Slot]:
   """Maps the foreign name of every tensor of a tree to its place.
 
-  A leaf with no torch counterpart in `_LEAVES` (a class token, a factor) keeps
-  its own name.
-
-  `shapes` is a nested dict whose leaves have a `shape`.
+  `shapes` is a nested dict whose leaves have a `shape`. A leaf with no torch
+  counterpart in `_LEAVES` (a class token, a factor) keeps its own name.
   """
   found = {}
   for path, leaf in flax.traverse_util.flatten_dict(shapes).items():

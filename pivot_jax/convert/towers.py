@@ -11,7 +11,6 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import flax.traverse_util
 import jax
 import numpy as np
 
@@ -144,9 +143,7 @@ def _full(config: vit.VisionConfig) -> vit.VisionConfig:
 def _tower(config: vit.VisionConfig) -> Any:
   model = mllm.MLLM(None, config)
   shapes = jax.eval_shape(lambda: mllm.init_params(model, jax.random.key(0)))
-  return flax.traverse_util.unflatten_dict(
-    flax.traverse_util.flatten_dict(shapes["vision"])
-  )
+  return shapes["vision"]
 
 
 def _inert(name: str, shape: tuple[int, ...]) -> np.ndarray:

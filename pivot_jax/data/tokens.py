@@ -77,6 +77,14 @@ class Tokenizer:
     ids = (self.im_start, self.im_end, self.end_of_text)
     return ids[SPECIALS.index(name)]
 
+  def check_vocabulary(self, size: int, where: str) -> None:
+    """Raises InputError if it has ids beyond a model's `size` embeddings."""
+    if self.vocab_size > size:
+      raise InputError(
+        f"{where}: the tokenizer has {self.vocab_size} tokens, the language model"
+        f" only {size}: give the tokenizer that belongs to it"
+      )
+
   def save(self, folder: str | os.PathLike) -> None:
     """Writes a folder that `load_tokenizer` and transformers can read."""
     folder = pathlib.Path(folder)

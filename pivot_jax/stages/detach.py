@@ -39,14 +39,13 @@ def run(
   folder = addresses.parse(address).path / "tokenizer"
   if folder.is_dir():
     shutil.copytree(folder, out / "tokenizer", dirs_exist_ok=True)
-  preprocessing = loaded.meta.get("preprocessing", {})
   unread, _ = checkpoint.unread(loaded.meta)
   hf.save_vision(
     out / "hf",
     loaded.vision,
     kept["vision"],
     unread=unread,
-    resample=preprocessing.get("resample", "bicubic"),
+    resample=checkpoint.resample(loaded.meta) or "bicubic",
   )
   return {
     "parameters": trees.count(kept["vision"]),

@@ -1,6 +1,7 @@
 """Configurations: what is read, and what is refused by name."""
 
 import json
+import logging
 
 import jax
 import pytest
@@ -179,3 +180,14 @@ def test_a_foreign_processor_does_not_stop_a_language_model(tmp_path):
   path = tmp_path / "preprocessor_config.json"
   path.write_text(json.dumps({"image_processor_type": "OtherProcessor"}))
   assert hf.open_folder(tmp_path).vision is None
+
+
+def test_the_last_layer_of_a_llava_is_read_without_the_norm_and_said(
+  tmp_path, params, caplog, monkeypatch
+):
+  monkeypatch.setattr(logging.getLogger("pivot_jax"), "propagate", True)
+  hf.save_llava(tmp_path, tiny.VISION, tiny.UNTIED, params, image_token_id=60)
+  _set(tmp_path, vision_feature_layer=-1)
+  vision = hf_config.read(tmp_path).vision
+  assert (vision.used_layers, vision.final_norm) == (3, False)
+  assert "-1 is read as the last block without the norm" in caplog.text

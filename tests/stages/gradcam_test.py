@@ -1,5 +1,6 @@
 """Gradient maps against plain implementations, and a whole run."""
 
+import dataclasses
 import json
 
 import jax
@@ -376,3 +377,21 @@ def test_a_row_without_a_mask_is_named(model):
   del row["object_mask"]
   with pytest.raises(errors.InputError, match="file:1: 'object_mask'"):
     gradcam.read_scenes(config(), model, Source([row]))
+
+
+def test_resized_features_lie_over_cells_of_the_image(model):
+  rows = scenes.Scenes(task="preference", split="gradcam", size=3)
+
+  def shares(tokens):
+    vision = dataclasses.replace(VISION, feature_tokens=tokens)
+    module = model.mllm.clone(vision=vision)
+    other = dataclasses.replace(model, mllm=module)
+    return gradcam.read_scenes(config(), other, rows)[0]
+
+  for scene in shares(16):
+    assert scene.share.shape == (16,)
+    # 48 pixels in cells of 12.
+    cells = scene.mask.reshape(4, 12, 4, 12).mean(axis=(1, 3))
+    np.testing.assert_allclose(scene.share, cells.reshape(-1), atol=1e-6)
+  with pytest.raises(errors.InputError, match="25 features do not divide"):
+    shares(25)

@@ -1,5 +1,6 @@
 """A whole run of the segmentation probe on scenes and a random encoder."""
 
+import dataclasses
 import json
 
 import jax
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from pivot_jax import checkpoint, errors, segmentation
+from pivot_jax import checkpoint, errors, segmentation, sharding
 from pivot_jax.data import scenes
 from pivot_jax.models import mllm, vit
 from pivot_jax.stages import segment_probe
@@ -137,3 +138,22 @@ def test_the_best_epoch_is_the_first_of_the_highest_recall():
   assert found["best_epoch"] == 2
   assert found["macro_recall"]["value"] == 0.5
   assert found["macro_recall_best_epoch"]["value"] == 0.75
+
+
+def test_a_resize_of_the_features_is_left_out():
+  module = mllm.MLLM(
+    llm=None, vision=dataclasses.replace(VISION, feature_tokens=16)
+  )
+  params = mllm.init_params(module, jax.random.key(0))
+  mesh = sharding.make_mesh({"data": -1})
+  found = [
+    segment_probe.extract(
+      config(),
+      checkpoint.Model(module.clone(vision=vision), params, None, {}),
+      config().sources.b.to_dict(),
+      mesh,
+    )
+    for vision in (VISION, module.vision)
+  ]
+  assert found[1].features.shape == (13, 36, 16)
+  np.testing.assert_array_equal(found[0].features, found[1].features)

@@ -267,7 +267,7 @@ def test_more_tokens_than_the_language_model_has_are_refused(init, tmp_path):
   (tmp_path / "tokenizer.json").write_text(json.dumps(rules), "utf-8")
   more = chat.load_tokenizer(tmp_path)
   with pytest.raises(
-    InputError, match=rf"has 513 tokens, .*\({init}\) only 512: give the tok"
+    InputError, match=rf"{init}: .*has 513 tokens, .* only 512: give the tok"
   ):
     assembly.assemble(tiny.config("train", None), {"init": init}, more)
 
