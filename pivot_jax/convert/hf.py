@@ -145,33 +145,6 @@ def _with_tower(opened, tower: Path, choices) -> source.Source:
   return dataclasses.replace(opened, read_unread=read_unread)
 
 
-def load(
-  folder: str | Path,
-) -> tuple[dict[str, Any], PyTree, dict[str, Any]]:
-  """Reads a checkpoint folder whole, into float32 numpy arrays.
-
-  Returns:
-    The configs {"vision": VisionConfig | None, "llm": LLMConfig | None}; the
-    params with the subtrees vision, projector and llm that the folder has; and
-    info {"source": the folder, "format": its model_type, "not_carried":
-    [{"name", "reason"}, ...]}.
-
-  Raises:
-    InputError: as `open_folder`.
-  """
-  opened = open_folder(folder)
-  info = {
-    "source": opened.where,
-    "format": opened.kind,
-    "not_carried": list(opened.not_carried),
-  }
-  return (
-    {"vision": opened.vision, "llm": opened.llm},
-    opened.params(),
-    info,
-  )
-
-
 def save_vision(
   folder: str | Path,
   config: vit.VisionConfig,

@@ -16,10 +16,6 @@ from PIL import Image
 
 from pivot_jax.errors import InputError
 
-# The paper's squash (SigLIP), the same with the filter of SigLIP 2's published
-# processor, and CLIP's shortest edge and crop; `parse_resample` knows more.
-RESAMPLES = ("bicubic", "bilinear", "crop_bicubic")
-
 _FILTERS = {
   "bicubic": Image.Resampling.BICUBIC,
   "bilinear": Image.Resampling.BILINEAR,

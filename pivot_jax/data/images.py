@@ -33,7 +33,6 @@ SUFFIXES = (
 # Pillow knows no format by name before its plugin is loaded.
 Image.init()
 
-RESAMPLES = framing.RESAMPLES
 parse_resample = framing.parse_resample
 resize = framing.resize
 resize_labels = framing.resize_labels

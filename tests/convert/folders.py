@@ -4,6 +4,8 @@ import jax
 import numpy as np
 import safetensors.numpy
 
+from pivot_jax.convert import hf
+
 
 def equal(a, b):
   jax.tree.map(np.testing.assert_array_equal, a, b)
@@ -17,3 +19,14 @@ def store(folder, arrays):
   safetensors.numpy.save_file(
     arrays, folder / "model.safetensors", metadata={"format": "pt"}
   )
+
+
+def load(folder):
+  """Returns the configs, the float32 params, and what the folder is."""
+  opened = hf.open_folder(folder)
+  info = {
+    "source": opened.where,
+    "format": opened.kind,
+    "not_carried": list(opened.not_carried),
+  }
+  return {"vision": opened.vision, "llm": opened.llm}, opened.params(), info

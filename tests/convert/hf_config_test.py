@@ -9,6 +9,7 @@ import pytest
 from pivot_jax import checkpoint, errors
 from pivot_jax.convert import hf, hf_config, processor
 from pivot_jax.models import mllm
+from tests.convert import folders
 from tests.models import tiny
 
 
@@ -32,7 +33,7 @@ def test_a_vision_config_we_do_not_compute_is_refused(
 ):
   _set(vision_folder, **fields)
   with pytest.raises(errors.InputError, match=said):
-    hf.load(vision_folder)
+    folders.load(vision_folder)
 
 
 def _json(model_type, **fields):
@@ -106,7 +107,7 @@ def test_a_multimodal_config_we_do_not_compute_is_refused(
   hf.save_llava(tmp_path, tiny.VISION, tiny.UNTIED, params, image_token_id=60)
   _set(tmp_path, **fields)
   with pytest.raises(errors.InputError, match=said):
-    hf.load(tmp_path)
+    folders.load(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -123,18 +124,18 @@ def test_a_text_config_we_do_not_compute_is_refused(tmp_path, fields, said):
   hf.save_llm(tmp_path, tiny.LLM, params["llm"])
   _set(tmp_path, **fields)
   with pytest.raises(errors.InputError, match=said):
-    hf.load(tmp_path)
+    folders.load(tmp_path)
 
 
 def test_a_folder_without_config_says_what_to_give(tmp_path):
   with pytest.raises(errors.InputError, match="config.json: not found; give"):
-    hf.load(tmp_path)
+    folders.load(tmp_path)
 
 
 def test_image_statistics_come_from_the_processor_file(vision_folder):
   path = vision_folder / "preprocessor_config.json"
   path.write_text(json.dumps({"image_mean": [0.1, 0.2, 0.3]}))
-  config = hf.load(vision_folder)[0]["vision"]
+  config = folders.load(vision_folder)[0]["vision"]
   assert config.image_mean == (0.1, 0.2, 0.3)
   assert config.image_std == (0.5, 0.5, 0.5)
 

@@ -21,7 +21,7 @@ KEY_BIAS = "vision_model.encoder.layers.{}.self_attn.k_proj.bias"
 
 
 def test_vision_returns_with_the_same_bytes(vision_folder, params):
-  configs, got, info = hf.load(vision_folder)
+  configs, got, info = folders.load(vision_folder)
   assert configs == {"vision": tiny.VISION, "llm": None}
   folders.equal(got, {"vision": params["vision"]})
   assert info["format"] == "siglip_vision_model"
@@ -33,7 +33,7 @@ def test_a_language_model_returns_with_the_same_bytes(tmp_path, config):
   model = mllm.MLLM(config, None)
   params = tiny.jitter(mllm.init_params(model, jax.random.key(0)))
   hf.save_llm(tmp_path, config, params["llm"], eos_token_id=7)
-  configs, got, info = hf.load(tmp_path)
+  configs, got, info = folders.load(tmp_path)
   assert configs == {"vision": None, "llm": config}
   folders.equal(got, params)
   assert info["not_carried"] == []
@@ -41,7 +41,7 @@ def test_a_language_model_returns_with_the_same_bytes(tmp_path, config):
 
 def test_a_multimodal_model_returns_with_the_same_bytes(tmp_path, params):
   hf.save_llava(tmp_path, tiny.VISION, tiny.UNTIED, params, image_token_id=60)
-  configs, got, _ = hf.load(tmp_path)
+  configs, got, _ = folders.load(tmp_path)
   assert configs == {"vision": tiny.VISION, "llm": tiny.UNTIED}
   folders.equal(got, params)
 
@@ -67,7 +67,7 @@ def test_matrices_are_stored_as_torch_stores_them(vision_folder, params):
 
 
 def test_the_block_behind_the_features_is_the_identity(vision_folder, params):
-  _, got, _ = hf.load(vision_folder)
+  _, got, _ = folders.load(vision_folder)
   whole = dataclasses.replace(tiny.VISION, feature_layer=-1)
   rest = {
     name: array
@@ -115,7 +115,7 @@ def test_keys_load_with_and_without_the_prefix(vision_folder, params, old, new):
     k.replace(old, new): v for k, v in folders.stored(vision_folder).items()
   }
   folders.store(vision_folder, arrays)
-  folders.equal(hf.load(vision_folder)[1], {"vision": params["vision"]})
+  folders.equal(folders.load(vision_folder)[1], {"vision": params["vision"]})
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ def test_a_multimodal_folder_loads_under_other_prefixes(
   folders.store(
     tmp_path, {rename(k): v for k, v in folders.stored(tmp_path).items()}
   )
-  folders.equal(hf.load(tmp_path)[1], params)
+  folders.equal(folders.load(tmp_path)[1], params)
 
 
 def test_every_misfit_is_listed_in_one_line(vision_folder):
@@ -150,7 +150,7 @@ def test_every_misfit_is_listed_in_one_line(vision_folder):
   arrays[bad] = np.zeros((16, 32), "f4")
   folders.store(vision_folder, arrays)
   with pytest.raises(errors.InputError) as caught:
-    hf.load(vision_folder)
+    folders.load(vision_folder)
   message = str(caught.value)
   assert "\n" not in message
   for part in (
@@ -168,7 +168,7 @@ def test_a_tensor_under_two_names_is_refused(vision_folder):
   arrays["post_layernorm.bias"] = arrays["vision_model.post_layernorm.bias"]
   folders.store(vision_folder, arrays)
   with pytest.raises(errors.InputError, match="unexpected: .*post_layernorm"):
-    hf.load(vision_folder)
+    folders.load(vision_folder)
 
 
 def test_a_tied_head_must_equal_the_embeddings(tmp_path):
@@ -177,10 +177,10 @@ def test_a_tied_head_must_equal_the_embeddings(tmp_path):
   arrays = folders.stored(tmp_path)
   arrays["lm_head.weight"] = arrays["model.embed_tokens.weight"].copy()
   folders.store(tmp_path, arrays)
-  _, got, info = hf.load(tmp_path)
+  _, got, info = folders.load(tmp_path)
   assert "lm_head" not in got["llm"]
   assert [x["name"] for x in info["not_carried"]] == ["lm_head.weight"]
   arrays["lm_head.weight"][0, 0] += 1
   folders.store(tmp_path, arrays)
   with pytest.raises(errors.InputError, match="tie_word_embeddings"):
-    hf.load(tmp_path)
+    folders.load(tmp_path)

@@ -54,7 +54,7 @@ def _set(folder, **fields):
 
 
 def test_the_whole_model_loads(folder, params):
-  configs, got, info = hf.load(folder)
+  configs, got, info = folders.load(folder)
   assert configs == {"vision": tiny.VISION, "llm": tiny.UNTIED}
   folders.equal(got, params)
   assert info["format"] == "llava_qwen"
@@ -110,7 +110,7 @@ def test_an_uncut_tower_is_read_to_the_same_layer(folder, params):
   for name, array in folders.stored(folder / "tower").items():
     arrays["model.vision_tower.vision_tower." + name] = array
   folders.store(folder, arrays)
-  configs, got, _ = hf.load(folder)
+  configs, got, _ = folders.load(folder)
   assert configs["vision"] == tiny.VISION
   folders.equal(got, params)
 
@@ -163,7 +163,9 @@ def test_a_newline_token_is_named_and_left_out(folder):
   arrays = folders.stored(folder)
   arrays["model.image_newline"] = np.ones(40, np.float32)
   folders.store(folder, arrays)
-  reasons = {x["name"]: x["reason"] for x in hf.load(folder)[2]["not_carried"]}
+  reasons = {
+    x["name"]: x["reason"] for x in folders.load(folder)[2]["not_carried"]
+  }
   assert "one tile" in reasons["model.image_newline"]
 
 

@@ -9,7 +9,7 @@ import pytest
 import safetensors.numpy
 
 from pivot_jax import errors
-from pivot_jax.convert import hf, tensors
+from pivot_jax.convert import tensors
 from tests.convert import folders
 
 
@@ -18,10 +18,10 @@ def test_shards_with_an_index_load_as_one_file(vision_folder, params):
   (vision_folder / "model.safetensors").unlink()
   tensors.write(vision_folder, arrays, shard_bytes=20_000)
   assert len(list(vision_folder.glob("model-*.safetensors"))) > 2
-  folders.equal(hf.load(vision_folder)[1], {"vision": params["vision"]})
+  folders.equal(folders.load(vision_folder)[1], {"vision": params["vision"]})
   next(vision_folder.glob("model-00002-*")).unlink()
   with pytest.raises(errors.InputError, match="model-00002.*download"):
-    hf.load(vision_folder)
+    folders.load(vision_folder)
 
 
 def test_an_index_may_not_leave_the_folder(vision_folder):
@@ -30,14 +30,14 @@ def test_an_index_may_not_leave_the_folder(vision_folder):
   path = vision_folder / "model.safetensors.index.json"
   path.write_text(json.dumps(index))
   with pytest.raises(errors.InputError, match="outside the folder"):
-    hf.load(vision_folder)
+    folders.load(vision_folder)
 
 
 def test_bfloat16_loads_as_float32(vision_folder, params):
   arrays = folders.stored(vision_folder)
   halved = {k: v.astype(ml_dtypes.bfloat16) for k, v in arrays.items()}
   folders.store(vision_folder, halved)
-  _, got, _ = hf.load(vision_folder)
+  _, got, _ = folders.load(vision_folder)
   folders.equal(
     got["vision"],
     jax.tree.map(
@@ -53,14 +53,14 @@ def test_pickles_are_refused_with_advice(vision_folder):
     vision_folder / "pytorch_model.bin"
   )
   with pytest.raises(errors.InputError, match="pytorch_model.bin.*convert"):
-    hf.load(vision_folder)
+    folders.load(vision_folder)
 
 
 def test_damaged_weights_are_refused(vision_folder):
   path = vision_folder / "model.safetensors"
   path.write_bytes(path.read_bytes()[:-100])
   with pytest.raises(errors.InputError, match="model.safetensors: cannot"):
-    hf.load(vision_folder)
+    folders.load(vision_folder)
 
 
 def test_whole_numbers_are_refused_as_weights(vision_folder):
@@ -71,14 +71,14 @@ def test_whole_numbers_are_refused_as_weights(vision_folder):
   with pytest.raises(
     errors.InputError, match="not stored as floats: .*fc1.weight I8"
   ):
-    hf.load(vision_folder)
+    folders.load(vision_folder)
 
 
 def test_a_file_beside_an_index_is_refused(vision_folder):
   arrays = folders.stored(vision_folder)
   tensors.write(vision_folder, arrays, shard_bytes=20_000)
   with pytest.raises(errors.InputError, match="both model.safetensors and"):
-    hf.load(vision_folder)
+    folders.load(vision_folder)
 
 
 def test_a_tensor_that_the_index_places_elsewhere_is_refused(vision_folder):
@@ -92,4 +92,4 @@ def test_a_tensor_that_the_index_places_elsewhere_is_refused(vision_folder):
   inside = safetensors.numpy.load_file(last) | {name: stale[name] + 1}
   safetensors.numpy.save_file(inside, last, metadata={"format": "pt"})
   with pytest.raises(errors.InputError, match=f"{last.name}: holds {name}"):
-    hf.load(vision_folder)
+    folders.load(vision_folder)

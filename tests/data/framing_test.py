@@ -44,7 +44,6 @@ def test_anything_else_is_refused_with_the_choices(text):
 
 
 def test_images_hands_the_framing_on():
-  assert images.RESAMPLES == ("bicubic", "bilinear", "crop_bicubic")
   assert images.resize is framing.resize
   assert images.resize_labels is framing.resize_labels
   assert images.parse_resample is framing.parse_resample

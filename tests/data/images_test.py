@@ -150,7 +150,7 @@ def test_bicubic_is_pillows_squash_on_rounded_pixels():
 
 def test_an_image_of_the_right_size_is_left_as_it_is():
   pixels = _noise(16, 16)
-  for resample in images.RESAMPLES:
+  for resample in ("bicubic", "bilinear", "crop_bicubic"):
     np.testing.assert_array_equal(
       images.resize(pixels, 16, resample=resample), pixels
     )
@@ -167,7 +167,7 @@ def test_a_squashed_image_keeps_all_and_a_crop_only_the_middle():
 
 @hypothesis.given(
   height=st.integers(1, 40), width=st.integers(1, 40), size=st.integers(1, 40),
-  resample=st.sampled_from(images.RESAMPLES), level=st.integers(0, 255),
+  resample=st.sampled_from(("bicubic", "bilinear", "crop_bicubic")), level=st.integers(0, 255),
 )  # fmt: skip
 def test_a_flat_image_stays_flat_at_any_size(
   height, width, size, resample, level

@@ -9,7 +9,6 @@ import torch
 import transformers
 
 from pivot_jax import artifacts, checkpoint
-from pivot_jax.convert import hf
 from pivot_jax.models import mllm
 from pivot_jax.stages import detach
 from tests.models import tiny
@@ -24,9 +23,9 @@ def case(tmp_path_factory):
     transformers.SiglipVisionConfig(**foreign.VISION)
   )
   foreign.roughen(theirs, 1)
-  folders = [tmp_path_factory.mktemp(n) for n in ("theirs", "whole", "cut")]
-  theirs.save_pretrained(folders[0])
-  configs, encoder, _ = hf.load(folders[0])
+  places = [tmp_path_factory.mktemp(n) for n in ("theirs", "whole", "cut")]
+  theirs.save_pretrained(places[0])
+  configs, encoder, _ = folders.load(places[0])
   model = mllm.MLLM(tiny.LLM, configs["vision"])
   params = mllm.init_params(model, jax.random.key(0)) | encoder
   meta = {
@@ -35,11 +34,11 @@ def case(tmp_path_factory):
     "sources": {},
     "not_carried": [],
   }
-  artifacts.save(folders[1], params, meta=meta)
-  detach.run(None, {"init": str(folders[1])}, folders[2])
+  artifacts.save(places[1], params, meta=meta)
+  detach.run(None, {"init": str(places[1])}, places[2])
   images = foreign.images(3)
   expected = hidden_states(theirs, images)
-  return folders, images, expected, features(model, params, images)
+  return places, images, expected, features(model, params, images)
 
 
 def features(model, params, images):

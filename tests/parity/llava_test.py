@@ -8,6 +8,7 @@ import transformers
 
 from pivot_jax.convert import hf
 from pivot_jax.models import layers, mllm
+from tests.convert import folders
 from tests.models import tiny
 from tests.parity import foreign
 
@@ -57,7 +58,7 @@ def _run_torch(model, batch):
 
 
 def _run_ours(folder, batch):
-  configs, params, _ = hf.load(folder)
+  configs, params, _ = folders.load(folder)
   model = mllm.MLLM(configs["llm"], configs["vision"])
   hidden = jax.jit(lambda p, b: model.apply({"params": p}, b))(params, batch)
   return np.asarray(hidden @ model.apply({"params": params}, method="head"))
@@ -104,7 +105,7 @@ def test_greedy_answers_agree(case):
       pad_token_id=0,
     )
     expected.append(answer[0, length:].numpy())
-  configs, params, _ = hf.load(folder)
+  configs, params, _ = folders.load(folder)
   got = tiny.generated(
     mllm.MLLM(configs["llm"], configs["vision"]),
     params,
@@ -117,7 +118,7 @@ def test_greedy_answers_agree(case):
 
 def test_transformers_loads_our_export_without_loss(case, tmp_path):
   folder, batch, expected = case
-  configs, params, info = hf.load(folder)
+  configs, params, info = folders.load(folder)
   assert len(info["not_carried"]) == 16 + 2  # last block and post_layernorm
   hf.save_llava(
     tmp_path,

@@ -10,6 +10,7 @@ import transformers
 
 from pivot_jax.convert import hf
 from pivot_jax.models import mllm
+from tests.convert import folders
 from tests.models import tiny
 from tests.parity import foreign
 
@@ -60,7 +61,7 @@ def _valid(batch, x):
 
 def test_hidden_states_and_logits_agree(case):
   folder, batch, hidden, logits = case
-  configs, params, info = hf.load(folder)
+  configs, params, info = folders.load(folder)
   ours, our_logits = _run_ours(configs["llm"], params, batch)
   assert "lm_head" not in params["llm"]
   assert info["not_carried"] == []
@@ -78,7 +79,7 @@ def test_an_untied_head_agrees(tmp_path):
   model = _save(tmp_path, tied=False)
   batch = tiny.prompts(LENGTHS, width=17)
   _, logits = _run_torch(model, batch)
-  configs, params, _ = hf.load(tmp_path)
+  configs, params, _ = folders.load(tmp_path)
   _, ours = _run_ours(configs["llm"], params, batch)
   assert (
     foreign.difference(_valid(batch, ours), _valid(batch, logits))
@@ -96,20 +97,20 @@ def _miss(case, config, params):
   "change", [{"rope_theta": 1e4}, {"rms_norm_eps": 1e-5}], ids=str
 )
 def test_a_wrong_number_misses_by_ten_tolerances(case, change):
-  configs, params, _ = hf.load(case[0])
+  configs, params, _ = folders.load(case[0])
   config = dataclasses.replace(configs["llm"], **change)
   assert _miss(case, config, params) > foreign.MISS
 
 
 @pytest.mark.parametrize("name", ["q_proj", "k_proj", "v_proj"])
 def test_a_dropped_bias_misses_by_ten_tolerances(case, name):
-  configs, params, _ = hf.load(case[0])
+  configs, params, _ = folders.load(case[0])
   params["llm"]["layers"]["self_attn"][name]["bias"][:] = 0
   assert _miss(case, configs["llm"], params) > foreign.MISS
 
 
 def test_tiled_instead_of_repeated_heads_miss_by_ten_tolerances(case):
-  configs, params, _ = hf.load(case[0])
+  configs, params, _ = folders.load(case[0])
   config = configs["llm"]
   # Head a reads key head a // 3; exchanging query heads so that the one in
   # place a is head (a % 3) * 2 + a // 3 makes it read key head a % 2.
@@ -130,7 +131,7 @@ def test_tiled_instead_of_repeated_heads_miss_by_ten_tolerances(case):
 @pytest.mark.parametrize("tied", [True, False])
 def test_transformers_loads_our_export_without_loss(tmp_path, tied):
   model = _save(tmp_path / "theirs", tied)
-  configs, params, _ = hf.load(tmp_path / "theirs")
+  configs, params, _ = folders.load(tmp_path / "theirs")
   hf.save_llm(tmp_path / "ours", configs["llm"], params["llm"])
   again = foreign.loaded_without_loss(
     transformers.Qwen2ForCausalLM, tmp_path / "ours"

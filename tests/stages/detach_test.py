@@ -5,10 +5,10 @@ import json
 import pytest
 
 from pivot_jax import checkpoint, trees
-from pivot_jax.convert import hf
 from pivot_jax.data import chat
 from pivot_jax.errors import InputError
 from pivot_jax.stages import detach
+from tests.convert import folders
 from tests.stages import tiny
 
 
@@ -52,7 +52,7 @@ def test_the_report_counts_and_names_the_encoder_alone(finished, source):
 
 def test_the_portable_folder_holds_the_same_encoder(finished, source):
   _, out = finished
-  configs, params, info = hf.load(out / "hf")
+  configs, params, info = folders.load(out / "hf")
   assert configs["llm"] is None and configs["vision"] == tiny.VISION
   assert trees.fingerprint(params) == prints(source, "vision")
   # The block behind the features, which nobody reads, and the last norm.
