@@ -11,6 +11,7 @@ import transformers
 from pivot_jax import artifacts, checkpoint
 from pivot_jax.models import mllm
 from pivot_jax.stages import detach
+from tests.convert import folders
 from tests.models import tiny
 from tests.parity import foreign
 
