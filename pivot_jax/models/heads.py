@@ -53,14 +53,14 @@ def torch_linear_init(fan_in: int) -> nn.initializers.Initializer:
 def _two_linears(x, hidden, features, dtype):
   """Called inside a compact method: the layers belong to its module."""
   first, second = torch_linear_init(x.shape[-1]), torch_linear_init(hidden)
-  x = layers.linear(
+  x = layers.Linear(
     hidden,
     name="linear_1",
     dtype=dtype,
     kernel_init=first,
     bias_init=first,
   )(x)
-  return layers.linear(
+  return layers.Linear(
     features,
     name="linear_2",
     dtype=dtype,

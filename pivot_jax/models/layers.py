@@ -110,24 +110,29 @@ class RMSNorm(nn.Module):
     return x.astype(self.dtype)
 
 
-def linear(
-  features: int,
-  *,
-  name: str,
-  dtype: str,
-  kernel_init: nn.initializers.Initializer,
-  bias_init: nn.initializers.Initializer | None = nn.initializers.zeros,
-) -> nn.Dense:
-  """Returns a linear layer in float32 parameters, without bias if told None."""
-  return nn.Dense(
-    features,
-    use_bias=bias_init is not None,
-    dtype=dtype,
-    param_dtype=jnp.float32,
-    kernel_init=kernel_init,
-    bias_init=bias_init or nn.initializers.zeros,
-    name=name,
-  )
+class Linear(nn.Module):
+  """x @ kernel + bias in float32 parameters; no bias if `bias_init` is None.
+
+  Tokens are one axis in the product. With rows and tokens apart XLA lays the
+  gradient of the kernel out anew, and on a CPU that takes as long as the
+  products themselves.
+  """
+
+  features: int
+  dtype: str
+  kernel_init: nn.initializers.Initializer
+  bias_init: nn.initializers.Initializer | None = nn.initializers.zeros
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch F"]:
+    shape = (x.shape[-1], self.features)
+    kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
+    flat = x.astype(self.dtype).reshape(-1, x.shape[-1])
+    y = flat @ kernel.astype(self.dtype)
+    if self.bias_init is not None:
+      bias = self.param("bias", self.bias_init, shape[-1:], jnp.float32)
+      y = y + bias.astype(self.dtype)
+    return y.reshape(*x.shape[:-1], self.features)
 
 
 def rotary_angles(

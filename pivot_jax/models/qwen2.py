@@ -219,7 +219,7 @@ class Attention(nn.Module):
     config, dtype = self.config, self.compute.dtype
 
     def heads(name, count):
-      y = layers.linear(
+      y = layers.Linear(
         count * config.head_dim,
         name=name,
         dtype=dtype,
@@ -239,7 +239,7 @@ class Attention(nn.Module):
         for old, fresh in zip(past, new, strict=True)
       )
     mixed = rearrange(layers.attend(q, k, v, mask), "R T A H -> R T (A H)")
-    output = layers.linear(
+    output = layers.Linear(
       config.hidden_size,
       name="o_proj",
       dtype=dtype,
@@ -260,7 +260,7 @@ class MLP(nn.Module):
     config = self.config
 
     def project(name, features):
-      return layers.linear(
+      return layers.Linear(
         features,
         name=name,
         dtype=self.compute.dtype,

@@ -221,13 +221,14 @@ class PatchEmbedding(nn.Module):
     grid = self.config.grid
     patches = rearrange(
       pixels[:, : grid * side, : grid * side],
-      "N (h p) (w q) C -> N (h w) (p q C)",
+      "N (h p) (w q) C -> (N h w) (p q C)",
       p=side,
       q=side,
     )
     dtype = self.compute.dtype
     kernel = rearrange(kernel, "p q C D -> (p q C) D").astype(dtype)
     x = patches.astype(dtype) @ kernel
+    x = x.reshape(len(pixels), grid**2, width)
     if not self.config.patch_bias:
       return x
     bias = self.param("bias", nn.initializers.zeros, (width,), jnp.float32)
@@ -316,7 +317,7 @@ class Attention(nn.Module):
   @nn.compact
   def __call__(self, x: Float[Array, "N T D"]) -> Float[Array, "N T D"]:
     def project(name):
-      return layers.linear(
+      return layers.Linear(
         self.config.hidden_size,
         name=name,
         dtype=self.compute.dtype,
@@ -346,14 +347,14 @@ class MLP(nn.Module):
   @nn.compact
   def __call__(self, x: Float[Array, "N T D"]) -> Float[Array, "N T D"]:
     config, dtype = self.config, self.compute.dtype
-    x = layers.linear(
+    x = layers.Linear(
       config.intermediate_size,
       name="fc1",
       dtype=dtype,
       kernel_init=_LINEAR_INIT,
     )(x)
     x = layers.ACTIVATIONS[config.hidden_act](x)
-    return layers.linear(
+    return layers.Linear(
       config.hidden_size, name="fc2", dtype=dtype, kernel_init=_LINEAR_INIT
     )(x)
 
@@ -367,7 +368,7 @@ class GatedMLP(nn.Module):
   @nn.compact
   def __call__(self, x: Float[Array, "N T D"]) -> Float[Array, "N T D"]:
     def project(name, features):
-      return layers.linear(
+      return layers.Linear(
         features,
         name=name,
         dtype=self.compute.dtype,
