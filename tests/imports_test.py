@@ -17,9 +17,10 @@ _TOOLS = (
 MAY_IMPORT = (
   (r"errors|trees", r""),
   (r"losses|optim|sharding|metrics", r"trees"),
-  (r"models\.layers", r""),
-  (r"models\.(vit|qwen2|heads)", r"models\.layers"),
-  (r"models\.mllm", r"models\.(layers|vit|qwen2|heads)"),
+  (r"models\.(layers|sequences)", r""),
+  (r"models\.attention", r"models\.layers"),
+  (r"models\.(vit|qwen2|heads)", r"models\.(layers|attention|sequences)"),
+  (r"models\.mllm", r"models\.(layers|sequences|vit|qwen2|heads)"),
   (r"data\.(tokens|framing|records|packing|drawing)", r""),
   (r"data\.images", r"data\.framing"),
   (r"data\.layout", r"data\.drawing"),

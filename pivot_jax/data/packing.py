@@ -6,7 +6,8 @@ those of separate sequences. This file places tokens and sets weights; it knows
 no template, no model and no device.
 
 R rows, T tokens of a row, I images of a row, S sequences (prompt + one answer)
-of a row, L tokens of a sequence, M loss positions of a row, Q pairs of a row.
+of a row, L tokens of a sequence, C copies of a token among the sequences, M loss
+positions of a row, Q pairs of a row.
 """
 
 import dataclasses
@@ -30,7 +31,9 @@ class Batch:
   on a prompt and 1.. on the answers of that example, whose positions restart
   where their prompt ends. `image_index` points into the row's own I*P patch
   features, -1 on text. `sequences` lists the row's plain causal sequences as
-  token indices. A loss position reads the hidden state at `loss_source` and
+  token indices, and `copies` the other way round the places s * L + l at which a
+  token lies in them (-1 fills both up): a prompt once for each of its answers. A
+  loss position reads the hidden state at `loss_source` and
   predicts `loss_target`; the last token of a prompt predicts the first token of
   *every* answer. `loss_answer` numbers the answers of the row (-1 = padding);
   pair q is made of the answers 2q (chosen) and 2q + 1 (rejected).
@@ -43,6 +46,7 @@ class Batch:
   images: UInt8[np.ndarray, "R I H W 3"]
   image_index: Int[np.ndarray, "R T"]
   sequences: Int[np.ndarray, "R S L"]
+  copies: Int[np.ndarray, "R T C"]
   loss_source: Int[np.ndarray, "R M"]
   loss_target: Int[np.ndarray, "R M"]
   loss_answer: Int[np.ndarray, "R M"]
@@ -66,7 +70,11 @@ class Example:
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-  """The static sizes of a Batch; `examples` is how many a row may hold."""
+  """The static sizes of a Batch.
+
+  `examples` is how many a row may hold, `copies` how many answers an example
+  may have (at least 1).
+  """
 
   rows: int
   examples: int
@@ -76,6 +84,7 @@ class Layout:
   patches: int
   sequences: int
   sequence: int
+  copies: int
   losses: int
   pairs: int
 
@@ -141,6 +150,7 @@ def layout_for(
       _prompt_length(e, patches) + max(map(len, e.answers), default=0)
       for e in examples
     ),
+    copies=max(max(1, len(e.answers)) for e in examples),
     losses=max(1, max(sum(targets(e) for e in b) for b in every)),
     pairs=max(sum(len(e.answers) == 2 for e in b) for b in every),
   )
@@ -234,6 +244,7 @@ def _fill_row(batch, row, members, layout, pair_weight) -> None:
   """Writes the members of one row, one after the other."""
   cursor = _Cursor()
   for segment, (example, weight) in enumerate(members, 1):
+    _check_fits(len(example.answers), layout.copies, "copies", example.id)
     start = cursor.token
     written = _write_prompt(batch, row, segment, example, layout, cursor)
     prompt_ids, prompt_flags = written
@@ -247,6 +258,9 @@ def _fill_row(batch, row, members, layout, pair_weight) -> None:
       _check_fits(cursor.sequence + 1, layout.sequences, "sequences")
       _check_fits(len(sequence), layout.sequence, "sequence")
       batch.sequences[row, cursor.sequence, : len(sequence)] = sequence
+      places = cursor.sequence * layout.sequence + np.arange(len(sequence))
+      batch.copies[row, prompt, branch - 1] = places[: len(prompt)]
+      batch.copies[row, begin : cursor.token, 0] = places[len(prompt) :]
       ids = np.concatenate([prompt_ids, tokens])
       position = np.concatenate(
         [prompt_loss, len(prompt) + np.flatnonzero(flags)]
@@ -366,6 +380,7 @@ def _empty(layout: Layout) -> Batch:
     images=np.zeros((rows, layout.images, size, size, 3), np.uint8),
     image_index=ints(tokens, fill=-1),
     sequences=ints(layout.sequences, layout.sequence, fill=-1),
+    copies=ints(tokens, layout.copies, fill=-1),
     loss_source=ints(layout.losses),
     loss_target=ints(layout.losses),
     loss_answer=ints(layout.losses, fill=-1),

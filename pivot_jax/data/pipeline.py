@@ -217,6 +217,7 @@ def choose_layout(
       patches=patches,
       sequences=branches,
       sequence=pack["tokens"],
+      copies=branches,
       losses=pack["losses"],
       pairs=1 if coder.pairs else 0,
     )
@@ -320,6 +321,7 @@ def prompts(
     patches=patches,
     sequences=1,
     sequence=tokens,
+    copies=1,
     losses=1,
     pairs=0,
   )

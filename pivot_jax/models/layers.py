@@ -1,8 +1,8 @@
 """The pieces that both towers are made of.
 
-Norms, rotary embedding, attention, linear layers, activations and the stack
-that repeats a block. Nothing here knows a whole model, a batch or a mesh: an
-attention backend is chosen in `attend` and nowhere else.
+Norms, rotary embedding, linear layers, activations and the stack that repeats a
+block. Nothing here knows a whole model, a batch or a mesh; attention itself is
+in `attention.py`.
 
 Axes: R rows (or images), T query tokens (or patches), S key tokens, D width,
 A query heads, K key/value heads, G query heads that share one of them,
@@ -18,13 +18,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from pivot_jax.errors import InputError
 
-# Finite, so that a row whose every key is masked gives uniform weights and
-# finite gradients instead of NaN.
-_MASKED = -1e30
+# What the backward pass finds instead of computing it again, beside the input
+# of each block; "context" is what attention gives out.
+_POLICIES = {
+  "attention": jax.checkpoint_policies.save_only_these_names("context"),
+  "dots": jax.checkpoint_policies.save_from_both_policies(
+    jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    jax.checkpoint_policies.save_only_these_names("context"),
+  ),
+  "full": jax.checkpoint_policies.nothing_saveable,
+}
+REMATS = ("none", *_POLICIES)
+ATTENTIONS = ("auto", "plain", "xla", "cudnn", "splash")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,22 +42,32 @@ class Compute:
 
   dtype: of activations and of the matrix products; parameters, norms, softmax
     and logits stay float32.
-  remat: "none" saves every activation for the backward pass; "full" saves the
-    input of each block and computes the rest again.
+  remat: what is computed again in the backward pass. "none": nothing; "dots":
+    all but the linear layers and what attention gives out; "attention": all but
+    what attention gives out; "full": all of a block but its input.
   scan: one compiled block in a loop, or False for the blocks laid out one
     after another (faster on a CPU with few layers). The parameter tree is the
     same.
+  attention: "plain" masks all pairs of a packed row; the others attend in its
+    plain causal sequences, by XLA ("xla", which masks the row where that is
+    fewer scores), cuDNN's flash attention ("cudnn", GPU) or the splash kernel
+    ("splash", TPU). "auto" is settled by `attention.choose`.
   """
 
   dtype: str = "float32"
   remat: str = "none"
   scan: bool = True
+  attention: str = "plain"
 
   def __post_init__(self):
-    if self.dtype not in ("float32", "bfloat16"):
-      raise InputError(f"dtype is float32 or bfloat16, not {self.dtype!r}")
-    if self.remat not in ("none", "full"):
-      raise InputError(f'remat is "none" or "full", not {self.remat!r}')
+    for name, choices in (
+      ("dtype", ("float32", "bfloat16")),
+      ("remat", REMATS),
+      ("attention", ATTENTIONS),
+    ):
+      value = vars(self)[name]
+      if value not in choices:
+        raise InputError(f"compute.{name}={value!r}: choose one of {choices}")
 
 
 def quick_gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
@@ -156,30 +175,6 @@ def rotate(
   return rotated.astype(x.dtype)
 
 
-def attend(
-  q: Float[Array, "R T A H"],
-  k: Float[Array, "R S K H"],
-  v: Float[Array, "R S K H"],
-  mask: Bool[Array, "R T S"] | None,
-) -> Float[Array, "R T A H"]:
-  """Returns softmax(q k' / sqrt(H)) v with scores and softmax in float32.
-
-  Query head a reads key/value head a // (A / K). `mask` is True where a query
-  may look; None lets every query see every key. A query that may look nowhere
-  gives the mean of the values: finite, and of no meaning.
-  """
-  q = rearrange(q, "R T (K G) H -> R T K G H", K=k.shape[2])
-  scores = jnp.einsum(
-    "RTKGH,RSKH->RKGTS", q, k, preferred_element_type=jnp.float32
-  )
-  scores = scores * q.shape[-1] ** -0.5
-  if mask is not None:
-    scores = jnp.where(mask[:, None, None], scores, _MASKED)
-  weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-  mixed = jnp.einsum("RKGTS,RSKH->RTKGH", weights, v)
-  return rearrange(mixed, "R T K G H -> R T (K G) H")
-
-
 def resize_tokens(
   x: Float[Array, "N P D"], tokens: int
 ) -> Float[Array, "N tokens D"]:
@@ -216,10 +211,12 @@ def stack(
   input whether all blocks share it (nn.broadcast) or axis 0 counts the blocks.
   What a block sows under "intermediates" comes back stacked likewise.
   """
-  if compute.remat == "full":
+  if compute.remat != "none":
     # Inside a loop nothing can be merged with the forward pass; outside, XLA
     # would undo the recomputation without this barrier.
-    block = nn.remat(block, prevent_cse=not compute.scan)
+    block = nn.remat(
+      block, prevent_cse=not compute.scan, policy=_POLICIES[compute.remat]
+    )
   return nn.scan(
     block,
     variable_axes={"params": 0, "intermediates": 0},

@@ -4,7 +4,8 @@ It says how a packed batch becomes hidden states. Losses, sampling and which
 parameters train are not its business. A model without a vision tower is a
 language model, one without a language model an encoder; the projector exists
 if both do. Batches are read by field name: tokens, positions, segments,
-branches, image_index and images.
+branches, image_index and images; and, unless `compute.attention` is plain,
+sequences and copies.
 
 Axes: R rows, T tokens, I images of a row, N images, P patches, D vision width,
 E llm width, V vocabulary, S cache slots.
@@ -20,7 +21,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Bool, Float, Int, PyTree, UInt8
 
-from pivot_jax.models import heads, layers, qwen2, vit
+from pivot_jax.models import heads, layers, qwen2, sequences, vit
 
 
 class MLLM(nn.Module):
@@ -82,7 +83,7 @@ class MLLM(nn.Module):
     return self.parts.llm(
       embeddings,
       positions=batch.positions,
-      mask=attention_mask(batch.segments, batch.branches),
+      visible=_visible(batch, self.compute.attention),
     )
 
   def head(self) -> Float[Array, "E V"]:
@@ -164,6 +165,19 @@ class _Parts(nn.Module):
       )
 
 
+def _visible(batch, backend):
+  """Returns what says which tokens see which: a mask or causal sequences.
+
+  XLA computes every score of either, so it is given whichever has fewer.
+  """
+  if backend == "xla":
+    _, count, length = batch.sequences.shape
+    backend = "plain" if count * length**2 >= batch.tokens.shape[1] ** 2 else ""
+  if backend == "plain":
+    return attention_mask(batch.segments, batch.branches)
+  return sequences.Sequences(batch.sequences, batch.copies)
+
+
 def attention_mask(
   segments: Int[Array, "R T"], branches: Int[Array, "R T"]
 ) -> Bool[Array, "R T T"]:
@@ -190,7 +204,9 @@ def init_params(model: MLLM, rng: jax.Array) -> PyTree:
   # The values do not depend on how the model is computed; a scan compiles
   # faster.
   model = model.clone(
-    compute=dataclasses.replace(model.compute, scan=True, remat="none")
+    compute=dataclasses.replace(
+      model.compute, scan=True, remat="none", attention="plain"
+    )
   )
   size = 1 if model.vision is None else model.vision.image_size
   row = jnp.zeros((1, 1), jnp.int32)

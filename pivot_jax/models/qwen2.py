@@ -1,7 +1,7 @@
 """The Qwen2.5 decoder: embeddings in, hidden states out, with a KV cache.
 
 It knows nothing of images, batches or losses; `mllm.py` builds the embeddings
-and the mask.
+and says which tokens see which.
 
 Axes: R rows, T tokens, S cache slots, B blocks, E width, A query heads,
 K key/value heads, H head dim, V vocabulary.
@@ -14,10 +14,11 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 from einops import rearrange
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
 from pivot_jax.errors import InputError
-from pivot_jax.models import layers
+from pivot_jax.models import attention, layers, sequences
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,10 +118,14 @@ class Qwen2(nn.Module):
     x: Float[Array, "R T E"],
     *,
     positions: Int[Array, "R T"],
-    mask: Bool[Array, "R T T"],
+    visible: Bool[Array, "R T T"] | sequences.Sequences,
   ) -> Float[Array, "R T E"]:
-    """Returns the hidden states after the final norm."""
-    x, _ = self.layers(x, self._angles(positions), mask, None, None)
+    """Returns the hidden states after the final norm.
+
+    `visible` is a mask of what a token may look at, or the causal sequences
+    that say it.
+    """
+    x, _ = self.layers(x, self._angles(positions), visible, None, None)
     return self.norm(x)
 
   def extend(
@@ -191,13 +196,13 @@ class Block(nn.Module):
   compute: layers.Compute
 
   @nn.compact
-  def __call__(self, x, angles, mask, past, index):
+  def __call__(self, x, angles, visible, past, index):
     config, compute = self.config, self.compute
     norm1 = layers.RMSNorm(
       config.rms_norm_eps, compute.dtype, name="input_layernorm"
     )
-    attention = Attention(config, compute, name="self_attn")
-    mixed, new = attention(norm1(x), angles, mask, past, index)
+    self_attn = Attention(config, compute, name="self_attn")
+    mixed, new = self_attn(norm1(x), angles, visible, past, index)
     x = x + mixed
     norm2 = layers.RMSNorm(
       config.rms_norm_eps, compute.dtype, name="post_attention_layernorm"
@@ -215,7 +220,7 @@ class Attention(nn.Module):
   compute: layers.Compute
 
   @nn.compact
-  def __call__(self, x, angles, mask, past, index):
+  def __call__(self, x, angles, visible, past, index):
     config, dtype = self.config, self.compute.dtype
 
     def heads(name, count):
@@ -238,7 +243,8 @@ class Attention(nn.Module):
         jax.lax.dynamic_update_slice(old, fresh, (0, index, 0, 0))
         for old, fresh in zip(past, new, strict=True)
       )
-    mixed = rearrange(layers.attend(q, k, v, mask), "R T A H -> R T (A H)")
+    mixed = rearrange(self._mix(q, k, v, visible), "R T A H -> R T (A H)")
+    mixed = checkpoint_name(mixed, "context")
     output = layers.Linear(
       config.hidden_size,
       name="o_proj",
@@ -247,6 +253,15 @@ class Attention(nn.Module):
       bias_init=None,
     )
     return output(mixed), new
+
+  def _mix(self, q, k, v, visible):
+    if not isinstance(visible, sequences.Sequences):
+      return attention.attend(q, k, v, visible)
+    q, k, v = (sequences.unpack(x, visible) for x in (q, k, v))
+    mixed = attention.attend_causal(
+      q, k, v, visible.lengths, backend=self.compute.attention
+    )
+    return sequences.repack(mixed, visible)
 
 
 class MLP(nn.Module):

@@ -16,10 +16,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from einops import rearrange
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, UInt8
 
 from pivot_jax.errors import InputError
-from pivot_jax.models import layers
+from pivot_jax.models import attention, layers
 
 FAMILIES = ("siglip", "clip", "dinov2", "vit", "vit_mae")
 
@@ -332,10 +333,14 @@ class Attention(nn.Module):
       )
       return nn.with_logical_constraint(y, ("rows", "patches", "heads", None))
 
-    mixed = layers.attend(
-      heads("q_proj"), heads("k_proj"), heads("v_proj"), None
+    mixed = attention.attend_all(
+      heads("q_proj"),
+      heads("k_proj"),
+      heads("v_proj"),
+      backend=self.compute.attention,
     )
-    return project("out_proj")(rearrange(mixed, "N T A H -> N T (A H)"))
+    mixed = rearrange(mixed, "N T A H -> N T (A H)")
+    return project("out_proj")(checkpoint_name(mixed, "context"))
 
 
 class MLP(nn.Module):

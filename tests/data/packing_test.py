@@ -26,6 +26,7 @@ LAYOUT = packing.Layout(
   patches=tiny.PATCHES,
   sequences=10,
   sequence=64,
+  copies=2,
   losses=160,
   pairs=5,
 )

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pivot_jax.models import layers
+from pivot_jax.models import attention, layers
 
 
 def _random(*shape, seed=0):
@@ -92,7 +92,7 @@ def test_neighbouring_query_heads_share_a_key_head():
   k = _random(rows, tokens, shared, dim, seed=1)
   v = _random(rows, tokens, shared, dim, seed=2)
   mask = np.tril(np.ones((tokens, tokens), bool))[None].repeat(rows, 0)
-  got = layers.attend(q, k, v, jnp.asarray(mask))
+  got = attention.attend(q, k, v, jnp.asarray(mask))
   for head in range(heads):
     kv = head // (heads // shared)
     scores = q[:, :, head] @ k[:, :, kv].transpose(0, 2, 1) / np.sqrt(dim)
@@ -108,7 +108,7 @@ def test_a_query_that_sees_nothing_stays_finite_with_its_gradient():
   mask = jnp.asarray([[[True, False, False], [False] * 3, [True] * 3]])
 
   def total(q, k, v):
-    return (layers.attend(q, k, v, mask) ** 2).sum()
+    return (attention.attend(q, k, v, mask) ** 2).sum()
 
   value, gradients = jax.value_and_grad(total, (0, 1, 2))(q, k, v)
   assert np.isfinite(value)
@@ -119,8 +119,8 @@ def test_a_query_that_sees_nothing_stays_finite_with_its_gradient():
 def test_no_mask_is_a_mask_of_ones():
   q, k, v = (_random(2, 3, 2, 4, seed=s) for s in range(3))
   np.testing.assert_array_equal(
-    layers.attend(q, k, v, None),
-    layers.attend(q, k, v, jnp.ones((2, 3, 3), bool)),
+    attention.attend(q, k, v, None),
+    attention.attend(q, k, v, jnp.ones((2, 3, 3), bool)),
   )
 
 

@@ -45,7 +45,7 @@ def test_decoding_in_pieces_gives_the_hidden_states_of_one_pass(scan):
   places = jnp.broadcast_to(jnp.arange(7), (2, 7))
   mask = jnp.broadcast_to(jnp.tril(jnp.ones((7, 7), bool)), (2, 7, 7))
   llm = {"params": params["llm"]}
-  whole = jax.jit(decoder.apply)(llm, x, positions=places, mask=mask)
+  whole = jax.jit(decoder.apply)(llm, x, positions=places, visible=mask)
   cache = decoder.apply(llm, 2, 7, method="empty_cache")
   extend = jax.jit(functools.partial(decoder.apply, method="extend"))
   pieces = []

@@ -91,6 +91,7 @@ def packed(found, *, copies=(0, 1, 2)):
     patches=36,
     sequences=1,
     sequence=256,
+    copies=1,
     losses=layout.losses,
     pairs=0,
   )

@@ -1,0 +1,175 @@
+"""Attention, and who computes it: the one place that knows a backend.
+
+  plain    softmax over all pairs under any mask; the reference of the others
+  xla      the same on causal sequences: any device, float32 scores in memory
+  cudnn    flash attention of cuDNN: GPU, bfloat16, causal or full with lengths
+  splash   flash attention for TPU, causal with lengths
+
+The kernels are given causal sequences and lengths, never a mask as large as the
+scores. What has to be gathered for that is `sequences.py`'s business.
+
+Axes: N sequences (or images), T query tokens, S key tokens, A query heads,
+K key/value heads, G query heads that share one of them, H head dim.
+"""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from jaxtyping import Array, Bool, Float, Int
+
+from pivot_jax.errors import InputError
+from pivot_jax.models import layers
+
+# Finite, so that a row whose every key is masked gives uniform weights and
+# finite gradients instead of NaN.
+_MASKED = -1e30
+# The splash kernel works in blocks of this many tokens.
+_BLOCK = 128
+
+
+def attend(
+  q: Float[Array, "N T A H"],
+  k: Float[Array, "N S K H"],
+  v: Float[Array, "N S K H"],
+  mask: Bool[Array, "N T S"] | None,
+) -> Float[Array, "N T A H"]:
+  """Returns softmax(q k' / sqrt(H)) v with scores and softmax in float32.
+
+  Query head a reads key/value head a // (A / K). `mask` is True where a query
+  may look; None lets every query see every key. A query that may look nowhere
+  gives the mean of the values: finite, and of no meaning.
+  """
+  q = rearrange(q, "N T (K G) H -> N T K G H", K=k.shape[2])
+  scores = jnp.einsum(
+    "NTKGH,NSKH->NKGTS", q, k, preferred_element_type=jnp.float32
+  )
+  scores = scores * q.shape[-1] ** -0.5
+  if mask is not None:
+    scores = jnp.where(mask[:, None, None], scores, _MASKED)
+  weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+  mixed = jnp.einsum("NKGTS,NSKH->NTKGH", weights, v)
+  return rearrange(mixed, "N T K G H -> N T (K G) H")
+
+
+def attend_all(
+  q: Float[Array, "N T A H"],
+  k: Float[Array, "N T A H"],
+  v: Float[Array, "N T A H"],
+  *,
+  backend: str,
+) -> Float[Array, "N T A H"]:
+  """Lets every token see every token, as the patches of an image do."""
+  if backend == "cudnn":
+    return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
+  # On a TPU, too: an image has few patches, and their number need not be one of
+  # the kernel's blocks.
+  return attend(q, k, v, None)
+
+
+def attend_causal(
+  q: Float[Array, "N T A H"],
+  k: Float[Array, "N T K H"],
+  v: Float[Array, "N T K H"],
+  lengths: Int[Array, "N"],
+  *,
+  backend: str,
+) -> Float[Array, "N T A H"]:
+  """Lets each token see itself and those before it.
+
+  Tokens from `lengths` (at least 1) on are no keys, and as queries give finite
+  values of no meaning.
+  """
+  if backend == "cudnn":
+    return jax.nn.dot_product_attention(
+      q,
+      k,
+      v,
+      query_seq_lengths=lengths,
+      key_value_seq_lengths=lengths,
+      is_causal=True,
+      implementation="cudnn",
+    )
+  if backend == "splash":
+    return _splash(q, k, v, lengths)
+  place = jnp.arange(q.shape[1])
+  causal = place[:, None] >= place[None, :]
+  present = place[None, :] < lengths[:, None]
+  return attend(q, k, v, causal & present[:, None])
+
+
+def _splash(q, k, v, lengths):
+  """Runs the kernel on each device's own sequences and heads."""
+  # Only where there is a TPU: the module is experimental and may move.
+  from jax.experimental.pallas.ops.tpu import splash_attention as splash
+
+  pad = -q.shape[1] % _BLOCK
+  widths = ((0, 0), (0, pad), (0, 0), (0, 0))
+  padded = [jnp.pad(x, widths) for x in (q * q.shape[-1] ** -0.5, k, v)]
+  shape = (padded[0].shape[1],) * 2
+  # Tokens behind the end are a segment of their own: no query is without key.
+  segments = (jnp.arange(shape[0]) < lengths[:, None]).astype(jnp.int32)
+
+  def local(q, k, v, segments):
+    mask = splash.CausalMask(shape)
+    heads = splash.MultiHeadMask([mask] * q.shape[2])
+    kernel = splash.make_splash_mha(heads, head_shards=1, q_seq_shards=1)
+
+    def one(q, k, v, segment):
+      ids = splash.SegmentIds(q=segment, kv=segment)
+      q, k, v = (rearrange(x, "T A H -> A T H") for x in (q, k, v))
+      return rearrange(kernel(q, k, v, segment_ids=ids), "A T H -> T A H")
+
+    return jax.vmap(one)(q, k, v, segments)
+
+  rows = nn.logical_to_mesh_axes(("rows", "tokens"))
+  heads = nn.logical_to_mesh_axes(("rows", "tokens", "heads", None))
+  # A kernel is opaque to the partitioner: it runs by device, on what is there.
+  mapped = jax.shard_map(
+    local,
+    in_specs=(heads, heads, heads, rows),
+    out_specs=heads,
+    check_vma=False,
+  )
+  mixed = mapped(*padded, segments)
+  return mixed[:, : q.shape[1]].astype(v.dtype)
+
+
+def choose(
+  compute: layers.Compute, *, head_dims: tuple[int, ...], platform: str
+) -> layers.Compute:
+  """Returns `compute` with "auto" settled and the choice checked.
+
+  "auto" is cudnn on a GPU where it can serve, splash on a TPU, else xla.
+  `head_dims` are those of all towers, `platform` is `jax.default_backend()`.
+  Raises InputError where the backend asked for cannot serve, saying why.
+  """
+  name = compute.attention
+  if name == "auto":
+    fast = {"gpu": "cudnn", "tpu": "splash"}.get(platform, "xla")
+    serves = not _refusal(fast, compute.dtype, head_dims, platform)
+    return dataclasses.replace(compute, attention=fast if serves else "xla")
+  reason = _refusal(name, compute.dtype, head_dims, platform)
+  if reason:
+    raise InputError(
+      f"compute.attention={name!r} {reason}; choose xla, or auto to have it "
+      "chosen"
+    )
+  return compute
+
+
+def _refusal(name, dtype, head_dims, platform) -> str:
+  """Returns why a backend cannot serve, or nothing."""
+  where = {"cudnn": "gpu", "splash": "tpu"}
+  if name not in where:
+    return ""
+  if platform != where[name]:
+    return f"runs on a {where[name]}, and this is a {platform}"
+  if name == "cudnn" and dtype != "bfloat16":
+    return f"computes in bfloat16, and compute.dtype is {dtype}"
+  wrong = [dim for dim in head_dims if dim % 8 or dim > 256]
+  if name == "cudnn" and wrong:
+    return f"needs head dims of 8, 16, ... 256, and the model has {wrong}"
+  return ""
