@@ -7,6 +7,8 @@ weighs 0. Metrics are (sum, count) pairs named as the paper's code logs them.
 M loss positions, E hidden width, V vocabulary, Q pairs.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -25,28 +27,89 @@ def token_logps(
 
   Logits, log-softmax and the result are float32 whatever the inputs are. At
   most `chunk` rows of logits exist at a time, in the backward pass too, where
-  they are computed again.
+  they are computed again; the head's gradient is summed over the chunks in
+  float32. Positions that fit one chunk keep their logits instead.
   """
   if chunk < 1:
     raise ValueError(f"chunk must be at least 1, got {chunk}")
-  positions = targets.shape[0]
-  if positions <= chunk:
+  if targets.shape[0] <= chunk:
     return _logps(hidden, head, targets)
-  pad = -positions % chunk
-  hidden = jnp.pad(hidden, ((0, pad), (0, 0))).reshape(
-    -1, chunk, hidden.shape[-1]
-  )
-  blocks = jnp.pad(targets, (0, pad)).reshape(-1, chunk)
-  part = jax.checkpoint(lambda block: _logps(block[0], head, block[1]))
-  return jax.lax.map(part, (hidden, blocks)).reshape(-1)[:positions]
+  return _chunked_logps(hidden, head, targets, chunk)
 
 
 def _logps(hidden, head, targets):
-  logits = jnp.einsum(
+  return _logps_and_norm(hidden, head, targets)[0]
+
+
+def _logps_and_norm(hidden, head, targets):
+  """Returns log p(target), and the logarithm of the softmax's denominator."""
+  logits = _logits(hidden, head)
+  chosen = jnp.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
+  norm = jax.nn.logsumexp(logits, axis=-1)
+  return chosen - norm, norm
+
+
+def _logits(hidden, head):
+  return jnp.einsum(
     "ME,EV->MV", hidden, head, preferred_element_type=jnp.float32
   )
-  chosen = jnp.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
-  return chosen - jax.nn.logsumexp(logits, axis=-1)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _chunked_logps(hidden, head, targets, chunk):
+  return _chunked_forward(hidden, head, targets, chunk)[0]
+
+
+def _chunked_forward(hidden, head, targets, chunk):
+  positions = targets.shape[0]
+
+  def part(block):
+    return _logps_and_norm(block[0], head, block[1])
+
+  logps, norms = jax.lax.map(part, _blocks(chunk, hidden, targets))
+  kept = (hidden, head, targets, norms)
+  return logps.reshape(-1)[:positions], kept
+
+
+def _chunked_backward(chunk, kept, gradient):
+  """Computes d logits = gradient * (one-hot - softmax), chunk by chunk.
+
+  Automatic differentiation of the loop would sum the head's gradient in the
+  dtype of the head: in bfloat16 small contributions of late chunks are lost.
+  """
+  hidden, head, targets, norms = kept
+  blocks = _blocks(chunk, hidden, targets, gradient)
+
+  def part(total, block):
+    hidden, targets, gradient, norm = block
+    softmax = jnp.exp(_logits(hidden, head) - norm[:, None])
+    one_hot = jnp.arange(head.shape[1]) == targets[:, None]
+    given = (gradient[:, None] * (one_hot - softmax)).astype(head.dtype)
+    to_hidden = jnp.einsum(
+      "MV,EV->ME", given, head, preferred_element_type=jnp.float32
+    )
+    to_head = jnp.einsum(
+      "ME,MV->EV", hidden, given, preferred_element_type=jnp.float32
+    )
+    return total + to_head, to_hidden.astype(hidden.dtype)
+
+  zeros = jnp.zeros(head.shape, jnp.float32)
+  total, to_hidden = jax.lax.scan(part, zeros, (*blocks, norms))
+  to_hidden = to_hidden.reshape(-1, hidden.shape[1])[: len(targets)]
+  return to_hidden, total.astype(head.dtype), None
+
+
+_chunked_logps.defvjp(_chunked_forward, _chunked_backward)
+
+
+def _blocks(chunk, *arrays):
+  """Returns arrays [M, ...] as [M/chunk, chunk, ...], filled up with zeros."""
+
+  def split(x):
+    pad = ((0, -len(x) % chunk), *((0, 0),) * (x.ndim - 1))
+    return jnp.pad(x, pad).reshape(-1, chunk, *x.shape[1:])
+
+  return tuple(split(x) for x in arrays)
 
 
 def sft(
