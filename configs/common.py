@@ -26,6 +26,7 @@ _DEFAULTS = dict(
     warmup=0.03,
     clip=1.0,
     accum=1,
+    moments="float32",
     beta=0.1,
     sft_group=2,
     chunk=4096,

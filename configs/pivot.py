@@ -50,7 +50,9 @@ def toy() -> ConfigDict:
   c.seeds = 1
   c.tensorboard = False
   c.mesh = dict(data=-1, fsdp=1, tensor=1)
-  c.compute = dict(dtype="float32", remat="none", scan=False)
+  c.compute = dict(dtype="float32", remat="none", scan=False, attention="auto")
+  # "10:13" writes a profile of these updates of each training stage.
+  c.profile = ""
   # How images are brought to the encoder's size, in training and measuring.
   c.resample = "bicubic"
   c.tokenizer = "package:toy"

@@ -51,11 +51,12 @@ class Loaded:
 
   def model(self, compute: layers.Compute | None = None) -> mllm.MLLM:
     """Returns the module of the parts that are there."""
-    return mllm.MLLM(
+    model = mllm.MLLM(
       llm=self.llm if "llm" in self.params else None,
       vision=self.vision if "vision" in self.params else None,
       compute=compute or layers.Compute(),
     )
+    return mllm.settled(model, jax.default_backend())
 
 
 @dataclasses.dataclass(frozen=True)

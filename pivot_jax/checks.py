@@ -11,6 +11,7 @@ import pathlib
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import jax
 from ml_collections import ConfigDict
 
 from pivot_jax import (
@@ -20,9 +21,11 @@ from pivot_jax import (
   optim,
   rundir,
   sharding,
+  speed,
 )
 from pivot_jax.data import chat, images, registry
 from pivot_jax.errors import InputError
+from pivot_jax.models import attention, layers
 
 _AT_LEAST_1 = (
   *("batch", "steps", "accum", "save_every", "chunk", "max_length"),
@@ -44,6 +47,7 @@ _CHOICES = {
   "template": chat.TEMPLATES,
   "mask": chat.MASKS,
   "schedule": optim.SCHEDULES,
+  "moments": optim.MOMENTS,
 }
 
 
@@ -61,6 +65,11 @@ def check(steps: Iterable[rundir.Step]) -> None:
   _check_arms(steps)
   for mesh in {json.dumps(s.config.mesh.to_dict()): s for s in steps}.values():
     sharding.make_mesh(mesh.config.mesh)
+  for step in steps:
+    # The models' head dims come with their weights, and are checked there.
+    compute = layers.Compute(**step.config.compute.to_dict())
+    attention.choose(compute, head_dims=(), platform=jax.default_backend())
+    speed.window_of(step.config.profile)
   _check_sources(steps)
   _check_weights(steps)
 

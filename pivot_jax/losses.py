@@ -17,99 +17,110 @@ Metrics = dict[str, tuple[Float[Array, ""], Float[Array, ""]]]
 
 
 def token_logps(
-  hidden: Float[Array, "M E"],
+  hidden: Float[Array, "R M E"],
   head: Float[Array, "E V"],
-  targets: Int[Array, "M"],
+  targets: Int[Array, "R M"],
   *,
   chunk: int,
-) -> Float[Array, "M"]:
-  """Returns log p(target) at each position without holding `[M, V]`.
+) -> Float[Array, "R M"]:
+  """Returns log p(target) at each position without holding `[R, M, V]`.
 
   Logits, log-softmax and the result are float32 whatever the inputs are. At
-  most `chunk` rows of logits exist at a time, in the backward pass too, where
-  they are computed again; the head's gradient is summed over the chunks in
-  float32. Positions that fit one chunk keep their logits instead.
+  most `chunk` positions (or one a row, if that is more) have logits at a time,
+  in the backward pass too, where they are computed again; the head's gradient is
+  summed over the chunks in float32. Positions that fit one chunk keep theirs.
   """
   if chunk < 1:
     raise ValueError(f"chunk must be at least 1, got {chunk}")
-  if targets.shape[0] <= chunk:
-    return _logps(hidden, head, targets)
-  return _chunked_logps(hidden, head, targets, chunk)
-
-
-def _logps(hidden, head, targets):
-  return _logps_and_norm(hidden, head, targets)[0]
+  if targets.size <= chunk:
+    return _logps_and_norm(hidden, head, targets)[0]
+  return _chunked_logps(hidden, head, targets, max(1, chunk // len(targets)))
 
 
 def _logps_and_norm(hidden, head, targets):
   """Returns log p(target), and the logarithm of the softmax's denominator."""
   logits = _logits(hidden, head)
-  chosen = jnp.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
+  chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
   norm = jax.nn.logsumexp(logits, axis=-1)
   return chosen - norm, norm
 
 
 def _logits(hidden, head):
-  return jnp.einsum(
-    "ME,EV->MV", hidden, head, preferred_element_type=jnp.float32
+  # Positions are one axis in the product, as in a linear layer.
+  flat = jnp.einsum(
+    "ME,EV->MV",
+    hidden.reshape(-1, hidden.shape[-1]),
+    head,
+    preferred_element_type=jnp.float32,
   )
+  return flat.reshape(*hidden.shape[:-1], -1)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _chunked_logps(hidden, head, targets, chunk):
-  return _chunked_forward(hidden, head, targets, chunk)[0]
+def _chunked_logps(hidden, head, targets, width):
+  return _chunked_forward(hidden, head, targets, width)[0]
 
 
-def _chunked_forward(hidden, head, targets, chunk):
-  positions = targets.shape[0]
-
+def _chunked_forward(hidden, head, targets, width):
   def part(block):
     return _logps_and_norm(block[0], head, block[1])
 
-  logps, norms = jax.lax.map(part, _blocks(chunk, hidden, targets))
+  blocks = (_blocks(hidden, width), _blocks(targets, width))
+  logps, norms = jax.lax.map(part, blocks)
   kept = (hidden, head, targets, norms)
-  return logps.reshape(-1)[:positions], kept
+  return _rows(logps, targets.shape[1]), kept
 
 
-def _chunked_backward(chunk, kept, gradient):
+def _chunked_backward(width, kept, gradient):
   """Computes d logits = gradient * (one-hot - softmax), chunk by chunk.
 
   Automatic differentiation of the loop would sum the head's gradient in the
   dtype of the head: in bfloat16 small contributions of late chunks are lost.
   """
   hidden, head, targets, norms = kept
-  blocks = _blocks(chunk, hidden, targets, gradient)
 
   def part(total, block):
     hidden, targets, gradient, norm = block
-    softmax = jnp.exp(_logits(hidden, head) - norm[:, None])
-    one_hot = jnp.arange(head.shape[1]) == targets[:, None]
-    given = (gradient[:, None] * (one_hot - softmax)).astype(head.dtype)
+    softmax = jnp.exp(_logits(hidden, head) - norm[..., None])
+    one_hot = jnp.arange(head.shape[1]) == targets[..., None]
+    given = gradient[..., None] * (one_hot - softmax)
+    given = given.reshape(-1, head.shape[1]).astype(head.dtype)
     to_hidden = jnp.einsum(
       "MV,EV->ME", given, head, preferred_element_type=jnp.float32
     )
     to_head = jnp.einsum(
-      "ME,MV->EV", hidden, given, preferred_element_type=jnp.float32
+      "ME,MV->EV",
+      hidden.reshape(-1, hidden.shape[-1]),
+      given,
+      preferred_element_type=jnp.float32,
     )
-    return total + to_head, to_hidden.astype(hidden.dtype)
+    return total + to_head, to_hidden.reshape(hidden.shape).astype(hidden.dtype)
 
+  blocks = tuple(_blocks(x, width) for x in (hidden, targets, gradient))
   zeros = jnp.zeros(head.shape, jnp.float32)
   total, to_hidden = jax.lax.scan(part, zeros, (*blocks, norms))
-  to_hidden = to_hidden.reshape(-1, hidden.shape[1])[: len(targets)]
+  to_hidden = _rows(to_hidden, targets.shape[1])
   return to_hidden, total.astype(head.dtype), None
 
 
 _chunked_logps.defvjp(_chunked_forward, _chunked_backward)
 
 
-def _blocks(chunk, *arrays):
-  """Returns arrays [M, ...] as [M/chunk, chunk, ...], filled up with zeros."""
+def _blocks(x, width):
+  """Returns [R, M, ...] as [M/width, R, width, ...], filled up with zeros.
 
-  def split(x):
-    pad = ((0, -len(x) % chunk), *((0, 0),) * (x.ndim - 1))
-    return jnp.pad(x, pad).reshape(-1, chunk, *x.shape[1:])
+  Each block holds positions of every row, so that rows stay on their devices.
+  """
+  pad = ((0, 0), (0, -x.shape[1] % width), *((0, 0),) * (x.ndim - 2))
+  padded = jnp.pad(x, pad)
+  split = padded.reshape(len(x), -1, width, *x.shape[2:])
+  return jnp.swapaxes(split, 0, 1)
 
-  return tuple(split(x) for x in arrays)
+
+def _rows(blocks, positions):
+  """Returns blocks as [R, M, ...] again."""
+  x = jnp.swapaxes(blocks, 0, 1)
+  return x.reshape(len(x), -1, *blocks.shape[3:])[:, :positions]
 
 
 def sft(

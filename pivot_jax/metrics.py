@@ -55,10 +55,17 @@ class Writer:
 
   def write(self, step: int, metrics: Mapping[str, float]) -> None:
     """Appends one line `{"step": step, name: value, ...}`."""
+    self._write(self._path, step, metrics)
+
+  def write_speed(self, step: int, metrics: Mapping[str, float]) -> None:
+    """Appends a line to `speed.jsonl`: what no two runs have in common."""
+    self._write(self._path.with_name("speed.jsonl"), step, metrics)
+
+  def _write(self, path, step, metrics) -> None:
     if jax.process_index() != 0:
       return
     line = {"step": step} | {k: float(f"{v:.6g}") for k, v in metrics.items()}
-    with self._path.open("a", encoding="utf-8") as file:
+    with path.open("a", encoding="utf-8") as file:
       file.write(json.dumps(line) + "\n")
     if self._board is not None:
       for name, value in metrics.items():
@@ -81,14 +88,18 @@ class Status:
     self._began = self._shown = time.monotonic()
     self._live = sys.stderr.isatty()
 
+  def due(self, step: int) -> bool:
+    """Returns whether `show` would show this step."""
+    quiet = 0.1 if self._live else self.EVERY
+    waited = time.monotonic() - self._shown >= quiet
+    return jax.process_index() == 0 and (waited or step >= self._total)
+
   def show(self, step: int, text: str = "") -> None:
     """Shows progress; on a file at most every `EVERY` seconds and at the end."""
-    now = time.monotonic()
-    done = step >= self._total
-    quiet = 0.1 if self._live else self.EVERY
-    if jax.process_index() != 0 or (now - self._shown < quiet and not done):
+    if not self.due(step):
       return
-    self._shown = now
+    now = self._shown = time.monotonic()
+    done = step >= self._total
     rate = (now - self._began) / max(1, step - self._start)
     left = rate * (self._total - step)
     line = f"{self._name} {step}/{self._total} {text} {_clock(left)} left"

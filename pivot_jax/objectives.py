@@ -54,13 +54,7 @@ def logps_from_visual(
   hidden = model.apply(variables, embedded, batch, method="decode")
   picked = jnp.take_along_axis(hidden, batch.loss_source[..., None], axis=1)
   head = model.apply(variables, method="head")
-  flat = losses.token_logps(
-    picked.reshape(-1, picked.shape[-1]),
-    head,
-    batch.loss_target.reshape(-1),
-    chunk=chunk,
-  )
-  return flat.reshape(batch.loss_target.shape)
+  return losses.token_logps(picked, head, batch.loss_target, chunk=chunk)
 
 
 def logps(model, params, batch, *, chunk: int = CHUNK) -> Float[Array, "R M"]:

@@ -8,14 +8,17 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jaxtyping import Array, Float
 
 from pivot_jax import trees
 from pivot_jax.errors import InputError
 
 SCHEDULES = ("cosine", "constant")
+MOMENTS = ("float32", "bfloat16")
 
 
 def schedule(name: str, *, steps: int, warmup: float) -> optax.Schedule:
@@ -48,21 +51,77 @@ def adamw(
   clip: float = 1.0,
   betas: tuple[float, float] = (0.9, 0.999),
   eps: float = 1e-8,
+  moments: str = "float32",
 ) -> optax.GradientTransformation:
   """Returns clipping by global norm, then AdamW with a rate for each path.
 
+  `moments` in bfloat16 take half the memory (`_bfloat16_adam`).
   `lr` and `weight_decay` are ordered rules (pattern, value); the first full
   match wins and a path without one is an error. Rates enter the optimizer state
   as arrays, so that two runs that differ in a rate share one executable.
   """
   rates = _values(lr, trainable)
   decays = _values(weight_decay, trainable)
+  if moments not in MOMENTS:
+    raise InputError(f"moments={moments!r}: choose one of {MOMENTS}")
+  adam = optax.scale_by_adam if moments == "float32" else _bfloat16_adam
   return optax.chain(
     optax.clip_by_global_norm(clip),
-    optax.scale_by_adam(b1=betas[0], b2=betas[1], eps=eps),
+    adam(b1=betas[0], b2=betas[1], eps=eps),
     _decay(decays),
     _rates(rates, factor),
   )
+
+
+def _bfloat16_adam(
+  *, b1: float, b2: float, eps: float
+) -> optax.GradientTransformation:
+  """Adam whose moments are stored in bfloat16 and computed in float32.
+
+  They are rounded up or down at random, in proportion: an update changes the
+  second moment by a thousandth, less than half of bfloat16's last bit, and
+  rounding to the nearest would never let it fall.
+  """
+
+  def init(params):
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.bfloat16), params)
+    count = jnp.zeros((), jnp.int32)
+    return optax.ScaleByAdamState(count=count, mu=zeros, nu=zeros)
+
+  def update(updates, state, params=None):
+    del params
+    grads, tree = jax.tree.flatten(updates)
+    keys = jax.random.split(
+      jax.random.fold_in(jax.random.PRNGKey(0), state.count), (len(grads), 2)
+    )
+    count = state.count + 1
+
+    def leaf(grad, mu, nu, key):
+      mu = b1 * mu.astype(jnp.float32) + (1 - b1) * grad
+      nu = b2 * nu.astype(jnp.float32) + (1 - b2) * grad**2
+      step = mu / (1 - b1**count) / (jnp.sqrt(nu / (1 - b2**count)) + eps)
+      return step, round_at_random(mu, key[0]), round_at_random(nu, key[1])
+
+    moments = (jax.tree.leaves(state.mu), jax.tree.leaves(state.nu))
+    found = [leaf(*one) for one in zip(grads, *moments, keys)]
+    steps, mu, nu = (jax.tree.unflatten(tree, x) for x in zip(*found))
+    return steps, optax.ScaleByAdamState(count=count, mu=mu, nu=nu)
+
+  return optax.GradientTransformation(init, update)
+
+
+def round_at_random(
+  x: Float[Array, "*shape"], key: jax.Array
+) -> Float[Array, "*shape"]:
+  """Returns finite float32 as bfloat16, rounded so that the mean stays.
+
+  Adding random low bits carries into the high ones in proportion to what the
+  low bits hold.
+  """
+  bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
+  low = jax.random.bits(key, x.shape, jnp.uint16).astype(jnp.uint32)
+  high = (bits + low) & jnp.uint32(0xFFFF0000)
+  return jax.lax.bitcast_convert_type(high, jnp.float32).astype(jnp.bfloat16)
 
 
 def _values(rules, tree) -> dict[str, float]:

@@ -245,6 +245,7 @@ def _common(config: ConfigDict, section: ConfigDict) -> dict[str, Any]:
     "compute",
     "mesh",
     "tensorboard",
+    "profile",
   )
   common = {
     key: value.to_dict() if isinstance(value, ConfigDict) else value

@@ -24,7 +24,7 @@ from pivot_jax.data import images
 from pivot_jax.errors import InputError
 
 # Fields that say how a run is shown or kept, not what it computes.
-LOGGING_KEYS = ("tensorboard", "save_every", "title", "shipped")
+LOGGING_KEYS = ("tensorboard", "profile", "save_every", "title", "shipped")
 
 
 @dataclasses.dataclass(frozen=True)

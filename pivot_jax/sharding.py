@@ -137,15 +137,24 @@ def place_rows(tree: Any, mesh: Mesh) -> Any:
   )
 
 
-def place(tree: Any, mesh: Mesh, rules: Sequence = PARAM_RULES) -> Any:
+def place(
+  tree: Any,
+  mesh: Mesh,
+  rules: Sequence = PARAM_RULES,
+  *,
+  dtypes: Mapping[str, Any] | None = None,
+) -> Any:
   """Returns a tree of host arrays placed by the parameter rules, leaf by leaf.
 
   The arrays are copied: donating the result never deletes the caller's tree.
+  `dtypes` gives leaves another dtype by path.
   """
+  flat = trees.flatten(tree)
+  dtypes = dtypes or {path: leaf.dtype for path, leaf in flat.items()}
   return trees.unflatten(
     {
-      path: place_leaf(path, np.array(leaf), mesh, rules)
-      for path, leaf in trees.flatten(tree).items()
+      path: place_leaf(path, np.array(leaf, dtypes[path]), mesh, rules)
+      for path, leaf in flat.items()
     }
   )
 

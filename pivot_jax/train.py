@@ -5,8 +5,10 @@ of placed batches and hooks are given to it. Frozen parameters are in the state
 as they came and are never differentiated.
 """
 
+import pathlib
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -15,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from pivot_jax import losses, sharding, trees
+from pivot_jax import losses, sharding, speed, trees
 from pivot_jax.data import packing, pipeline
 
 Host = Mapping[str, float]
@@ -36,8 +38,13 @@ class TrainState:
 class Hook(Protocol):
   """What watches a run."""
 
-  def metrics(self, step: int, metrics: Host, update: pipeline.Update) -> None:
-    """Sees the metrics of update `step`, up to one update late; may raise."""
+  def metrics(
+    self, step: int, metrics: Host, update: pipeline.Update, wait: float
+  ) -> None:
+    """Sees the metrics of update `step`, up to one update late; may raise.
+
+    `wait` is the seconds in which nothing but the update's batch was missing.
+    """
     ...
 
   def due(self, step: int) -> bool:
@@ -94,11 +101,13 @@ def make_state(
   tx: Callable[[Any], optax.GradientTransformation],
   mesh: jax.sharding.Mesh,
   seed: int,
+  dtype: str = "float32",
 ) -> tuple[TrainState, optax.GradientTransformation]:
   """Returns the first state, placed on the mesh, and its optimizer.
 
   `tx` makes the optimizer from the trainable parameters: there is no state for
-  what is frozen. The given tree is copied and stays valid.
+  what is frozen, whose kernels are held in `dtype`, that of the products. The
+  given tree is copied and stays valid.
   """
   inside, outside = trees.split(params, trainable)
   optimizer = tx(inside)
@@ -111,7 +120,7 @@ def make_state(
     step=jax.device_put(jnp.zeros((), jnp.int32), zero),
     examples=jax.device_put(jnp.zeros((), jnp.int32), zero),
     trainable=placed,
-    frozen=sharding.place(outside, mesh),
+    frozen=sharding.place(outside, mesh, dtypes=kernel_dtypes(outside, dtype)),
     opt_state=opt_state,
     rng=jax.device_put(jax.random.PRNGKey(seed), zero),
   )
@@ -125,16 +134,17 @@ def make_train_step(
   accum: int,
   examples: int,
   shardings: Any = None,
+  dtype: str = "float32",
 ) -> Callable[[TrainState, packing.Batch], tuple[TrainState, losses.Metrics]]:
   """Returns the jitted update; the state is donated.
 
-  The rows are split into `accum` parts that run one after the other; since a
+  Kernels are cast to `dtype`, that of the products, once an update. The rows are split into `accum` parts that run one after the other; since a
   loss is a sum whose weights cover the whole update, gradients add. Metrics are
   (sum, count) pairs over the update, with `losses/total`, `grad_norm` and
   `finite`. A non-finite loss or gradient leaves the state as it was.
   """
 
-  gradients = _gradients(loss_fn, accum)
+  gradients = _gradients(loss_fn, accum, dtype)
 
   def step_fn(state, batch):
     rng = jax.random.fold_in(state.rng, state.step)
@@ -163,32 +173,59 @@ def make_train_step(
   return jax.jit(step_fn, donate_argnums=0, out_shardings=(shardings, None))
 
 
-def _gradients(loss_fn: Callable, accum: int) -> Callable:
-  """Returns f(state, batch, rng) -> ((loss, metrics), gradients)."""
+def _gradients(loss_fn: Callable, accum: int, dtype: str) -> Callable:
+  """Returns f(state, batch, rng) -> ((loss, metrics), float32 gradients)."""
 
   def value(trainable, frozen, batch, rng):
     return loss_fn(trees.merge(trainable, frozen), batch, rng)
 
   grad_fn = jax.value_and_grad(value, has_aux=True)
-  if accum == 1:
-    return lambda state, batch, rng: grad_fn(
-      state.trainable, state.frozen, batch, rng
-    )
 
-  def summed(state, batch, rng):
+  def part_fn(trainable, frozen, batch, rng):
+    result, grads = grad_fn(trainable, frozen, batch, rng)
+    # Of a kernel in bfloat16 the gradient is, too; sums of it are not.
+    return result, jax.tree.map(lambda x: x.astype(jnp.float32), grads)
+
+  def whole(state, batch, rng):
+    # Outside the loops over parts and layers: there it would be done each time.
+    trainable = cast_kernels(state.trainable, dtype)
+    if accum == 1:
+      return part_fn(trainable, state.frozen, batch, rng)
     parts = _parts(batch, accum)
     shapes = jax.eval_shape(
-      grad_fn, state.trainable, state.frozen, _first(parts), rng
+      part_fn, trainable, state.frozen, _first(parts), rng
     )
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
     def body(total, part):
-      new = grad_fn(state.trainable, state.frozen, part, rng)
+      new = part_fn(trainable, state.frozen, part, rng)
       return jax.tree.map(jnp.add, total, new), None
 
     return jax.lax.scan(body, zeros, parts)[0]
 
-  return summed
+  return whole
+
+
+def cast_kernels(params: Any, dtype: str) -> Any:
+  """Returns the tree with kernels in the dtype of the products they enter.
+
+  The embedding table stays in float32: it is looked up, and its gradient is a
+  sum over tokens.
+  """
+  dtypes = kernel_dtypes(params, dtype)
+  return trees.unflatten(
+    {p: x.astype(dtypes[p]) for p, x in trees.flatten(params).items()}
+  )
+
+
+def kernel_dtypes(params: Any, dtype: str) -> dict[str, Any]:
+  """Returns the dtype of each leaf by path: `dtype` for float32 kernels."""
+
+  def of(path, leaf):
+    cast = path.endswith("/kernel") and leaf.dtype == jnp.float32
+    return jnp.dtype(dtype) if cast else leaf.dtype
+
+  return {path: of(path, leaf) for path, leaf in trees.flatten(params).items()}
 
 
 def fit(
@@ -199,6 +236,7 @@ def fit(
   num_steps: int,
   hooks: Sequence[Hook],
   should_stop: Callable[[], bool] = lambda: False,
+  trace: speed.Trace | None = None,
 ) -> TrainState:
   """Runs updates until `num_steps` and returns the last state.
 
@@ -206,24 +244,30 @@ def fit(
   while the devices work; before a hook is shown the state they are caught up
   with, so that no hook sees the state of an update that went wrong.
   `should_stop` is asked after each update; the last state is shown to hooks.
+  `trace` profiles some updates.
   """
   step = int(state.step)
   pending = None
 
   def flush():
     if pending is not None:
-      at, metrics, update = pending
+      at, metrics, update, wait = pending
       host = means(jax.device_get(metrics))
       for hook in hooks:
-        hook.metrics(at, host, update)
+        hook.metrics(at, host, update, wait)
 
-  iterator = iter(batches)
+  iterator, watch = iter(batches), speed.CompileWatch()
+  trace = trace or speed.Trace("", pathlib.Path())
   while step < num_steps:
+    asked = time.monotonic()
     update = next(iterator)
-    state, metrics = step_fn(state, update.batch)
+    wait = time.monotonic() - asked
+    trace.before(step)
+    state, metrics = watch.call(step_fn, state, update.batch)
     flush()
     step += 1
-    pending = (step, metrics, update)
+    trace.after(step, state)
+    pending = (step, metrics, update, wait)
     last = step == num_steps or should_stop()
     due = [hook for hook in hooks if last or hook.due(step)]
     if due:
@@ -233,6 +277,7 @@ def fit(
         hook.state(state, step)
     if last:
       break
+  trace.close()
   return state
 
 

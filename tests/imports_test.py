@@ -10,7 +10,7 @@ _BASE = r"trees|losses|optim|sharding|metrics|models\..+|data\..+"
 _TOOLS = (
   _BASE
   + r"|objectives|generate|logistic|segmentation|convert\..+"
-  + r"|files|addresses|artifacts"
+  + r"|files|addresses|artifacts|speed|flops|memory"
 )
 # What a module of pivot_jax may import of it, beside `errors`; the first match
 # counts, and a module without a match needs a line here.
@@ -20,9 +20,10 @@ MAY_IMPORT = (
   (r"models\.(layers|sequences)", r""),
   (r"models\.attention", r"models\.layers"),
   (r"models\.(vit|qwen2|heads)", r"models\.(layers|attention|sequences)"),
-  (r"models\.mllm", r"models\.(layers|sequences|vit|qwen2|heads)"),
+  (r"models\.mllm", r"models\.(layers|attention|sequences|vit|qwen2|heads)"),
   (r"data\.(tokens|framing|records|packing|drawing)", r""),
   (r"data\.images", r"data\.framing"),
+  (r"data\.work", r"data\.packing"),
   (r"data\.layout", r"data\.drawing"),
   (r"data\.questions", r"data\.(drawing|layout)"),
   (r"data\.misnaming", r"data\.(drawing|layout|questions)"),
@@ -30,7 +31,9 @@ MAY_IMPORT = (
   (r"data\.chat", r"data\.tokens"),
   (r"data\.sources", r"data\.(images|records)"),
   (r"data\..+|objectives|generate|logistic|segmentation", _BASE),
-  (r"files|addresses", r""),
+  (r"files|addresses|speed", r""),
+  (r"flops", r"models\..+|data\.work"),
+  (r"memory", r"trees"),
   (r"convert\..+", _BASE + r"|addresses|convert\..+"),
   (r"artifacts", r"trees|files"),
   (r"checkpoint", _TOOLS),

@@ -124,9 +124,9 @@ def test_sft_is_the_weighted_negative_log_likelihood_without_padding():
 @pytest.fixture(scope="module")
 def positions():
   rng = np.random.default_rng(0)
-  hidden = jnp.asarray(rng.normal(size=(11, 8)), jnp.float32)
+  hidden = jnp.asarray(rng.normal(size=(2, 11, 8)), jnp.float32)
   head = jnp.asarray(rng.normal(size=(8, 17)), jnp.float32)
-  return hidden, head, jnp.asarray(rng.integers(0, 17, 11), jnp.int32)
+  return hidden, head, jnp.asarray(rng.integers(0, 17, (2, 11)), jnp.int32)
 
 
 def test_token_logps_are_log_softmax_at_the_target(positions):
@@ -135,18 +135,22 @@ def test_token_logps_are_log_softmax_at_the_target(positions):
   expected = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
   found = losses.token_logps(hidden, head, targets, chunk=100)
   np.testing.assert_allclose(
-    found, expected[np.arange(11), targets], rtol=1e-5, atol=1e-5
+    found,
+    np.take_along_axis(expected, np.asarray(targets)[..., None], -1)[..., 0],
+    rtol=1e-5,
+    atol=1e-5,
   )
 
 
-@pytest.mark.parametrize("chunk", [1, 4, 11])
+@pytest.mark.parametrize("chunk", [1, 4, 8, 21])
 def test_chunks_change_neither_value_nor_gradients(positions, chunk):
   hidden, head, targets = positions
-  weight = jnp.linspace(0.5, 1.5, 11)
+  weight = jnp.linspace(0.5, 1.5, 22).reshape(2, 11)
 
   @functools.partial(jax.jit, static_argnums=2)
   def value(hidden, head, chunk):
-    return weight @ losses.token_logps(hidden, head, targets, chunk=chunk)
+    logps = losses.token_logps(hidden, head, targets, chunk=chunk)
+    return (weight * logps).sum()
 
   graded = jax.value_and_grad(value, argnums=(0, 1))
   whole, chunked = graded(hidden, head, 64), graded(hidden, head, chunk)

@@ -277,7 +277,7 @@ class _Recorder:
   every: int
   seen: list
 
-  def metrics(self, step, metrics, update):
+  def metrics(self, step, metrics, update, wait):
     self.seen.append(("metrics", step, update.ids[0]))
 
   def due(self, step):

@@ -223,7 +223,7 @@ def pack(
     )
   weights = [share * w for w in _sft_weights(examples, sft_group)]
   total = pairs or sum(len(example.answers) == 2 for example in examples)
-  batch = _empty(layout)
+  batch = empty(layout)
   for row, indices in enumerate(rows):
     members = [(examples[i], weights[i]) for i in indices]
     _fill_row(batch, row, members, layout, 1.0 / max(1, total))
@@ -232,7 +232,7 @@ def pack(
 
 def pack_in_order(examples: Sequence[Example], layout: Layout) -> Batch:
   """Returns a batch with example i alone in row i, for generation."""
-  batch = _empty(layout)
+  batch = empty(layout)
   for row, example in enumerate(examples):
     size = length(example, layout.patches)
     _check_fits(size, layout.tokens, "tokens", example.id)
@@ -362,7 +362,8 @@ def _sft_weights(examples, group) -> list[float]:
   return weights
 
 
-def _empty(layout: Layout) -> Batch:
+def empty(layout: Layout) -> Batch:
+  """Returns a batch of padding."""
   rows, tokens = layout.rows, layout.tokens
   size = layout.image_size
 

@@ -21,6 +21,7 @@ from jaxtyping import UInt8
 
 from pivot_jax import sharding
 from pivot_jax.data import chat, images, packing
+from pivot_jax.data import work as counting
 from pivot_jax.errors import InputError
 
 Row = Mapping[str, Any]
@@ -31,13 +32,14 @@ Reference = Mapping[str, tuple[tuple[float, float], str]]
 class Update:
   """A placed batch with what the host knows of it.
 
-  `digest` is a CRC32 of the ids and of each row's prompt and first answer: equal
+  `work` counts what all processes' rows hold. `digest` is a CRC32 of the ids and of each row's prompt and first answer: equal
   for two objectives that see the same rows.
   """
 
   batch: packing.Batch
   ids: tuple[str, ...]
   digest: int
+  work: counting.Work = counting.Work()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -270,7 +272,9 @@ def updates(
     ids = tuple(example.id for example in examples)
     said = [_crc(e.prompt, *e.answers[:1]) for e in examples]
     digest = zlib.crc32(" ".join((*ids, *said)).encode())
-    yield Update(sharding.place_rows(packed, mesh), ids, digest)
+    # Shares differ little, and a rate needs no exchange between processes.
+    counted = counting.count(packed, layout.patches).times(hosts)
+    yield Update(sharding.place_rows(packed, mesh), ids, digest, counted)
     position += batch
 
 

@@ -21,7 +21,14 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Bool, Float, Int, PyTree, UInt8
 
-from pivot_jax.models import heads, layers, qwen2, sequences, vit
+from pivot_jax.models import (
+  attention,
+  heads,
+  layers,
+  qwen2,
+  sequences,
+  vit,
+)
 
 
 class MLLM(nn.Module):
@@ -193,6 +200,19 @@ def attention_mask(
   prompt = (branches == 0)[:, None, :]
   answer = branches[:, :, None] == branches[:, None, :]
   return causal & example & present & (prompt | answer)
+
+
+def settled(model: MLLM, platform: str) -> MLLM:
+  """Returns the model with its attention backend chosen for a platform.
+
+  `platform` is `jax.default_backend()`. Raises InputError where the backend that
+  is asked for cannot serve.
+  """
+  dims = () if model.llm is None else (model.llm.head_dim,)
+  if model.vision is not None:
+    dims += (model.vision.hidden_size // model.vision.num_attention_heads,)
+  compute = attention.choose(model.compute, head_dims=dims, platform=platform)
+  return model.clone(compute=compute)
 
 
 def init_params(model: MLLM, rng: jax.Array) -> PyTree:

@@ -22,15 +22,18 @@ from pivot_jax import (
   artifacts,
   assembly,
   checkpoint,
+  flops,
+  memory,
   metrics,
   objectives,
   optim,
   reference,
   sharding,
+  speed,
   train,
   trees,
 )
-from pivot_jax.data import chat, pipeline, registry
+from pivot_jax.data import chat, packing, pipeline, registry
 from pivot_jax.errors import InputError
 from pivot_jax.models import layers, mllm
 
@@ -52,7 +55,9 @@ def run(
   job = _Job(config, out, start, stream, coder, mesh)
   with jax.set_mesh(mesh), layers.logical_rules(sharding.ACTIVATION_RULES):
     state, rows = job.run()
-  after = jax.device_get(train.params_of(state))
+  # What is frozen leaves as it came, not as it was computed with.
+  _, frozen = trees.split(start.params, config.trainable)
+  after = trees.merge(jax.device_get(state.trainable), frozen)
   _check_frozen(prints, after, config.trainable)
   save_model(out, after, start, config, tokenizer)
   return _report(config, out, start, prints, after, rows)
@@ -131,31 +136,36 @@ class _Job:
         ),
         weight_decay=config.weight_decay,
         clip=config.clip,
+        moments=config.moments,
       ),
       mesh=self.mesh,
       seed=config.seed,
+      dtype=config.compute.dtype,
     )
     for field in ("lr", "weight_decay"):
       name = f"{config.name}.{field}"
       optim.check_rules(config[field], self.start.params, name)
     saved = checkpoint.Resumable(self.out / "checkpoints")
     state, rows = self._resume(saved, state)
-    begin = int(state.step)
-    recorder = _Recorder(config, self.out, saved, begin, rows)
+    layout, loss_fn = self._layout(), self._loss()
+    self._log_memory(state, layout, loss_fn)
+    recorder = _Recorder(config, self.out, saved, state, rows, self.start.mllm)
     step_fn = train.make_train_step(
-      self._loss(),
+      loss_fn,
       tx,
       accum=config.accum,
       examples=config.batch,
       shardings=jax.tree.map(lambda x: x.sharding, state),
+      dtype=config.compute.dtype,
     )
     state = train.fit(
       state,
       step_fn,
-      self._updates(int(state.examples)),
+      speed.ahead(self._updates(layout, int(state.examples))),
       num_steps=config.steps,
       hooks=[recorder],
       should_stop=train.stop_requested,
+      trace=speed.Trace(config.profile, self.out / "profile"),
     )
     saved.close()
     if int(state.step) < config.steps:
@@ -187,12 +197,12 @@ class _Job:
       f"{config.name}.objective={config.objective!r}: choose sft or dpo"
     )
 
-  def _updates(self, start: int):
+  def _layout(self) -> packing.Layout:
     config = self.config
     patches = (
       self.start.mllm.vision.num_patches if self.start.mllm.vision else 1
     )
-    layout = pipeline.choose_layout(
+    return pipeline.choose_layout(
       self.stream,
       self.coder,
       pack=config.pack.to_dict(),
@@ -202,28 +212,54 @@ class _Job:
       shards=sharding.row_shards(self.mesh) * config.accum,
       max_length=config.max_length,
     )
+
+  def _updates(self, layout: packing.Layout, start: int):
     return pipeline.updates(
       self.stream,
       layout,
-      batch=config.batch,
+      batch=self.config.batch,
       start=start,
       mesh=self.mesh,
-      sft_group=config.sft_group,
+      sft_group=self.config.sft_group,
     )
+
+  def _log_memory(self, state, layout: packing.Layout, loss_fn) -> None:
+    """Says what an update will take, before anything is compiled."""
+    shards = sharding.row_shards(self.mesh) * self.config.accum
+    found = memory.estimate(
+      state,
+      loss_fn,
+      memory.rows_at_once(packing.empty(layout), layout.rows // shards),
+      dtype=self.config.compute.dtype,
+      available=memory.available(),
+    )
+    LOG.info(
+      "%s attends by %s; memory: %s",
+      self.config.name,
+      self.start.mllm.compute.attention,
+      found,
+    )
+    if not found.fits:
+      LOG.warning("that is more than there is: %s", memory.advice(found))
 
 
 class _Recorder:
   """Writes metrics, shows progress, commits checkpoints, stops on non-finite."""
 
-  def __init__(self, config, out, saved, begin: int, rows: int):
+  def __init__(self, config, out, saved, state, rows: int, model):
     self.config, self.saved, self.rows = config, saved, rows
-    self.kept = begin
+    self.kept = self.begin = begin = int(state.step)
+    self.model, self.trainable = model, list(trees.flatten(state.trainable))
+    devices = jax.devices()
+    self.meter = speed.Meter(
+      peak=flops.peak(devices[0].device_kind, len(devices))
+    )
     self.writer = metrics.Writer(
       out, step=begin, tensorboard=config.tensorboard
     )
     self.status = metrics.Status(config.name, config.steps, start=begin)
 
-  def metrics(self, step, values, update) -> None:
+  def metrics(self, step, values, update, wait) -> None:
     if values["finite"] < 1:
       raise train.NonFiniteError(
         f"{self.config.name}: the loss is not finite at step {step} (loss "
@@ -234,7 +270,27 @@ class _Recorder:
       )
     self.rows = zlib.crc32(f"{update.digest:08x}".encode(), self.rows)
     self.writer.write(step, {k: v for k, v in values.items() if k != "finite"})
-    self.status.show(step, f"loss {values['losses/total']:.3f}")
+    self._show(step, values["losses/total"], update.work, wait)
+
+  def _show(self, step, loss, work, wait) -> None:
+    if step == self.begin + 1:
+      # It compiled.
+      self.meter.skip()
+    else:
+      parts = flops.update(self.model, self.trainable, work)
+      self.meter.add(
+        tokens=work.tokens,
+        examples=self.config.batch,
+        flops=sum(parts.values()),
+        wait=wait,
+      )
+    if not self.status.due(step):
+      return
+    window, text = self.meter.window(), f"loss {loss:.3f}"
+    if window is not None:
+      self.writer.write_speed(step, window.metrics())
+      text += f" {window}"
+    self.status.show(step, text)
 
   def due(self, step: int) -> bool:
     return step % self.config.save_every == 0

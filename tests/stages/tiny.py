@@ -58,9 +58,10 @@ def config(kind, rows, **fields):
     resample="bicubic",
     vision=dataclasses.asdict(VISION) | {"init": ""},
     llm=dataclasses.asdict(LLM) | {"init": ""},
-    compute=dict(dtype="float32", remat="none", scan=False),
+    compute=dict(dtype="float32", remat="none", scan=False, attention="auto"),
     mesh=dict(data=-1, fsdp=1, tensor=1),
     tensorboard=False,
+    profile="",
     sources={"rows": rows} if rows else {},
   )
   del made.inputs

@@ -1,0 +1,154 @@
+"""How much memory a training will take, known before anything is compiled.
+
+What is kept between updates is counted exactly, and so is what the forward pass
+leaves for the backward pass: it is read off the traced program. What XLA needs
+beside (the gradients of a block, copies) is not in it.
+"""
+
+import collections
+import dataclasses
+import os
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pivot_jax import trees
+
+GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+  """Bytes on one device, by what they hold; `available` is None if not known."""
+
+  parts: dict[str, int]
+  available: int | None
+
+  @property
+  def total(self) -> int:
+    return sum(self.parts.values())
+
+  @property
+  def fits(self) -> bool:
+    return self.available is None or self.total <= self.available
+
+  def __str__(self) -> str:
+    listed = " + ".join(
+      f"{name} {size / GIB:.2f}" for name, size in self.parts.items()
+    )
+    limit = "" if self.available is None else f" of {self.available / GIB:.2f}"
+    return f"{listed} = {self.total / GIB:.2f}{limit} GiB"
+
+
+def estimate(
+  state: Any,
+  loss_fn: Callable,
+  batch: Any,
+  *,
+  dtype: str,
+  available: int | None,
+) -> Estimate:
+  """Returns what one device holds while it makes an update.
+
+  Args:
+    state: TrainState of arrays on their devices.
+    loss_fn: (params, batch, rng) -> (loss, metrics).
+    batch: the shapes of the rows that one device sees at once.
+    dtype: of the products; kernels that train have a copy in it.
+    available: the device's bytes.
+  """
+  trainable = _on_one_device(state.trainable)
+  kernels = sum(
+    leaf.size
+    for path, leaf in trees.flatten(state.trainable).items()
+    if path.endswith("/kernel")
+  )
+  copies = 0
+  if dtype != "float32":
+    share = trainable / max(1, _bytes(state.trainable))
+    copies = int(kernels * jnp.dtype(dtype).itemsize * share)
+  parts = {
+    "parameters": trainable + _on_one_device(state.frozen) + copies,
+    "optimizer": _on_one_device(state.opt_state),
+    "gradients": trainable,
+    "batch": _bytes(batch),
+    "activations": activations(loss_fn, state, batch),
+  }
+  return Estimate(parts, available)
+
+
+def activations(loss_fn: Callable, state: Any, batch: Any) -> int:
+  """Returns the bytes that the forward pass leaves for the backward pass."""
+
+  def residuals(trainable, frozen, batch):
+    def loss(trainable):
+      return loss_fn(trees.merge(trainable, frozen), batch, None)
+
+    return jax.vjp(loss, trainable, has_aux=True)[1]
+
+  shapes = (_shapes(state.trainable), _shapes(state.frozen), _shapes(batch))
+  kept = jax.tree.leaves(jax.eval_shape(residuals, *shapes))
+  # Parameters that the backward pass reads are not kept a second time.
+  known = collections.Counter(_kind(x) for x in jax.tree.leaves(shapes))
+  total = 0
+  for leaf in kept:
+    if known[_kind(leaf)]:
+      known[_kind(leaf)] -= 1
+    else:
+      total += leaf.size * leaf.dtype.itemsize
+  return total
+
+
+def available() -> int | None:
+  """Returns the bytes of the first device; of a CPU those of the machine."""
+  device = jax.local_devices()[0]
+  stats = device.memory_stats()
+  if stats and "bytes_limit" in stats:
+    return stats["bytes_limit"]
+  if device.platform == "cpu":
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+  return None
+
+
+def advice(found: Estimate) -> str:
+  """Returns what to change where an estimate does not fit."""
+  largest = max(found.parts, key=found.parts.__getitem__)
+  if largest == "activations":
+    return (
+      "raise accum (fewer rows at a time), or compute.remat: none < dots < "
+      "attention < full"
+    )
+  return (
+    "shard the state with mesh.fsdp, train less (trainable), or keep moments in "
+    "bfloat16"
+  )
+
+
+def rows_at_once(batch: Any, rows: int) -> Any:
+  """Returns the shapes of a batch with another number of rows."""
+  return jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype), batch
+  )
+
+
+def _on_one_device(tree: Any) -> int:
+  """Returns the bytes of one device's shards."""
+  return sum(
+    int(np.prod(x.sharding.shard_shape(x.shape))) * x.dtype.itemsize
+    for x in jax.tree.leaves(tree)
+  )
+
+
+def _bytes(tree: Any) -> int:
+  return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+def _shapes(tree: Any) -> Any:
+  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
+
+
+def _kind(leaf) -> tuple:
+  return (leaf.shape, str(leaf.dtype))
