@@ -42,16 +42,29 @@ def attend(
   may look; None lets every query see every key. A query that may look nowhere
   gives the mean of the values: finite, and of no meaning.
   """
-  q = rearrange(q, "N T (K G) H -> N T K G H", K=k.shape[2])
+  tokens, shared = q.shape[1], k.shape[2]
+  # Laid out as batched products whose results need no transposition.
+  q = rearrange(q, "N T (K G) H -> N K (G T) H", K=shared)
+  k, v = (rearrange(x, "N S K H -> N K S H") for x in (k, v))
   scores = jnp.einsum(
-    "NTKGH,NSKH->NKGTS", q, k, preferred_element_type=jnp.float32
+    "NKQH,NKSH->NKQS", q, k, preferred_element_type=jnp.float32
   )
   scores = scores * q.shape[-1] ** -0.5
   if mask is not None:
-    scores = jnp.where(mask[:, None, None], scores, _MASKED)
-  weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-  mixed = jnp.einsum("NKGTS,NSKH->NTKGH", weights, v)
-  return rearrange(mixed, "N T K G H -> N T (K G) H")
+    seen = jnp.tile(mask, (1, q.shape[2] // tokens, 1))
+    scores = jnp.where(seen[:, None], scores, _MASKED)
+  # The division by the sum comes after the product with the values: it is one
+  # of H channels there and not one of S keys.
+  largest = jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True))
+  weights = jnp.exp(scores - largest)
+  mixed = jnp.einsum(
+    "NKQS,NKSH->NKQH",
+    weights.astype(v.dtype),
+    v,
+    preferred_element_type=jnp.float32,
+  )
+  mixed = (mixed / weights.sum(axis=-1, keepdims=True)).astype(v.dtype)
+  return rearrange(mixed, "N K (G T) H -> N T (K G) H", T=tokens)
 
 
 def attend_all(
