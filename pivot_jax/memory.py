@@ -2,7 +2,7 @@
 
 What is kept between updates is counted exactly, and so is what the forward pass
 leaves for the backward pass: it is read off the traced program. What XLA needs
-beside (the gradients of a block, copies) is not in it.
+beside (gradients within a block, copies) is not in it.
 """
 
 import collections
@@ -16,8 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pivot_jax import trees
-
-GIB = 2**30
+from pivot_jax.models import mllm
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,30 +35,35 @@ class Estimate:
     return self.available is None or self.total <= self.available
 
   def __str__(self) -> str:
+    # Of toys MiB.
+    unit, name = (2**30, "GiB") if self.total > 2**30 else (2**20, "MiB")
     listed = " + ".join(
-      f"{name} {size / GIB:.2f}" for name, size in self.parts.items()
+      f"{part} {size / unit:.1f}" for part, size in self.parts.items()
     )
-    limit = "" if self.available is None else f" of {self.available / GIB:.2f}"
-    return f"{listed} = {self.total / GIB:.2f}{limit} GiB"
+    limit = ""
+    if self.available is not None:
+      limit = f" of {self.available / unit:,.1f}"
+    return f"{listed} = {self.total / unit:.1f}{limit} {name}"
 
 
 def estimate(
   state: Any,
-  loss_fn: Callable,
+  objective: Callable[[mllm.MLLM], Callable],
+  model: mllm.MLLM,
   batch: Any,
   *,
-  dtype: str,
   available: int | None,
 ) -> Estimate:
   """Returns what one device holds while it makes an update.
 
   Args:
     state: TrainState of arrays on their devices.
-    loss_fn: (params, batch, rng) -> (loss, metrics).
+    objective: gives a model's (params, batch, rng) -> (loss, metrics).
+    model: with the `compute` it is trained with.
     batch: the shapes of the rows that one device sees at once.
-    dtype: of the products; kernels that train have a copy in it.
     available: the device's bytes.
   """
+  dtype = model.compute.dtype
   trainable = _on_one_device(state.trainable)
   kernels = sum(
     leaf.size
@@ -75,9 +79,25 @@ def estimate(
     "optimizer": _on_one_device(state.opt_state),
     "gradients": trainable,
     "batch": _bytes(batch),
-    "activations": activations(loss_fn, state, batch),
+    "activations": activations(objective(model), state, batch),
   }
+  if model.compute.remat != "none":
+    parts["a block again"] = _one_block(parts, state, objective, model, batch)
   return Estimate(parts, available)
+
+
+def _one_block(parts, state, objective, model, batch) -> int:
+  """Returns the bytes of a block whose activations are computed again.
+
+  One block at a time has all that it would keep without recomputation.
+  """
+  compute = dataclasses.replace(model.compute, remat="none")
+  kept = activations(objective(model.clone(compute=compute)), state, batch)
+  blocks = [
+    *([model.llm.num_hidden_layers] if model.llm else []),
+    *([model.vision.used_layers] if model.vision else []),
+  ]
+  return (kept - parts["activations"]) // max(blocks)
 
 
 def activations(loss_fn: Callable, state: Any, batch: Any) -> int:

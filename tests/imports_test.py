@@ -33,7 +33,7 @@ MAY_IMPORT = (
   (r"data\..+|objectives|generate|logistic|segmentation", _BASE),
   (r"files|addresses|speed", r""),
   (r"flops", r"models\..+|data\.work"),
-  (r"memory", r"trees"),
+  (r"memory", r"trees|models\.mllm"),
   (r"convert\..+", _BASE + r"|addresses|convert\..+"),
   (r"artifacts", r"trees|files"),
   (r"checkpoint", _TOOLS),

@@ -175,3 +175,27 @@ def test_bfloat16_inputs_give_float32_log_probabilities(positions, chunk):
 def test_a_chunk_of_nothing_is_refused(positions):
   with pytest.raises(ValueError, match="chunk"):
     losses.token_logps(*positions, chunk=0)
+
+
+def test_the_heads_gradient_is_summed_over_chunks_in_float32():
+  rng = np.random.default_rng(0)
+  count = 2048
+  hidden = jnp.asarray(1 + 0.1 * rng.normal(size=(1, count, 4)), jnp.bfloat16)
+  head = jnp.asarray(rng.normal(size=(4, 5)), jnp.bfloat16)
+  targets = jnp.zeros((1, count), jnp.int32)
+
+  def gradient(hidden, head, chunk):
+    def total(head):
+      return losses.token_logps(hidden, head, targets, chunk=chunk).sum()
+
+    return np.asarray(jax.grad(total)(head), np.float64)
+
+  exact = gradient(hidden.astype(jnp.float32), head.astype(jnp.float32), count)
+  found = gradient(hidden, head, 1)
+  # One rounding at the end; 2,048 sums in bfloat16 would stop growing at a
+  # small share of the whole.
+  np.testing.assert_allclose(found, exact, rtol=2**-7)
+  total = jnp.bfloat16(0)
+  for _ in range(count):
+    total = total + jnp.bfloat16(0.4)
+  assert total < 0.5 * 0.4 * count

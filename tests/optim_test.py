@@ -145,3 +145,59 @@ def test_constant_stays_at_one_after_its_ramp():
 def test_an_unknown_schedule_is_refused():
   with pytest.raises(InputError, match="linear"):
     optim.schedule("linear", steps=1, warmup=0.0)
+
+
+def test_rounding_at_random_keeps_the_mean_and_the_nearest_two():
+  exact = jnp.asarray([1.0, 1.001, -3.14159, 1e-30, 0.0], jnp.float32)
+  many = jnp.broadcast_to(exact, (20_000, 5))
+  found = optim.round_at_random(many, jax.random.PRNGKey(0))
+  assert found.dtype == jnp.bfloat16
+  found = np.asarray(found, np.float64)
+  step = 2.0**-7 * np.maximum(np.abs(exact), 1e-38)
+  assert (np.abs(found - exact) < step).all()
+  error = np.abs(found.mean(axis=0) - np.float64(exact))
+  # Four standard errors of a step that is taken or not.
+  assert (error <= 4 * 0.5 * step / np.sqrt(20_000)).all()
+  assert (found[:, 0] == 1).all() and (found[:, 4] == 0).all()
+
+
+def _descend(moments, steps=400):
+  """Returns how near Adam comes to the minimum of a noisy square."""
+  target = jnp.linspace(-1, 1, 64)
+  params = {"a": {"w": jnp.zeros(64)}}
+  factor = optim.schedule("cosine", steps=steps, warmup=0.0)
+  tx = optim.adamw(
+    params, lr=((".*", 0.05),), factor=factor, clip=1e9, moments=moments
+  )
+
+  @jax.jit
+  def step(carry, key):
+    params, state = carry
+    noise = jax.random.normal(key, (64,))
+    grads = {"a": {"w": params["a"]["w"] - target + noise}}
+    updates, state = tx.update(grads, state, params)
+    return (optax.apply_updates(params, updates), state), None
+
+  keys = jax.random.split(jax.random.PRNGKey(1), steps)
+  (params, state), _ = jax.lax.scan(step, (params, tx.init(params)), keys)
+  return params["a"]["w"], target, state
+
+
+def test_bfloat16_moments_take_half_the_bytes_and_end_where_float32_does():
+  exact, target, state = _descend("float32")
+  rough, _, half = _descend("bfloat16")
+  assert half[1].nu["a"]["w"].dtype == half[1].mu["a"]["w"].dtype
+  assert half[1].nu["a"]["w"].dtype == jnp.bfloat16
+  np.testing.assert_allclose(
+    half[1].nu["a"]["w"].astype(jnp.float32).mean(),
+    state[1].nu["a"]["w"].mean(),
+    rtol=0.03,
+  )
+  distance = np.sqrt(np.mean((exact - target) ** 2))
+  assert np.sqrt(np.mean((rough - exact) ** 2)) < 0.2 * distance
+
+
+def test_moments_of_another_kind_are_refused():
+  factor = optim.schedule("constant", steps=1, warmup=0.0)
+  with pytest.raises(ValueError, match="moments"):
+    optim.adamw(_tree(), lr=((".*", 1.0),), factor=factor, moments="int8")

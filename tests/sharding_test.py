@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from pivot_jax import optim, sharding, trees
+from pivot_jax import objectives, optim, sharding, trees
+from pivot_jax.data import packing
 from pivot_jax.errors import InputError
-from pivot_jax.models import mllm
+from pivot_jax.models import layers, mllm
 from tests import tiny
 
 
@@ -147,3 +148,26 @@ def test_the_activation_rules_are_read_by_logical_constraints(mesh):
   with jax.set_mesh(mesh), nn.logical_axis_rules(sharding.ACTIVATION_RULES):
     placed = jax.jit(fn)(jnp.zeros((8, 2, 4)))
   assert placed.sharding.shard_shape(placed.shape) == (2, 2, 4)
+
+
+def test_rows_stay_on_their_devices_in_attention_and_chunks():
+  """With parameters on every device, nothing but sums crosses between them."""
+  rng = np.random.default_rng(0)
+  rows = [
+    tiny.example(rng, prompt=5, answers=(9, 7), image=True, name=str(i))
+    for i in range(16)
+  ]
+  layout = packing.layout_for(
+    [rows], patches=tiny.PATCHES, image_size=16, row_tokens=56, shards=8
+  )
+  mesh = sharding.make_mesh({"data": -1})
+  batch = sharding.place_rows(packing.pack(rows, layout), mesh)
+  model = tiny.MODEL.clone(compute=layers.Compute(attention="xla"))
+  loss_fn = objectives.dpo(model, beta=0.1, chunk=24)
+  with jax.set_mesh(mesh), layers.logical_rules(sharding.ACTIVATION_RULES):
+    params = sharding.place(tiny.params(), mesh)
+    grad_fn = jax.jit(jax.grad(loss_fn, has_aux=True))
+    text = grad_fn.lower(params, batch, None).compile().as_text()
+  assert "all-reduce" in text
+  for moved in ("all-gather", "all-to-all", "collective-permute"):
+    assert moved not in text

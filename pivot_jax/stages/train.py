@@ -147,11 +147,11 @@ class _Job:
       optim.check_rules(config[field], self.start.params, name)
     saved = checkpoint.Resumable(self.out / "checkpoints")
     state, rows = self._resume(saved, state)
-    layout, loss_fn = self._layout(), self._loss()
-    self._log_memory(state, layout, loss_fn)
+    layout = self._layout()
+    self._log_memory(state, layout)
     recorder = _Recorder(config, self.out, saved, state, rows, self.start.mllm)
     step_fn = train.make_train_step(
-      loss_fn,
+      self._loss(self.start.mllm),
       tx,
       accum=config.accum,
       examples=config.batch,
@@ -187,8 +187,8 @@ class _Job:
     LOG.info("%s resumes at step %d", self.config.name, step)
     return state.replace(**values), note["rows"]
 
-  def _loss(self):
-    model, config = self.start.mllm, self.config
+  def _loss(self, model: mllm.MLLM):
+    config = self.config
     if config.objective == "dpo":
       return objectives.dpo(model, beta=config.beta, chunk=config.chunk)
     if config.objective == "sft":
@@ -223,14 +223,14 @@ class _Job:
       sft_group=self.config.sft_group,
     )
 
-  def _log_memory(self, state, layout: packing.Layout, loss_fn) -> None:
+  def _log_memory(self, state, layout: packing.Layout) -> None:
     """Says what an update will take, before anything is compiled."""
     shards = sharding.row_shards(self.mesh) * self.config.accum
     found = memory.estimate(
       state,
-      loss_fn,
+      self._loss,
+      self.start.mllm,
       memory.rows_at_once(packing.empty(layout), layout.rows // shards),
-      dtype=self.config.compute.dtype,
       available=memory.available(),
     )
     LOG.info(

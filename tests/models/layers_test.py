@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pivot_jax.models import attention, layers
+from pivot_jax.models import layers
 
 
 def _random(*shape, seed=0):
@@ -84,44 +84,6 @@ def test_rotated_products_depend_on_the_distance_alone():
 
   np.testing.assert_allclose(product(7, 3), product(104, 100), atol=2e-5)
   assert abs(product(7, 3) - product(7, 4)) > 1e-2
-
-
-def test_neighbouring_query_heads_share_a_key_head():
-  rows, tokens, heads, shared, dim = 2, 5, 6, 2, 4
-  q = _random(rows, tokens, heads, dim)
-  k = _random(rows, tokens, shared, dim, seed=1)
-  v = _random(rows, tokens, shared, dim, seed=2)
-  mask = np.tril(np.ones((tokens, tokens), bool))[None].repeat(rows, 0)
-  got = attention.attend(q, k, v, jnp.asarray(mask))
-  for head in range(heads):
-    kv = head // (heads // shared)
-    scores = q[:, :, head] @ k[:, :, kv].transpose(0, 2, 1) / np.sqrt(dim)
-    weights = np.exp(np.where(mask, scores, -np.inf))
-    weights /= weights.sum(-1, keepdims=True)
-    np.testing.assert_allclose(
-      got[:, :, head], weights @ v[:, :, kv], rtol=0, atol=2e-6
-    )
-
-
-def test_a_query_that_sees_nothing_stays_finite_with_its_gradient():
-  q, k, v = (_random(1, 3, 2, 4, seed=s) for s in range(3))
-  mask = jnp.asarray([[[True, False, False], [False] * 3, [True] * 3]])
-
-  def total(q, k, v):
-    return (attention.attend(q, k, v, mask) ** 2).sum()
-
-  value, gradients = jax.value_and_grad(total, (0, 1, 2))(q, k, v)
-  assert np.isfinite(value)
-  for gradient in gradients:
-    assert np.isfinite(gradient).all()
-
-
-def test_no_mask_is_a_mask_of_ones():
-  q, k, v = (_random(2, 3, 2, 4, seed=s) for s in range(3))
-  np.testing.assert_array_equal(
-    attention.attend(q, k, v, None),
-    attention.attend(q, k, v, jnp.ones((2, 3, 3), bool)),
-  )
 
 
 def test_an_unknown_remat_is_refused():

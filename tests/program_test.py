@@ -1,0 +1,223 @@
+"""What the compiled update contains, and what it does not."""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.extend import core
+
+from pivot_jax import memory, objectives, optim, sharding, train, trees
+from pivot_jax.data import packing
+from pivot_jax.models import layers
+from tests import tiny
+
+_JAXPRS = (core.Jaxpr, core.ClosedJaxpr)
+# Sizes that no other axis of the program has.
+ROWS, TOKENS, CHUNK = 3, 56, 12
+
+
+def _one_device():
+  kinds = (jax.sharding.AxisType.Auto,) * 3
+  devices = jax.devices()[:1]
+  return jax.make_mesh(
+    (1, 1, 1), sharding.AXES, axis_types=kinds, devices=devices
+  )
+
+
+def _batch():
+  rng = np.random.default_rng(0)
+  rows = [
+    tiny.example(rng, prompt=5, answers=(9, 7), image=True, name=str(i))
+    for i in range(2 * ROWS)
+  ]
+  layout = packing.layout_for(
+    [rows], patches=tiny.PATCHES, image_size=16, row_tokens=TOKENS
+  )
+  batch = packing.pack(rows, layout)
+  assert batch.tokens.shape == (ROWS, TOKENS)
+  return batch
+
+
+def _tx(trainable, moments="float32"):
+  factor = optim.schedule("constant", steps=9, warmup=0.0)
+  rates = ((".*", 1e-3),)
+  return optim.adamw(trainable, lr=rates, factor=factor, moments=moments)
+
+
+def _state(mesh, **settings):
+  return train.make_state(
+    tiny.params(),
+    trainable=(".*",),
+    tx=_tx,
+    mesh=mesh,
+    seed=0,
+    **settings,
+  )
+
+
+@functools.cache
+def _compiled(**compute):
+  """Returns (program, memory, state) of a compiled DPO update."""
+  mesh = _one_device()
+  model = tiny.MODEL.clone(compute=layers.Compute(**compute))
+  state, tx = _state(mesh)
+  loss_fn = objectives.dpo(model, beta=0.1, chunk=CHUNK)
+  step_fn = train.make_train_step(loss_fn, tx, accum=1, examples=6)
+  done = step_fn.lower(state, _batch()).compile()
+  return done.as_text(), done.memory_analysis(), state
+
+
+def _products(jaxpr, times=1):
+  """Yields (shapes of both operands, how often) of every matrix product."""
+  for equation in jaxpr.eqns:
+    repeats = times * equation.params.get("length", 1)
+    if equation.primitive.name == "dot_general":
+      yield tuple(x.aval.shape for x in equation.invars), times
+    for value in jax.tree.leaves(
+      equation.params, is_leaf=lambda x: isinstance(x, _JAXPRS)
+    ):
+      if isinstance(value, core.ClosedJaxpr):
+        yield from _products(value.jaxpr, repeats)
+      elif isinstance(value, core.Jaxpr):
+        yield from _products(value, repeats)
+
+
+def _count(left, right, *, scan):
+  """Returns how often an update multiplies matrices of these shapes."""
+  model = tiny.MODEL.clone(compute=layers.Compute(attention="xla", scan=scan))
+  state, tx = _state(_one_device())
+  loss_fn = objectives.dpo(model, beta=0.1, chunk=CHUNK)
+  step_fn = train.make_train_step(loss_fn, tx, accum=1, examples=6)
+  program = jax.make_jaxpr(step_fn)(state, _batch())
+  return sum(
+    times
+    for shapes, times in _products(program.jaxpr)
+    if shapes == (left, right)
+  )
+
+
+@pytest.mark.parametrize("scan", [True, False])
+def test_an_image_is_encoded_once_and_a_prompt_decoded_once(scan):
+  images, pixels = 2 * ROWS * tiny.PATCHES, 8 * 8 * 3
+  assert _count((images, pixels), (pixels, 16), scan=scan) == 1
+  # The one block of the encoder that is read.
+  assert _count((images, 16), (16, 24), scan=scan) == 1
+  # up_proj and gate_proj of two blocks, over the tokens of the packed rows.
+  assert _count((ROWS * TOKENS, 32), (32, 48), scan=scan) == 4
+
+
+def _shapes(text):
+  return {
+    tuple(int(x) for x in found.split(","))
+    for found in re.findall(r"[a-z0-9]+\[([\d,]+)\]", text)
+  }
+
+
+@pytest.mark.parametrize("remat", ["none", "full"])
+def test_no_tensor_spans_the_vocabulary_and_all_tokens(remat):
+  text, *_ = _compiled(attention="xla", remat=remat)
+  shapes = _shapes(text)
+  positions = _batch().loss_target.shape[1]
+  # The widest that has the vocabulary is a chunk of positions.
+  wide = {s for s in shapes if tiny.VOCAB in s}
+  assert any(np.prod(s) == CHUNK * tiny.VOCAB for s in wide)
+  largest = max(np.prod(s) for s in wide)
+  assert largest < ROWS * positions * tiny.VOCAB < ROWS * TOKENS * tiny.VOCAB
+  table = 32 * tiny.VOCAB
+  assert largest <= max(CHUNK * tiny.VOCAB, table)
+
+
+def test_the_state_is_donated_whole():
+  _, found, state = _compiled(attention="xla")
+  held = sum(
+    x.nbytes
+    for x in jax.tree.leaves((state.trainable, state.opt_state, state.frozen))
+  )
+  assert found.alias_size_in_bytes >= held
+
+
+@pytest.mark.parametrize("remat", ["none", "dots", "attention", "full"])
+def test_the_memory_that_is_promised_is_what_xla_takes(remat):
+  mesh = _one_device()
+  model = tiny.MODEL.clone(compute=layers.Compute(remat=remat))
+  state, _ = _state(mesh)
+  batch = memory.rows_at_once(_batch(), 256)
+  objective = functools.partial(objectives.dpo, beta=0.1, chunk=CHUNK)
+  found = memory.estimate(state, objective, model, batch, available=None)
+
+  def gradients(trainable, batch):
+    grad_fn = jax.grad(objective(model), has_aux=True)
+    return grad_fn(trainable, batch, None)[0]
+
+  done = jax.jit(gradients).lower(state.trainable, batch).compile()
+  taken = done.memory_analysis().temp_size_in_bytes
+  promised = found.parts["activations"] + found.parts.get("a block again", 0)
+  assert promised == pytest.approx(taken, rel=0.35)
+
+
+def test_less_is_kept_the_more_is_computed_again():
+  mesh = _one_device()
+  state, _ = _state(mesh)
+
+  def kept(remat):
+    model = tiny.MODEL.clone(compute=layers.Compute(remat=remat))
+    loss_fn = objectives.dpo(model, beta=0.1, chunk=CHUNK)
+    return memory.activations(loss_fn, state, _batch())
+
+  sizes = [kept(name) for name in layers.REMATS]
+  assert layers.REMATS == ("none", "attention", "dots", "full")
+  assert sizes[0] > sizes[2] > sizes[1] > sizes[3]
+
+
+def test_an_estimate_that_does_not_fit_says_what_to_change():
+  found = memory.Estimate({"parameters": 8, "activations": 30}, available=20)
+  assert not found.fits
+  assert "remat" in memory.advice(found)
+  found = memory.Estimate({"optimizer": 30, "activations": 8}, available=None)
+  assert found.fits
+  assert "fsdp" in memory.advice(found)
+
+
+def test_kernels_are_cast_once_an_update_and_nothing_changes():
+  """The same gradients as casts at each use, accumulated in float32."""
+  mesh = _one_device()
+  model = tiny.MODEL.clone(compute=layers.Compute(dtype="bfloat16"))
+  loss_fn = objectives.dpo(model, beta=0.1)
+  state, _ = _state(mesh)
+  batch = jax.tree.map(jnp.asarray, _batch())
+
+  def run(dtype, accum):
+    gradients = train._gradients(loss_fn, accum, dtype)
+    return jax.jit(gradients)(state, batch, state.rng)
+
+  (loss, _), there = run("float32", 1)
+  for accum in (1, 3):
+    (cast_loss, _), here = run("bfloat16", accum)
+    np.testing.assert_allclose(cast_loss, loss, rtol=1e-2 if accum > 1 else 0)
+    for path, values in trees.flatten(here).items():
+      assert values.dtype == jnp.float32
+      expected = trees.flatten(there)[path]
+      # Of parts, sums are rounded in other places.
+      size = np.abs(expected).max()
+      limit = (2e-2 if accum > 1 else 1e-6) * size
+      np.testing.assert_allclose(values, expected, rtol=0, atol=limit)
+
+
+def test_what_is_frozen_is_held_in_the_dtype_of_the_products():
+  mesh = _one_device()
+  state, _ = train.make_state(
+    tiny.params(),
+    trainable=("projector/.*",),
+    tx=_tx,
+    mesh=mesh,
+    seed=0,
+    dtype="bfloat16",
+  )
+  for path, leaf in trees.flatten(state.frozen).items():
+    kernel = path.endswith("/kernel")
+    assert leaf.dtype == (jnp.bfloat16 if kernel else jnp.float32), path
+  for leaf in jax.tree.leaves((state.trainable, state.opt_state)):
+    assert leaf.dtype != jnp.bfloat16
