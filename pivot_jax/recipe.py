@@ -161,12 +161,13 @@ def _made_alike(config: ConfigDict, address: str) -> bool:
 def shipped_settings(config: ConfigDict, name: str) -> dict[str, Any]:
   """Returns what decides a stage's result, but for the weights it starts from.
 
-  Where it runs and how it is shown is left out, and so is where vision and llm
-  came from: in the run that made a shipped result, from the stages before it.
+  Where it runs, how rows are packed and how it is shown is left out, and so is
+  where vision and llm came from: in the run that made a shipped result, from the
+  stages before it.
   """
   section = config[name]
   fields = _common(config, section) | section.to_dict()
-  free = {*rundir.LOGGING_KEYS, "mesh", "name", "only_if_used"}
+  free = {*rundir.LOGGING_KEYS, "mesh", "name", "only_if_used", "pack"}
   kept = {k: v for k, v in fields.items() if k not in free}
   kept["compute"] = {"dtype": kept["compute"]["dtype"]}
   for part in ("vision", "llm"):
