@@ -16,9 +16,10 @@ Numbers = Mapping[str, np.ndarray]
 class Row:
   """One variant as measured; seconds are of one step.
 
-  `walls` and `cpus` are of the run shown, `again` the median wall seconds of
-  the second run, where there is one; `first` are the seconds of the first step
-  of each run, the first of them with empty caches of compiled code.
+  `walls` and `cpus` are of the run shown, `again` the median wall and CPU
+  seconds of the second run, where there is one; `first` are the seconds of the
+  first step of each run, the first of them with empty caches of compiled code.
+  `part` says that a step is not the others' whole step.
   """
 
   name: str
@@ -27,9 +28,10 @@ class Row:
   walls: tuple[float, ...]
   cpus: tuple[float, ...]
   first: tuple[float, ...]
-  again: float | None
+  again: tuple[float, float] | None
   errors: Mapping[str, float]
   load: tuple[float, float]
+  part: bool = False
 
   @property
   def wall(self) -> float:
@@ -40,9 +42,12 @@ class Row:
     return float(np.median(self.cpus))
 
   @property
-  def noise(self) -> float | None:
-    """The difference of two runs of the same thing, as a share of the first."""
-    return None if self.again is None else abs(self.again / self.wall - 1)
+  def noise(self) -> tuple[float, float] | None:
+    """The differences of two runs of the same thing, as shares of the first."""
+    if self.again is None:
+      return None
+    wall, cpu = self.again
+    return abs(wall / self.wall - 1), abs(cpu / self.cpu - 1)
 
 
 def errors(found: Numbers, reference: Numbers) -> dict[str, float]:
@@ -109,7 +114,9 @@ def table(rows: Sequence[Row], ours: str, work: Mapping[str, float]) -> str:
     low, middle, high = spread(row.walls)
     cells = [row.label, f"{middle:.3f}", f"{low:.3f}–{high:.3f}"]
     cells += [f"{row.cpu:.3f}"]
-    cells += [_count(amount / middle) for amount in work.values()]
+    cells += [
+      "" if row.part else _count(amount / middle) for amount in work.values()
+    ]
     cells += [f"{row.first[0]:.1f}"]
     cells += [f"{row.first[1]:.1f}" if len(row.first) > 1 else ""]
     cells += _faster(row, best)
@@ -118,7 +125,7 @@ def table(rows: Sequence[Row], ours: str, work: Mapping[str, float]) -> str:
 
 
 def _faster(row: Row, best: Row | None) -> list[str]:
-  if best is None or row.name == best.name:
+  if best is None or row.part or row.name == best.name:
     return ["", ""]
   return [f"{row.wall / best.wall:.2f}x", f"{row.cpu / best.cpu:.2f}x"]
 
@@ -127,12 +134,21 @@ def _count(value: float) -> str:
   return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def goal(text: str, value: float, limit: float, *, least: bool) -> str:
+def goal(text: str, value: float, limit: float, *, least: bool = True) -> str:
   """Returns a line saying whether a goal is met: at least, or at most, limit."""
   met = value >= limit if least else value <= limit
   sign = "at least" if least else "at most"
   state = "met" if met else "missed"
   return f"- {text}: {value:.2f}, goal {sign} {limit:g}: {state}"
+
+
+def compile_goals(ours: Row) -> list[str]:
+  """Returns the lines on our first step, with empty caches and with full ones."""
+  limits = (("empty", 15.0), ("full", 2.0))
+  return [
+    goal(f"seconds of the first step, caches {name}", took, limit, least=False)
+    for (name, limit), took in zip(limits, ours.first, strict=False)
+  ]
 
 
 def notes(rows: Sequence[Row]) -> str:
@@ -143,9 +159,11 @@ def notes(rows: Sequence[Row]) -> str:
     if row.errors:
       found = ", ".join(f"{k} {v:.0e}" for k, v in sorted(row.errors.items()))
       parts.append(f"differs from the reference by {found}")
-    if row.noise is not None:
+    if row.again is not None:
+      wall, cpu = row.noise
       parts.append(
-        f"run again {row.again:.3f} s/step, {100 * row.noise:.0f} % off"
+        f"run again {row.again[0]:.3f} s/step ({100 * wall:.0f} % off) and"
+        f" {row.again[1]:.3f} CPU s ({100 * cpu:.0f} % off)"
       )
     before, after = row.load
     parts.append(f"load {before:.1f} before, {after:.1f} after")
