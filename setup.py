@@ -34,6 +34,8 @@ setuptools.setup(
     "transformers>=5",
   ],
   extras_require={
+    # The peers that benchmarks compare with.
+    "bench": ["scikit-learn", "torch==2.13.0", "trl==1.16.0"],
     "tensorboard": ["tensorboardX>=2.6"],
     "test": [
       "hypothesis",

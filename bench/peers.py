@@ -10,7 +10,7 @@ from bench import side_by_side, verdict
 
 # The same algorithm in several settings: the fastest row counts.
 EAGER = ("torch", "torch_eager_attention", "torch_foreach")
-TRL = ("trl", "trl_tuned")
+TRL = ("trl", "trl_tuned", "trl_compiled")
 
 _TRAINER = (
   "float32 (its default is bfloat16 autocast), sdpa, fused AdamW, no dropout,"
@@ -76,6 +76,13 @@ def variants(objective: str) -> tuple[side_by_side.Variant, ...]:
       f"no gradient checkpointing, no log; {_TRAINER}",
       again=True,
       tuned=True,
+    ),
+    trl(
+      "trl_compiled",
+      "tuned, compiled",
+      f"torch_compile=True, else as tuned; {_TRAINER}",
+      tuned=True,
+      compiled=True,
     ),
     torch(
       "torch_bf16",

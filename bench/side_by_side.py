@@ -1,7 +1,7 @@
 """Side-by-side benchmarks: one process for each variant, a gate, the clocks.
 
 This file knows no model and imports neither jax nor torch; `bench/verdict.py`
-turns what it measures into a table. A benchmark is a module bench/NAME.py:
+turns what it measures into a table, `bench/record.py` writes it down. A benchmark is a module bench/NAME.py:
 
   def ours(folder):             # in a process of its own; imports go in here
     ...
@@ -30,12 +30,9 @@ and the command ends without a table.
 
 import argparse
 import dataclasses
-import datetime
-import importlib.metadata
 import json
 import os
 import pathlib
-import platform
 import resource
 import subprocess
 import sys
@@ -46,13 +43,12 @@ from typing import Any
 
 import numpy as np
 
-from bench import verdict
+from bench import record, verdict
 
 CORES = 2
 # Steps before the numbers are compared; one more is not timed after that.
 GATE_STEPS = 3
 _STEPS = 8
-_LIBRARIES = "jax jaxlib torch transformers trl scikit-learn numpy".split()
 
 
 class GateError(Exception):
@@ -181,20 +177,17 @@ def _parent(bench: Bench, flags) -> None:
         found[variant.name].append(_measure(bench, variant, folder, flags))
   rows = [_row(variant, found[variant.name]) for variant in chosen]
   lines, extra = bench.summary({row.name: row for row in rows}, work)
-  record = describe(bench, flags) | {
+  report = _describe(bench, flags) | {
     "seconds": time.monotonic() - began,
     "work_of_a_step": work,
     "rows": [dataclasses.asdict(row) for row in rows],
     "runs": found,
     "summary": extra,
   }
-  text = _markdown(record, verdict.table(rows, bench.ours, work), lines, rows)
+  table = verdict.table(rows, bench.ours, work)
+  text = record.markdown(report, table, lines, rows)
   print(text)
-  flags.out.mkdir(parents=True, exist_ok=True)
-  (flags.out / f"{flags.name}.md").write_text(text, encoding="utf-8")
-  (flags.out / f"{flags.name}.json").write_text(
-    json.dumps(record, indent=1) + "\n", encoding="utf-8"
-  )
+  record.write(flags.out, flags.name, text, report)
 
 
 def _chosen(bench: Bench, only: str) -> list[Variant]:
@@ -341,61 +334,21 @@ def _medians(run: Mapping[str, Any]) -> tuple[float, float]:
   return float(np.median(run["walls"])), float(np.median(run["cpus"]))
 
 
-def describe(bench: Bench, flags) -> dict[str, Any]:
-  """Returns date, command, hardware and versions, without paths or hosts."""
+def _describe(bench: Bench, flags) -> dict[str, Any]:
+  """Returns what was run and on what; of the flags those that change numbers."""
   defaults = {"steps": _STEPS, "only": ""} | dict(bench.options)
   said = [
     f"--{name}={vars(flags)[name]}"
     for name, value in defaults.items()
     if vars(flags)[name] != value
   ]
-  installed = {d.metadata["Name"] for d in importlib.metadata.distributions()}
-  versions = {
-    name: importlib.metadata.version(name)
-    for name in _LIBRARIES
-    if name in installed
-  }
-  return {
-    "date": datetime.date.today().isoformat(),
+  return record.surroundings() | {
     "command": " ".join(["python -m", f"bench.{bench.name}", *said]),
-    "cpu": _cpu_model(),
     "cores_used": CORES,
-    "timed_steps": flags.steps,
     "warm_up_steps": GATE_STEPS + 1,
-    "versions": {"python": platform.python_version()} | versions,
+    "timed_steps": flags.steps,
     "limits": dict(bench.limits),
   }
-
-
-def _cpu_model() -> str:
-  text = pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8")
-  names = [s.split(":")[1] for s in text.splitlines() if "model name" in s]
-  return names[0].strip() if names else platform.machine()
-
-
-def _markdown(record, table: str, lines: Sequence[str], rows) -> str:
-  versions = ", ".join(f"{k} {v}" for k, v in record["versions"].items())
-  limits = ", ".join(f"{k} {v:g}" for k, v in record["limits"].items())
-  return "\n".join(
-    [
-      f"`{record['command']}`: {record['date']}, {record['cpu']},"
-      f" {record['cores_used']} cores, {versions}; took"
-      f" {record['seconds']:.0f} s.",
-      "",
-      table,
-      "",
-      *lines,
-      *([""] if lines else []),
-      f"Before any timing each variant's numbers were compared with those of"
-      f" `{rows[0].label}`; allowed (relative): {limits}.",
-      f"{record['warm_up_steps']} steps of warm-up, then"
-      f" {record['timed_steps']} timed ones; median. The last columns: how many"
-      " times faster ours is.",
-      "",
-      verdict.notes(rows),
-      "",
-    ]
-  )
 
 
 if __name__ == "__main__":

@@ -21,8 +21,11 @@ import trl
 from bench import side_by_side, torch_peers, toy
 
 
-def dpo(folder: pathlib.Path, *, tuned: bool) -> side_by_side.Ready:
-  """Returns DPOTrainer with a copy of the model as explicit reference."""
+def dpo(folder: pathlib.Path, **how) -> side_by_side.Ready:
+  """Returns DPOTrainer with a copy of the model as explicit reference.
+
+  `how` is passed to `_arguments`: tuned, compiled.
+  """
   data = toy.read(folder)
   model = torch_peers.load(data)
   batch = torch_peers.tensors(data, ("chosen", "rejected"))
@@ -33,7 +36,7 @@ def dpo(folder: pathlib.Path, *, tuned: bool) -> side_by_side.Ready:
       model=model,
       ref_model=copy.deepcopy(model).eval(),
       args=trl.DPOConfig(
-        **_arguments(folder, data, steps, tuned),
+        **_arguments(folder, data, steps, **how),
         beta=torch_peers.BETA,
         disable_dropout=True,
       ),
@@ -46,7 +49,7 @@ def dpo(folder: pathlib.Path, *, tuned: bool) -> side_by_side.Ready:
   return _ready(model, batch, make)
 
 
-def sft(folder: pathlib.Path, *, tuned: bool) -> side_by_side.Ready:
+def sft(folder: pathlib.Path, **how) -> side_by_side.Ready:
   """Returns SFTTrainer on the chosen answers, the prompts masked."""
   data = toy.read(folder)
   model = torch_peers.load(data)
@@ -56,7 +59,7 @@ def sft(folder: pathlib.Path, *, tuned: bool) -> side_by_side.Ready:
   def make(steps, callbacks):
     return _Sft(
       model=model,
-      args=trl.SFTConfig(**_arguments(folder, data, steps, tuned)),
+      args=trl.SFTConfig(**_arguments(folder, data, steps, **how)),
       train_dataset=_dataset(data, steps, "prompt", "completion"),
       data_collator=lambda rows: dict(inputs),
       processing_class=_processor(data),
@@ -117,7 +120,9 @@ class _Sft(_Watched, trl.SFTTrainer):
   pass
 
 
-def _arguments(folder, data: toy.Toy, steps: int, tuned: bool) -> dict:
+def _arguments(
+  folder, data: toy.Toy, steps: int, *, tuned: bool, compiled: bool = False
+) -> dict:
   arguments = dict(
     output_dir=str(folder / "trl"),
     max_steps=steps,
@@ -130,6 +135,7 @@ def _arguments(folder, data: toy.Toy, steps: int, tuned: bool) -> dict:
     max_length=max(1024, 2 * (data.prompt_tokens + data.sizes["answer"])),
     bf16=False,
     use_cpu=True,
+    torch_compile=compiled,
     dataloader_num_workers=0,
     dataloader_pin_memory=False,
     report_to="none",
