@@ -54,6 +54,7 @@ def markdown(
   rows: Sequence[verdict.Row],
 ) -> str:
   """Returns the page: the command, the table, `lines`, how it was measured."""
+  warned = verdict.warning(rows)
   versions = ", ".join(f"{k} {v}" for k, v in found["versions"].items())
   limits = ", ".join(f"{k} {v:g}" for k, v in found["limits"].items())
   return "\n".join(
@@ -65,8 +66,8 @@ def markdown(
       "",
       table,
       "",
-      *lines,
-      *([""] if lines else []),
+      *[text for text in (*lines, "") if lines],
+      *[text for text in (*warned, "") if warned],
       "The last two columns say how many times faster ours is. Medians of"
       f" {found['timed_steps']} steps after {found['warm_up_steps']} of warm-up;"
       " every row is a process of its own. Before its timed steps each gave the"

@@ -258,11 +258,13 @@ def _child(bench: Bench, flags) -> None:
   except GateError as error:
     found["failures"] = error.args[0]
   timed = GATE_STEPS + 1
+  walls, cpus = watch.walls[timed:], watch.cpus[timed:]
   found |= {
     "errors": watch.errors,
     "first_seconds": watch.walls[0],
-    "walls": watch.walls[timed:],
-    "cpus": watch.cpus[timed:],
+    "walls": walls,
+    "cpus": cpus,
+    "other_work": (sum(watch.busy[timed:]) - sum(cpus)) / max(sum(walls), 1e-9),
     "peak_resident_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     / 1024,
   }
@@ -293,16 +295,18 @@ class _Watch:
   def __init__(self, gate: Callable[[], Mapping[str, float]]):
     self.walls: list[float] = []
     self.cpus: list[float] = []
+    self.busy: list[float] = []
     self.errors: Mapping[str, float] = {}
     self._gate = gate
-    self._start = (0.0, 0.0)
+    self._start = (0.0, 0.0, 0.0)
 
   def begin(self) -> None:
-    self._start = (time.perf_counter(), _cpu_seconds())
+    self._start = (time.perf_counter(), _cpu_seconds(), _busy_seconds())
 
   def end(self) -> None:
     self.walls.append(time.perf_counter() - self._start[0])
     self.cpus.append(_cpu_seconds() - self._start[1])
+    self.busy.append(_busy_seconds() - self._start[2])
     if len(self.walls) == GATE_STEPS:
       self.errors = self._gate()
 
@@ -312,6 +316,14 @@ def _cpu_seconds() -> float:
   both = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
   used = [resource.getrusage(who) for who in both]
   return sum(one.ru_utime + one.ru_stime for one in used)
+
+
+def _busy_seconds() -> float:
+  """Returns the seconds that all cores of the machine have been busy."""
+  text = pathlib.Path("/proc/stat").read_text(encoding="ascii")
+  user, nice, system, _, _, irq, softirq, steal = map(int, text.split()[1:9])
+  ticks = user + nice + system + irq + softirq + steal
+  return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def _row(variant: Variant, runs: Sequence[Mapping[str, Any]]) -> verdict.Row:
@@ -326,6 +338,7 @@ def _row(variant: Variant, runs: Sequence[Mapping[str, Any]]) -> verdict.Row:
     again=_medians(runs[1]) if len(runs) > 1 else None,
     errors=first["errors"],
     load=(first["load_before"], first["load_after"]),
+    other_work=first["other_work"],
     part=variant.part,
   )
 

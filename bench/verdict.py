@@ -19,7 +19,9 @@ class Row:
   `walls` and `cpus` are of the run shown, `again` the median wall and CPU
   seconds of the second run, where there is one; `first` are the seconds of the
   first step of each run, the first of them with empty caches of compiled code.
-  `part` says that a step is not the others' whole step.
+  `other_work` is how many cores of the machine did something else meanwhile,
+  `load` the load average before and after. `part` says that a step is not the
+  others' whole step.
   """
 
   name: str
@@ -31,6 +33,7 @@ class Row:
   again: tuple[float, float] | None
   errors: Mapping[str, float]
   load: tuple[float, float]
+  other_work: float = 0.0
   part: bool = False
 
   @property
@@ -151,6 +154,17 @@ def compile_goals(ours: Row) -> list[str]:
   ]
 
 
+def warning(rows: Sequence[Row], allowed: float = 0.1) -> list[str]:
+  """Returns a line if the machine did other work, or none."""
+  off = [row.label for row in rows if row.other_work > allowed]
+  if not off:
+    return []
+  return [
+    f"**Do not compare wall seconds here**: other work ran on over {allowed:g}"
+    f" cores during {len(off)} of {len(rows)} rows ({', '.join(off)})."
+  ]
+
+
 def notes(rows: Sequence[Row]) -> str:
   """Returns what was run, what it agreed to and how much it wavered."""
   lines = []
@@ -166,6 +180,9 @@ def notes(rows: Sequence[Row]) -> str:
         f" {row.again[1]:.3f} CPU s ({100 * cpu:.0f} % off)"
       )
     before, after = row.load
-    parts.append(f"load {before:.1f} before, {after:.1f} after")
+    parts.append(
+      f"other work on {max(row.other_work, 0):.2f} cores, load {before:.1f}"
+      f" before, {after:.1f} after"
+    )
     lines.append(f"- {row.label}: {'; '.join(parts)}")
   return "\n".join(lines)

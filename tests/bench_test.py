@@ -69,6 +69,13 @@ def test_table_gives_work_per_second_and_how_much_faster_ours_is():
   assert "20 % off" in verdict.notes(rows)
 
 
+def test_other_work_on_the_machine_is_said():
+  quiet = _row("a", (1.0,), (1.0,), other_work=0.02)
+  busy = _row("b", (1.0,), (1.0,), other_work=0.5)
+  assert verdict.warning([quiet]) == []
+  assert "1 of 2 rows (B)" in verdict.warning([quiet, busy])[0]
+
+
 def test_goals_are_met_or_missed():
   assert verdict.goal("speed", 1.7, 1.7).endswith(": met")
   assert verdict.goal("speed", 1.6, 1.7).endswith(": missed")
