@@ -43,7 +43,7 @@ class Setup:
     layer = self.data.sizes["layers"]
     loaded = checkpoint.load_model(
       f"hf:{self.data.folder}?feature_layer={layer}",
-      compute=layers.Compute(scan=False),
+      compute=layers.Compute(scan=False, attention="auto"),
     )
     self.model = loaded.mllm
     self.mesh = sharding.make_mesh({"data": -1})
