@@ -117,7 +117,7 @@ def layout_for(
   """Returns the smallest layout that holds each of the updates.
 
   `row_tokens` = 0 makes a row as long as the longest example, rounded up to a
-  multiple of 16. Rows are a multiple of `shards` (devices times accumulation).
+  multiple of 8. Rows are a multiple of `shards` (devices times accumulation).
   Raises InputError for an example over `max_length`, image tokens included.
   """
   examples = [example for update in updates for example in update]
@@ -126,7 +126,7 @@ def layout_for(
   for example in examples:
     check_length(example, patches, max_length)
   longest = max(length(example, patches) for example in examples)
-  tokens = row_tokens or -(-longest // 16) * 16
+  tokens = row_tokens or -(-longest // 8) * 8
   if tokens < longest:
     raise InputError(
       f"row_tokens={tokens} is shorter than the longest example ({longest} "

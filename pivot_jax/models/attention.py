@@ -53,18 +53,49 @@ def attend(
   if mask is not None:
     seen = jnp.tile(mask, (1, q.shape[2] // tokens, 1))
     scores = jnp.where(seen[:, None], scores, _MASKED)
-  # The division by the sum comes after the product with the values: it is one
-  # of H channels there and not one of S keys.
-  largest = jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True))
+  mixed = _mix(scores, v)
+  return rearrange(mixed, "N K (G T) H -> N T (K G) H", T=tokens)
+
+
+@jax.custom_vjp
+def _mix(scores, v):
+  """Returns softmax(scores) v; the division comes after the product.
+
+  It is one of H channels there and not one of S keys.
+  """
+  return _mix_forward(scores, v)[0]
+
+
+def _mix_forward(scores, v):
+  largest = scores.max(axis=-1, keepdims=True)
   weights = jnp.exp(scores - largest)
+  total = weights.sum(axis=-1, keepdims=True)
   mixed = jnp.einsum(
     "NKQS,NKSH->NKQH",
     weights.astype(v.dtype),
     v,
     preferred_element_type=jnp.float32,
   )
-  mixed = (mixed / weights.sum(axis=-1, keepdims=True)).astype(v.dtype)
-  return rearrange(mixed, "N K (G T) H -> N T (K G) H", T=tokens)
+  return (mixed / total).astype(v.dtype), (weights, total, v)
+
+
+def _mix_backward(kept, gradient):
+  """Differentiates the softmax itself.
+
+  Through the division a softmax of one key would get a gradient of rounding
+  errors instead of zero.
+  """
+  weights, total, v = kept
+  weights = weights / total
+  to_weights = jnp.einsum(
+    "NKQH,NKSH->NKQS", gradient, v, preferred_element_type=jnp.float32
+  )
+  mean = (weights * to_weights).sum(axis=-1, keepdims=True)
+  to_v = jnp.einsum("NKQS,NKQH->NKSH", weights.astype(v.dtype), gradient)
+  return weights * (to_weights - mean), to_v
+
+
+_mix.defvjp(_mix_forward, _mix_backward)
 
 
 def attend_all(

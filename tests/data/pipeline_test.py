@@ -305,7 +305,7 @@ def test_a_chosen_layout_holds_every_update_and_is_the_smallest(pairs):
   for batch, sizes in zip(packed, lengths):
     assert (batch.segments > 0).sum() == sum(sizes)
   longest = max(map(max, lengths))
-  assert longest <= layout.tokens < longest + 16 and layout.tokens % 16 == 0
+  assert longest <= layout.tokens < longest + 8 and layout.tokens % 8 == 0
   assert layout.rows % 4 == 0
   # Each size is taken to the last slot by some update.
   assert any((b.loss_answer[:, -1] >= 0).any() for b in packed)
