@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from bench import peers, toy, verdict
+from bench import growth, peers, toy, verdict
 
 
 def _row(name, walls, cpus, **fields):
@@ -92,3 +92,13 @@ def test_flops_of_a_pair_share_image_and_prompt():
   both = toy.flops(toy.OPTIONS, 2)
   assert both == pytest.approx(5.34e9, rel=1e-3)
   assert both < 2 * toy.flops(toy.OPTIONS, 1)
+
+
+def test_a_straight_line_is_found_with_its_exponent():
+  line = growth.fit([1.0, 2.0, 4.0], [3.0, 5.0, 9.0])
+  assert line.a == pytest.approx(1.0)
+  assert line.b == pytest.approx(2.0)
+  assert line.left == pytest.approx(0.0, abs=1e-12)
+  power = growth.fit([1.0, 2.0, 4.0], [2.0, 8.0, 32.0])
+  assert power.exponent == pytest.approx(2.0)
+  assert power.left > 0.01
