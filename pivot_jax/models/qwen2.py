@@ -64,8 +64,8 @@ class Cache(flax.struct.PyTreeNode):
   valid: slots that hold a token.
   """
 
-  keys: Float[Array, "B R S K H"]
-  values: Float[Array, "B R S K H"]
+  keys: Float[Array, "B R K S H"]
+  values: Float[Array, "B R K S H"]
   valid: Bool[Array, "R S"]
 
 
@@ -145,12 +145,7 @@ class Qwen2(nn.Module):
     x, (keys, values) = self.layers(
       x, self._angles(positions), mask, (cache.keys, cache.values), index
     )
-    start = (0, 0, index, 0, 0)
-    cache = cache.replace(
-      keys=jax.lax.dynamic_update_slice(cache.keys, keys, start),
-      values=jax.lax.dynamic_update_slice(cache.values, values, start),
-    )
-    return self.norm(x), cache
+    return self.norm(x), cache.replace(keys=keys, values=values)
 
   def empty_cache(self, rows: int, slots: int) -> Cache:
     """Returns a cache without tokens."""
@@ -158,8 +153,8 @@ class Qwen2(nn.Module):
     shape = (
       config.num_hidden_layers,
       rows,
-      slots,
       config.num_key_value_heads,
+      slots,
       config.head_dim,
     )
     return Cache(
@@ -188,8 +183,8 @@ class Head(nn.Module):
 class Block(nn.Module):
   """Pre-norm attention and gated MLP.
 
-  Without a cache the second result is None; with one it holds the keys and
-  values of the new tokens.
+  Without a cache the second result is None; with one it is the block's keys
+  and values, those of the new tokens written to the slots from `index` on.
   """
 
   config: LLMConfig
@@ -202,7 +197,7 @@ class Block(nn.Module):
       config.rms_norm_eps, compute.dtype, name="input_layernorm"
     )
     self_attn = Attention(config, compute, name="self_attn")
-    mixed, new = self_attn(norm1(x), angles, visible, past, index)
+    mixed, past = self_attn(norm1(x), angles, visible, past, index)
     x = x + mixed
     norm2 = layers.RMSNorm(
       config.rms_norm_eps, compute.dtype, name="post_attention_layernorm"
@@ -210,7 +205,7 @@ class Block(nn.Module):
     x = x + MLP(config, compute, name="mlp")(norm2(x))
     x = nn.with_logical_constraint(x, ("rows", "tokens", "embed"))
     self.sow("intermediates", "output", x)
-    return x, new
+    return x, past
 
 
 class Attention(nn.Module):
@@ -236,13 +231,13 @@ class Attention(nn.Module):
     q = layers.rotate(heads("q_proj", config.num_attention_heads), angles)
     k = layers.rotate(heads("k_proj", config.num_key_value_heads), angles)
     v = heads("v_proj", config.num_key_value_heads)
-    new = None
     if past is not None:
-      new = (k, v)
-      k, v = (
-        jax.lax.dynamic_update_slice(old, fresh, (0, index, 0, 0))
-        for old, fresh in zip(past, new, strict=True)
+      fresh = (rearrange(y, "R T K H -> R K T H") for y in (k, v))
+      past = tuple(
+        jax.lax.dynamic_update_slice(old, new, (0, 0, index, 0))
+        for old, new in zip(past, fresh, strict=True)
       )
+      k, v = (rearrange(y, "R K S H -> R S K H") for y in past)
     mixed = rearrange(self._mix(q, k, v, visible), "R T A H -> R T (A H)")
     mixed = checkpoint_name(mixed, "context")
     output = layers.Linear(
@@ -252,7 +247,7 @@ class Attention(nn.Module):
       kernel_init=config.kernel_init,
       bias_init=None,
     )
-    return output(mixed), new
+    return output(mixed), past
 
   def _mix(self, q, k, v, visible):
     if not isinstance(visible, sequences.Sequences):
