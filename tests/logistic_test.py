@@ -72,6 +72,27 @@ def test_a_warm_start_at_the_optimum_stays_there():
   np.testing.assert_allclose(warm.point[0], cold.point[0], atol=1e-4)
 
 
+def test_a_start_far_away_ends_at_the_same_optimum():
+  # A whole Newton step from here raises the objective.
+  start = (RNG.normal(size=(D, C)) * 30, np.zeros(C))
+  solution, far = fitted(PLAIN, 1e-3, start=start)
+  _, near = fitted(PLAIN, 1e-3)
+  assert solution.gradient < 1e-7
+  np.testing.assert_allclose(
+    probabilities(far, PLAIN), probabilities(near, PLAIN), atol=1e-5
+  )
+
+
+def test_certain_examples_do_not_stop_the_solver():
+  rng = np.random.default_rng(1)
+  centres = 3 * np.eye(C, D)
+  features = centres[LABELS] + 0.1 * rng.normal(size=(N, D))
+  solution, _ = fitted(
+    features.astype(np.float32), 1e-6, tolerance=1e-12, max_iterations=60
+  )
+  assert solution.gradient < 1e-12
+
+
 def test_a_path_compiles_once():
   basis = logistic.principal_axes(PLAIN)
   ones = np.ones(N, np.float32)
