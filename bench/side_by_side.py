@@ -108,6 +108,8 @@ class Bench:
   `setup(folder, options)` writes models and data that every variant reads, and
   returns {"pairs": 8}: what one step does, by the one definition for all.
   `options` are whole numbers with their defaults, flags of the command.
+  `warm_up` counts the steps before the timed ones and `steps` is the default of
+  `--steps`: where a step takes minutes, one of each is enough.
   `summary(rows, work)` returns (lines to print below the table, JSON).
   """
 
@@ -118,6 +120,8 @@ class Bench:
   ours: str
   limits: Mapping[str, float]
   options: Mapping[str, int] = dataclasses.field(default_factory=dict)
+  warm_up: int = GATE_STEPS + 1
+  steps: int = _STEPS
   summary: Callable[
     [Mapping[str, verdict.Row], Mapping[str, float]],
     tuple[list[str], dict[str, Any]],
@@ -149,7 +153,9 @@ def _parser(bench: Bench) -> argparse.ArgumentParser:
   parser = argparse.ArgumentParser(prog=f"python -m bench.{bench.name}")
   parser.add_argument("--out", type=pathlib.Path, default="bench/results")
   parser.add_argument("--name", default=bench.name, help="of the result files")
-  parser.add_argument("--steps", type=int, default=_STEPS, help="timed steps")
+  parser.add_argument(
+    "--steps", type=int, default=bench.steps, help="timed steps"
+  )
   parser.add_argument("--only", default="", help="variants, comma-separated")
   for name, value in bench.options.items():
     parser.add_argument(f"--{name}", type=int, default=value)
@@ -251,13 +257,16 @@ def _child(bench: Bench, flags) -> None:
   began = time.perf_counter()
   ready = variant.make(flags.folder)
   found: dict[str, Any] = {"make_seconds": time.perf_counter() - began}
-  watch = _Watch(lambda: _gate(bench, variant, flags.folder, ready.numbers()))
+  watch = _Watch(
+    lambda: _gate(bench, variant, flags.folder, ready.numbers()),
+    min(GATE_STEPS, bench.warm_up),
+  )
   found["failures"] = []
   try:
-    ready.drive(GATE_STEPS + 1 + flags.steps, watch.begin, watch.end)
+    ready.drive(bench.warm_up + flags.steps, watch.begin, watch.end)
   except GateError as error:
     found["failures"] = error.args[0]
-  timed = GATE_STEPS + 1
+  timed = bench.warm_up
   walls, cpus = watch.walls[timed:], watch.cpus[timed:]
   found |= {
     "errors": watch.errors,
@@ -292,12 +301,13 @@ def _gate(bench, variant, folder, numbers) -> dict[str, float]:
 class _Watch:
   """Wall and CPU seconds of steps; opens the gate between two of them."""
 
-  def __init__(self, gate: Callable[[], Mapping[str, float]]):
+  def __init__(self, gate: Callable[[], Mapping[str, float]], steps: int):
     self.walls: list[float] = []
     self.cpus: list[float] = []
     self.busy: list[float] = []
     self.errors: Mapping[str, float] = {}
     self._gate = gate
+    self._steps = steps
     self._start = (0.0, 0.0, 0.0)
 
   def begin(self) -> None:
@@ -307,7 +317,7 @@ class _Watch:
     self.walls.append(time.perf_counter() - self._start[0])
     self.cpus.append(_cpu_seconds() - self._start[1])
     self.busy.append(_busy_seconds() - self._start[2])
-    if len(self.walls) == GATE_STEPS:
+    if len(self.walls) == self._steps:
       self.errors = self._gate()
 
 
@@ -349,7 +359,7 @@ def _medians(run: Mapping[str, Any]) -> tuple[float, float]:
 
 def _describe(bench: Bench, flags) -> dict[str, Any]:
   """Returns what was run and on what; of the flags those that change numbers."""
-  defaults = {"steps": _STEPS, "only": ""} | dict(bench.options)
+  defaults = {"steps": bench.steps, "only": ""} | dict(bench.options)
   said = [
     f"--{name}={vars(flags)[name]}"
     for name, value in defaults.items()
@@ -358,7 +368,7 @@ def _describe(bench: Bench, flags) -> dict[str, Any]:
   return record.surroundings() | {
     "command": " ".join(["python -m", f"bench.{bench.name}", *said]),
     "cores_used": CORES,
-    "warm_up_steps": GATE_STEPS + 1,
+    "warm_up_steps": bench.warm_up,
     "timed_steps": flags.steps,
     "limits": dict(bench.limits),
   }
