@@ -107,7 +107,7 @@ def attend_all(
 ) -> Float[Array, "N T A H"]:
   """Lets every token see every token, as the patches of an image do."""
   if backend == "cudnn":
-    return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
+    return _cudnn(q, k, v, None)
   # On a TPU, too: an image has few patches, and their number need not be one of
   # the kernel's blocks.
   return attend(q, k, v, None)
@@ -127,21 +127,33 @@ def attend_causal(
   values of no meaning.
   """
   if backend == "cudnn":
-    return jax.nn.dot_product_attention(
-      q,
-      k,
-      v,
-      query_seq_lengths=lengths,
-      key_value_seq_lengths=lengths,
-      is_causal=True,
-      implementation="cudnn",
-    )
+    return _cudnn(q, k, v, lengths, causal=True)
   if backend == "splash":
     return _splash(q, k, v, lengths)
   place = jnp.arange(q.shape[1])
   causal = place[:, None] >= place[None, :]
   present = place[None, :] < lengths[:, None]
   return attend(q, k, v, causal & present[:, None])
+
+
+def _cudnn(q, k, v, lengths, *, causal=False):
+  """Runs the kernel, whose gradient asks for an even number of tokens."""
+  tokens = q.shape[1]
+  if tokens % 2:
+    # A class token makes it odd, and so may the longest sequence of a row.
+    q, k, v = (jnp.pad(x, ((0, 0), (0, 1), (0, 0), (0, 0))) for x in (q, k, v))
+    if lengths is None:
+      lengths = jnp.full(len(q), tokens, jnp.int32)
+  mixed = jax.nn.dot_product_attention(
+    q,
+    k,
+    v,
+    query_seq_lengths=lengths,
+    key_value_seq_lengths=lengths,
+    is_causal=causal,
+    implementation="cudnn",
+  )
+  return mixed[:, :tokens]
 
 
 def _splash(q, k, v, lengths):

@@ -86,6 +86,41 @@ def test_a_token_sees_itself_and_those_before_it():
   assert np.isfinite(got).all()
 
 
+@pytest.mark.parametrize("tokens", [6, 7])
+@pytest.mark.parametrize("causal", [True, False])
+def test_the_gpu_kernel_is_given_an_even_number_of_tokens(
+  monkeypatch, tokens, causal
+):
+  known = jax.nn.dot_product_attention
+
+  def even(q, k, v, *, implementation, **options):
+    # Its gradient refuses odd numbers.
+    assert implementation == "cudnn" and q.shape[1] % 2 == 0
+    return known(q, k, v, implementation="xla", **options)
+
+  monkeypatch.setattr(jax.nn, "dot_product_attention", even)
+  q, k, v, lengths = _heads(tokens)
+
+  def total(backend):
+    def of(q, k, v):
+      if not causal:
+        return attention.attend_all(q, q, q, backend=backend)
+      mixed = attention.attend_causal(q, k, v, lengths, backend=backend)
+      # What follows a sequence has no meaning.
+      present = jnp.arange(tokens) < lengths[:, None]
+      return jnp.where(present[..., None, None], mixed, 0)
+
+    def summed(*heads):
+      return (of(*heads) ** 2).sum()
+
+    return of(q, k, v), jax.grad(summed, (0, 1, 2))(q, k, v)
+
+  for left, right in zip(
+    jax.tree.leaves(total("cudnn")), jax.tree.leaves(total("xla"))
+  ):
+    np.testing.assert_allclose(left, right, rtol=0, atol=2e-5)
+
+
 @pytest.fixture
 def interpreted(monkeypatch):
   """Runs the TPU's kernel by its interpreter."""
