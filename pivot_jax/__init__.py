@@ -35,7 +35,8 @@ def load(
     dtype: of the parameters, "float32" or "bfloat16".
     mesh: a mesh of `pivot_jax.sharding.make_mesh` to place each leaf on as it
       is read, so that host memory holds one leaf at a time; None: numpy.
-    compute: `pivot_jax.models.layers.Compute`, how to compute (dtype, remat).
+    compute: `pivot_jax.models.layers.Compute`, how to compute (dtype,
+      remat, attention).
 
   Returns:
     A `pretrained.Pretrained` with `apply`, `preprocess`, `meta`, and the nested

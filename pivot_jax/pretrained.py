@@ -110,10 +110,14 @@ class Pretrained:
     if not isinstance(ids, jax.core.Tracer):
       self._check_images(np.asarray(is_image), pictures)
     ones = jnp.ones_like(ids)
+    places = jnp.cumsum(ones, 1) - 1
     shape = (len(ids), 0, 1, 1, 3)
     batch = types.SimpleNamespace(
       tokens=jnp.where(is_image, 0, ids),
-      positions=jnp.cumsum(ones, 1) - 1,
+      positions=places,
+      # Each row is one causal sequence.
+      sequences=places[:, None],
+      copies=places[..., None],
       segments=ones,
       branches=0 * ones,
       image_index=jnp.where(is_image, jnp.cumsum(is_image, 1) - 1, -1),

@@ -14,7 +14,7 @@ from pivot_jax import checkpoint, export, sharding, trees
 from pivot_jax.convert import hf
 from pivot_jax.data import images
 from pivot_jax.errors import InputError
-from pivot_jax.models import mllm
+from pivot_jax.models import layers, mllm, sequences
 from tests.convert import folders
 from tests.models import tiny
 
@@ -81,6 +81,23 @@ def test_a_language_model_gives_logits_of_tokens(whole):
   again = model.apply({"params": loaded}, other)
   np.testing.assert_allclose(got[:, :9], again[:, :9], rtol=0, atol=1e-6)
   assert np.abs(np.asarray(got[:, 9:] - again[:, 9:])).max() > 1e-3
+
+
+def test_a_model_attends_in_the_sequences_it_is_given(whole, monkeypatch):
+  folder, _ = whole
+  plain, loaded = pivot_jax.load(f"hf:{folder}:llm")
+  fast, _ = pivot_jax.load(
+    f"hf:{folder}:llm", compute=layers.Compute(attention="xla")
+  )
+  tokens = np.abs(_tokens()) % 60
+  expected = plain.apply({"params": loaded}, tokens)
+  # A row that is one sequence has as many scores under a mask, which XLA is
+  # given then; a kernel would be given the sequences.
+  monkeypatch.setattr(mllm, "_visible", lambda batch, _: sequences.Sequences(
+    batch.sequences, batch.copies
+  ))  # fmt: skip
+  got = fast.apply({"params": loaded}, tokens)
+  np.testing.assert_allclose(got, expected, rtol=0, atol=2e-6)
 
 
 @pytest.mark.parametrize("with_image", [True, False])
