@@ -3,7 +3,10 @@
 import json
 import logging
 import math
+import pathlib
+import re
 
+import jax
 import pytest
 
 from pivot_jax import artifacts, assembly, checkpoint, metrics, trees
@@ -123,6 +126,43 @@ def test_a_report_counts_steps_examples_and_parameters(finished, lines):
   assert found["parameters"]["llm"] == trees.count(tiny.params()["llm"])
   # The mean of the last tenth of the updates: here of the last one.
   assert found["loss"] == lines["sft"][-1]["losses/total"]
+
+
+def test_a_run_says_what_it_holds_and_how_fast_it_is(arm, tmp_path, caplog):
+  logger = logging.getLogger("pivot_jax")
+  logger.propagate, propagated = True, logger.propagate
+  with caplog.at_level(logging.INFO, "pivot_jax"):
+    config, inputs = arm("dpo")
+    config.profile = "1:3"
+    train.run(config, inputs, tmp_path)
+  logger.propagate = propagated
+  (said,) = [m for m in caplog.messages if "memory:" in m]
+  assert "train attends by xla; memory: parameters" in said
+  assert re.search(r"activations [\d.]+ = [\d.]+ of [\d,.]+ MiB", said)
+  lines = (tmp_path / "speed.jsonl").read_text().splitlines()
+  last = json.loads(lines[-1])
+  # The first update compiled and is no part of a rate.
+  assert (last["step"], last["speed/updates"]) == (4, 3)
+  assert last["speed/examples"] * last["speed/seconds"] == pytest.approx(24, rel=1e-4)
+  assert last["speed/tokens"] > 10 * last["speed/examples"]
+  assert 0 <= last["speed/input_wait"] <= 1 and last["speed/flops"] > 0
+  assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+
+
+def test_arms_of_equal_shapes_share_the_compiled_update(
+  arm, finished, tmp_path
+):
+  """Another rate, seed or order gives another stage, not another program."""
+  cache = pathlib.Path(jax.config.jax_compilation_cache_dir)
+
+  def compiled():
+    return set(cache.glob("jit_step_fn-*"))
+
+  before = compiled()
+  assert before
+  rates = (("llm/.*", 3e-3), (".*", 1e-3))
+  train.run(*arm("dpo", lr=rates, seed=5, data_seed=3), tmp_path)
+  assert compiled() == before
 
 
 # --- one checkpoint, one stream ----------------------------------------------
