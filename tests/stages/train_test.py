@@ -143,7 +143,9 @@ def test_a_run_says_what_it_holds_and_how_fast_it_is(arm, tmp_path, caplog):
   last = json.loads(lines[-1])
   # The first update compiled and is no part of a rate.
   assert (last["step"], last["speed/updates"]) == (4, 3)
-  assert last["speed/examples"] * last["speed/seconds"] == pytest.approx(24, rel=1e-4)
+  assert last["speed/examples"] * last["speed/seconds"] == pytest.approx(
+    24, rel=1e-4
+  )
   assert last["speed/tokens"] > 10 * last["speed/examples"]
   assert 0 <= last["speed/input_wait"] <= 1 and last["speed/flops"] > 0
   assert list((tmp_path / "profile").rglob("*.xplane.pb"))
