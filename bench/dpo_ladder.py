@@ -9,6 +9,7 @@ Q pairs, S sequences (2Q, chosen ones first), M loss positions.
 
 import pathlib
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,51 +17,76 @@ import numpy as np
 
 from bench import ours, side_by_side
 from pivot_jax import losses, objectives
+from pivot_jax.data import packing
+from pivot_jax.models import layers, mllm
 
 BETA = 0.1
 
+# (params, batch) -> [Q, 2], the log-probabilities of both answers.
+Policy = Callable[[Any, packing.Batch], jax.Array]
 
-def naive(folder: pathlib.Path) -> side_by_side.Ready:
+
+def naive(model: mllm.MLLM, *, chunk: int = objectives.CHUNK) -> Policy:
   """Every answer is a sequence of its own, with prompt and image."""
-  setup = ours.Setup(folder)
 
   def policy(params, batch):
-    return _pairs(objectives.logps(setup.model, params, batch), batch)
+    return _pairs(objectives.logps(model, params, batch, chunk=chunk), batch)
 
-  return _with_reference(setup, policy, _separate(setup))
+  return policy
 
 
-def image_once(folder: pathlib.Path) -> side_by_side.Ready:
+def image_once(model: mllm.MLLM, *, chunk: int = objectives.CHUNK) -> Policy:
   """The two sequences of a pair share the encoded and projected image."""
-  setup = ours.Setup(folder)
-  model = setup.model
 
   def policy(params, batch):
     once = batch.replace(images=batch.images[: len(batch.images) // 2])
     visual = objectives.features(model, params, once)
     visual = objectives.project(model, params, visual, once)
     both = jnp.concatenate([visual, visual])
-    values = objectives.logps_from_visual(model, params, both, batch)
+    values = objectives.logps_from_visual(
+      model, params, both, batch, chunk=chunk
+    )
     return _pairs(values, batch)
 
-  return _with_reference(setup, policy, _separate(setup))
+  return policy
 
 
-def prompt_once(folder: pathlib.Path) -> side_by_side.Ready:
+def prompt_once(model: mllm.MLLM, *, chunk: int = objectives.CHUNK) -> Policy:
   """Both answers branch off one prompt, as the package packs a pair."""
-  setup = ours.Setup(folder)
-  pairs = ours.examples(setup.data, ("chosen", "rejected"))
 
   def policy(params, batch):
-    values = objectives.logps(setup.model, params, batch)
+    values = objectives.logps(model, params, batch, chunk=chunk)
     return objectives.answer_logps(values, batch).reshape(-1, 2)
 
-  return _with_reference(setup, policy, setup.packed(pairs))
+  return policy
 
 
-def cached(folder: pathlib.Path) -> side_by_side.Ready:
+# Policies, and whether they read every answer in a row of its own.
+POLICIES = {
+  "naive": (naive, True),
+  "image_once": (image_once, True),
+  "prompt_once": (prompt_once, False),
+}
+
+
+def in_every_step(policy: Policy) -> objectives.LossFn:
+  """Returns the DPO loss of a batch and the reference model's parameters."""
+
+  def loss_fn(params, inputs, rng):
+    del rng
+    batch, fixed = inputs
+    reference = jax.lax.stop_gradient(policy(fixed, batch))
+    weight = jnp.full(len(reference), 1 / len(reference))
+    return losses.dpo(policy(params, batch), reference, weight, beta=BETA)
+
+  return loss_fn
+
+
+def cached(
+  folder: pathlib.Path, compute: layers.Compute = ours.COMPUTE
+) -> side_by_side.Ready:
   """The package's own: the reference's log-probabilities come with the data."""
-  setup = ours.Setup(folder)
+  setup = ours.Setup(folder, compute)
   names = ("chosen", "rejected")
   batch = setup.packed(ours.examples(setup.data, names))
   fixed = _in_order(
@@ -74,18 +100,31 @@ def cached(folder: pathlib.Path) -> side_by_side.Ready:
 def reference(folder: pathlib.Path) -> side_by_side.Ready:
   """What the score stage does once for all epochs: a forward pass."""
   setup = ours.Setup(folder)
-  pairs = ours.examples(setup.data, ("chosen", "rejected"))
   score = objectives.pair_logps(setup.model)
-  return ours.scoring(setup, score, setup.packed(pairs), _in_order)
+  return ours.scoring(setup, score, _together(setup), _in_order)
 
 
-RUNGS = {
-  "naive": naive,
-  "image_once": image_once,
-  "prompt_once": prompt_once,
+def _rung(name: str):
+  def make(folder):
+    setup = ours.Setup(folder)
+    make_policy, separate = POLICIES[name]
+    policy = make_policy(setup.model)
+    batch = _separate(setup) if separate else _together(setup)
+    scores = _in_order(setup.compute(policy, batch))
+    inputs = (batch, setup.params)
+    return ours.training(setup, in_every_step(policy), inputs, scores)
+
+  return make
+
+
+RUNGS = {name: _rung(name) for name in POLICIES} | {
   "cached": cached,
   "reference": reference,
 }
+
+
+def _together(setup: ours.Setup):
+  return setup.packed(ours.examples(setup.data, ("chosen", "rejected")))
 
 
 def _separate(setup: ours.Setup):
@@ -102,19 +141,3 @@ def _pairs(token_logps, batch):
 def _in_order(values: np.ndarray) -> np.ndarray:
   """Returns [S] from [R, Q, 2]; equally long examples stay in their order."""
   return values.reshape(-1, 2).T.reshape(-1)
-
-
-def _with_reference(
-  setup: ours.Setup, policy: Callable, batch
-) -> side_by_side.Ready:
-  """Returns the update of a DPO whose reference model runs in every step."""
-
-  def loss_fn(params, inputs, rng):
-    del rng
-    batch, fixed = inputs
-    reference = jax.lax.stop_gradient(policy(fixed, batch))
-    weight = jnp.full(len(reference), 1 / len(reference))
-    return losses.dpo(policy(params, batch), reference, weight, beta=BETA)
-
-  scores = _in_order(setup.compute(policy, batch))
-  return ours.training(setup, loss_fn, (batch, setup.params), scores)

@@ -2,8 +2,8 @@
 
 Model, packing, objectives and update are the package's own, put together as
 its stages do it; this file feeds them the toy and keeps what the gate compares.
-Blocks are laid out one after another (`scan=False`), as configs/pivot.py has it
-on a CPU.
+Unless another `compute` is given, blocks are laid out one after another, as
+configs/pivot.py has it on a CPU.
 
 Q pairs, S sequences (chosen ones first), M loss positions.
 """
@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from bench import side_by_side, toy
+from bench import gpu_sizes, side_by_side, toy
 from pivot_jax import checkpoint, optim, sharding, train, trees
 from pivot_jax.data import packing
 from pivot_jax.models import layers
@@ -24,6 +24,7 @@ from pivot_jax.models import layers
 LEARNING_RATE = 1e-4
 CLIP = 1.0
 SEED = 0
+COMPUTE = layers.Compute(scan=False)
 
 # The gate compares what training added to these.
 _TENSORS = (
@@ -37,13 +38,12 @@ _TENSORS = (
 class Setup:
   """The toy on this process's mesh: model, placed parameters, data."""
 
-  def __init__(self, folder: pathlib.Path):
+  def __init__(self, folder: pathlib.Path, compute: layers.Compute = COMPUTE):
     self.data = toy.read(folder)
     # The tower's blocks are all used, as in the peers' configuration.
     layer = self.data.sizes["layers"]
     loaded = checkpoint.load_model(
-      f"hf:{self.data.folder}?feature_layer={layer}",
-      compute=layers.Compute(scan=False, attention="auto"),
+      f"hf:{self.data.folder}?feature_layer={layer}", compute=compute
     )
     self.model = loaded.mllm
     self.mesh = sharding.make_mesh({"data": -1})
@@ -81,9 +81,11 @@ class Setup:
 
 
 def examples(
-  data: toy.Toy, answers: Sequence[str], reference: np.ndarray | None = None
+  data: toy.Toy | gpu_sizes.Data,
+  answers: Sequence[str],
+  reference: np.ndarray | None = None,
 ) -> list[packing.Example]:
-  """Returns the toy's examples with the named answers, ("chosen",)."""
+  """Returns the data's examples with the named answers, ("chosen",)."""
   columns = {"chosen": data.chosen, "rejected": data.rejected}
   found = []
   for i, text in enumerate(data.prompt):
@@ -121,7 +123,9 @@ def training(
     seed=SEED,
   )
   count = len(setup.data.prompt)
-  step_fn = train.make_train_step(loss_fn, tx, accum=1, examples=count)
+  step_fn = train.make_train_step(
+    loss_fn, tx, accum=1, examples=count, dtype=setup.model.compute.dtype
+  )
   held = {"state": state}
   history: list[Any] = []
 

@@ -23,6 +23,8 @@ from bench import side_by_side, toy
 LEARNING_RATE = 1e-4
 BETA = 0.1
 CLIP = 1.0
+# The harness of a benchmark on a CPU hides other devices.
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 # What the gate compares beside losses: our path -> theirs, and how to turn it.
 _TENSORS: Mapping[str, tuple[str, Callable[[np.ndarray], np.ndarray]]] = {
@@ -45,9 +47,10 @@ _TENSORS: Mapping[str, tuple[str, Callable[[np.ndarray], np.ndarray]]] = {
 def load(data: toy.Toy, attention: str = "sdpa"):
   """Returns the model in float32, on the threads that the harness gives."""
   torch.set_num_threads(side_by_side.CORES)
-  return transformers.LlavaForConditionalGeneration.from_pretrained(
+  model = transformers.LlavaForConditionalGeneration.from_pretrained(
     data.folder, attn_implementation=attention, dtype=torch.float32
-  ).train()
+  )
+  return model.to(DEVICE).train()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,14 +193,14 @@ class Seen:
     """Returns them under our names and in our shapes."""
     count, now = side_by_side.GATE_STEPS, self._now()
     return {
-      "logps": torch.stack(self._scores)[0].numpy(),
-      "loss": torch.stack(self._losses[:count]).float().numpy(),
-      "grad_norm": torch.stack(self._norms[:count]).float().numpy(),
+      "logps": torch.stack(self._scores)[0].cpu().numpy(),
+      "loss": torch.stack(self._losses[:count]).float().cpu().numpy(),
+      "grad_norm": torch.stack(self._norms[:count]).float().cpu().numpy(),
     } | {f"update/{path}": now[path] - self._before[path] for path in now}
 
   def _now(self) -> dict[str, np.ndarray]:
     return {
-      path: turn(self._parameters[name].detach().numpy()).copy()
+      path: turn(self._parameters[name].detach().cpu().numpy()).copy()
       for path, (name, turn) in _TENSORS.items()
     }
 

@@ -32,7 +32,7 @@ def dpo(folder: pathlib.Path, **how) -> side_by_side.Ready:
   inputs = _inputs(batch) | {"completion_mask": batch.answer_mask}
 
   def make(steps, callbacks):
-    return _Dpo(
+    return Dpo(
       model=model,
       ref_model=copy.deepcopy(model).eval(),
       args=trl.DPOConfig(
@@ -40,9 +40,11 @@ def dpo(folder: pathlib.Path, **how) -> side_by_side.Ready:
         beta=torch_peers.BETA,
         disable_dropout=True,
       ),
-      train_dataset=_dataset(data, steps, "prompt", "chosen", "rejected"),
+      train_dataset=dataset(
+        steps * data.sizes["pairs"], "prompt", "chosen", "rejected"
+      ),
       data_collator=lambda rows: dict(inputs),
-      processing_class=_processor(data),
+      processing_class=processor(data.sizes["image"]),
       callbacks=callbacks,
     )
 
@@ -57,12 +59,14 @@ def sft(folder: pathlib.Path, **how) -> side_by_side.Ready:
   inputs = _inputs(batch) | {"labels": _labels(batch)}
 
   def make(steps, callbacks):
-    return _Sft(
+    return Sft(
       model=model,
       args=trl.SFTConfig(**_arguments(folder, data, steps, **how)),
-      train_dataset=_dataset(data, steps, "prompt", "completion"),
+      train_dataset=dataset(
+        steps * data.sizes["pairs"], "prompt", "completion"
+      ),
       data_collator=lambda rows: dict(inputs),
-      processing_class=_processor(data),
+      processing_class=processor(data.sizes["image"]),
       callbacks=callbacks,
     )
 
@@ -73,7 +77,7 @@ def _ready(model, batch: torch_peers.Tensors, make) -> side_by_side.Ready:
   seen = torch_peers.Seen(model)
 
   def drive(count, begin, end):
-    trainer = make(count, [_Clock(begin, end)])
+    trainer = make(count, [Clock(begin, end)])
     trainer.seen = seen
     # Through the head that the trainer has put on the model.
     with torch.no_grad():
@@ -86,7 +90,7 @@ def _ready(model, batch: torch_peers.Tensors, make) -> side_by_side.Ready:
   return side_by_side.Ready(drive=drive, numbers=seen.numbers)
 
 
-class _Clock(transformers.TrainerCallback):
+class Clock(transformers.TrainerCallback):
   def __init__(self, begin, end):
     self._begin, self._end = begin, end
 
@@ -112,29 +116,37 @@ class _Watched:
     return norm
 
 
-class _Dpo(_Watched, trl.DPOTrainer):
+class Dpo(_Watched, trl.DPOTrainer):
   pass
 
 
-class _Sft(_Watched, trl.SFTTrainer):
+class Sft(_Watched, trl.SFTTrainer):
   pass
 
 
-def _arguments(
-  folder, data: toy.Toy, steps: int, *, tuned: bool, compiled: bool = False
+def arguments(
+  folder: pathlib.Path,
+  *,
+  steps: int,
+  batch: int,
+  longest: int,
+  tuned: bool,
+  compiled: bool = False,
+  bf16: bool = False,
 ) -> dict:
-  arguments = dict(
+  """Returns the arguments of either trainer; `longest` is a sequence's."""
+  found = dict(
     output_dir=str(folder / "trl"),
     max_steps=steps,
-    per_device_train_batch_size=data.sizes["pairs"],
+    per_device_train_batch_size=batch,
     learning_rate=torch_peers.LEARNING_RATE,
     lr_scheduler_type="constant",
     weight_decay=0.0,
     max_grad_norm=torch_peers.CLIP,
     # Nothing is cut off: it holds image, prompt and answer.
-    max_length=max(1024, 2 * (data.prompt_tokens + data.sizes["answer"])),
-    bf16=False,
-    use_cpu=True,
+    max_length=max(1024, 2 * longest),
+    bf16=bf16,
+    use_cpu=torch_peers.DEVICE == "cpu",
     torch_compile=compiled,
     dataloader_num_workers=0,
     dataloader_pin_memory=False,
@@ -143,8 +155,18 @@ def _arguments(
     disable_tqdm=True,
   )
   if tuned:
-    arguments |= dict(gradient_checkpointing=False, logging_steps=10**6)
-  return arguments
+    found |= dict(gradient_checkpointing=False, logging_steps=10**6)
+  return found
+
+
+def _arguments(folder, data: toy.Toy, steps: int, **how) -> dict:
+  return arguments(
+    folder,
+    steps=steps,
+    batch=data.sizes["pairs"],
+    longest=data.prompt_tokens + data.sizes["answer"],
+    **how,
+  )
 
 
 def _inputs(batch: torch_peers.Tensors) -> dict[str, torch.Tensor]:
@@ -159,15 +181,14 @@ def _labels(batch: torch_peers.Tensors) -> torch.Tensor:
   return batch.ids.masked_fill(batch.answer_mask == 0, -100)
 
 
-def _dataset(data: toy.Toy, steps: int, *texts: str) -> datasets.Dataset:
-  """Returns as many rows as the run takes; what they hold is never read."""
-  rows = steps * data.sizes["pairs"]
+def dataset(rows: int, *texts: str) -> datasets.Dataset:
+  """Returns as many rows as a run takes; what they hold is never read."""
   return datasets.Dataset.from_dict(
     {"images": list(range(rows))} | {name: ["t2"] * rows for name in texts}
   )
 
 
-def _processor(data: toy.Toy) -> transformers.ProcessorMixin:
+def processor(side: int) -> transformers.ProcessorMixin:
   """Returns a processor that the trainers ask for and that is never used."""
   words = {f"t{i}": i for i in range(toy.VOCAB)}
   del words[f"t{toy.PAD_ID}"], words[f"t{toy.IMAGE_ID}"]
@@ -180,7 +201,6 @@ def _processor(data: toy.Toy) -> transformers.ProcessorMixin:
     eos_token=f"t{toy.EOS_ID}",
     extra_special_tokens={"image_token": "<image>"},
   )
-  side = data.sizes["image"]
   return transformers.LlavaProcessor(
     image_processor=transformers.SiglipImageProcessor(
       size={"height": side, "width": side}
