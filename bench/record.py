@@ -17,6 +17,10 @@ from bench import verdict
 _LIBRARIES = (
   "jax",
   "jaxlib",
+  "jax-cuda12-plugin",
+  "jax-cuda13-plugin",
+  "nvidia-cudnn-cu12",
+  "nvidia-cudnn-cu13",
   "flax",
   "torch",
   "transformers",
