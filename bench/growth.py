@@ -204,7 +204,7 @@ def main() -> None:
   """Measures every axis and writes growth.md and growth.json."""
   parser = argparse.ArgumentParser(prog="python -m bench.growth")
   parser.add_argument("--out", type=pathlib.Path, default="bench/results")
-  parser.add_argument("--only", default="", help="one axis")
+  parser.add_argument("--only", choices=AXES, help="one axis, printed alone")
   flags = parser.parse_args()
   began = time.monotonic()
   os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:CORES])
@@ -231,6 +231,8 @@ def main() -> None:
   ]
   report = "\n".join([*head, *lines])
   print(report)
+  if flags.only:
+    return
   record.write(
     flags.out, "growth", report, found | {"axes": axes, "seconds": seconds}
   )

@@ -24,7 +24,7 @@ from pivot_jax.models import layers
 LEARNING_RATE = 1e-4
 CLIP = 1.0
 SEED = 0
-COMPUTE = layers.Compute(scan=False)
+COMPUTE = layers.Compute(scan=False, attention="auto")
 
 # The gate compares what training added to these.
 _TENSORS = (

@@ -57,7 +57,7 @@ def assemble(
     vision=vision if "vision" in config.parts else None,
     compute=layers.Compute(**config.compute.to_dict()),
   )
-  model = mllm.settled(model, jax.default_backend())
+  model = mllm.settled(model)
   params = _complete(model, given, config.seed)
   if llm is not None:
     where = inputs.get("llm") or inputs.get("init") or "a new model"

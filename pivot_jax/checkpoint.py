@@ -56,7 +56,7 @@ class Loaded:
       vision=self.vision if "vision" in self.params else None,
       compute=compute or layers.Compute(),
     )
-    return mllm.settled(model, jax.default_backend())
+    return mllm.settled(model)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,6 @@ import pathlib
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import jax
 from ml_collections import ConfigDict
 
 from pivot_jax import (
@@ -68,7 +67,10 @@ def check(steps: Iterable[rundir.Step]) -> None:
   for step in steps:
     # The models' head dims come with their weights, and are checked there.
     compute = layers.Compute(**step.config.compute.to_dict())
-    attention.choose(compute, head_dims=(), platform=jax.default_backend())
+    platform, capability = attention.device()
+    attention.choose(
+      compute, head_dims=(), platform=platform, capability=capability
+    )
     speed.window_of(step.config.profile)
   _check_sources(steps)
   _check_weights(steps)

@@ -8,21 +8,25 @@ nothing, so that a path which does more than it has to shows a lower MFU.
 """
 
 import dataclasses
+import re
 from collections.abc import Sequence
 
 from pivot_jax.data import work as counting
 from pivot_jax.models import mllm, qwen2, vit
 
 # Peak of bfloat16 matrix products, without sparsity, in operations a second:
-# the makers' data sheets. The first name that a device's kind contains counts.
+# the makers' data sheets. The first name among a device's kind's words counts.
 PEAKS: tuple[tuple[str, float], ...] = (
   ("H100 PCIe", 756e12),
+  ("H100 NVL", 835e12),
+  ("H200 NVL", 835e12),
   ("H100", 989e12),
   ("H200", 989e12),
   ("GH200", 989e12),
   ("B200", 2250e12),
   ("A100", 312e12),
   ("L40S", 362e12),
+  ("L40", 181e12),
   ("L4", 121e12),
   ("T4", 65e12),
   ("TPU v6 lite", 918e12),
@@ -44,23 +48,34 @@ def update(
   found: dict[str, int] = {}
   before = False
   for name, part in _parts(model, work).items():
-    trained = [path for path in trainable if path.startswith(f"{name}/")]
+    trained = [
+      path
+      for path in trainable
+      if path.startswith(f"{name}/") and not path.startswith(_BEHIND)
+    ]
+    first = not before
     before = before or bool(trained)
     found[name] = part.forward * (2 if before else 1)
-    if before:
+    if before and first:
+      # What the first part that trains reads needs no gradient.
       found[name] -= part.input
     found[name] += part.attention * (3 if before else 1)
     found[name] += sum(part.kernels.get(path, 0) for path in trained)
   if model.llm is not None:
-    found["head"] = _head(model.llm, trainable, work, before)
+    norm = any(path.startswith("llm/norm/") for path in trainable)
+    found["head"] = _head(model.llm, trainable, work, before or norm)
   return found
+
+
+# Parameters behind the blocks, which need no gradient because of them.
+_BEHIND = ("llm/norm/", "llm/lm_head/")
 
 
 @dataclasses.dataclass(frozen=True)
 class _Part:
   """Forward operations: of each kernel by path, and of attention.
 
-  input: of a kernel whose own input never needs a gradient (pixels).
+  input: of a kernel that reads nothing but the part's own input.
   """
 
   kernels: dict[str, int]
@@ -84,7 +99,8 @@ def _parts(model: mllm.MLLM, work: counting.Work) -> dict[str, _Part]:
       {
         "projector/linear_1/kernel": 2 * features * wide * narrow,
         "projector/linear_2/kernel": 2 * features * narrow**2,
-      }
+      },
+      input=2 * features * wide * narrow,
     )
   if model.llm is not None:
     found["llm"] = _llm(model.llm, work)
@@ -148,5 +164,8 @@ def _head(config, trainable, work, backward) -> int:
 
 def peak(kind: str, devices: int) -> float | None:
   """Returns the bfloat16 peak of all devices, None for a kind not known."""
-  known = [flops for name, flops in PEAKS if name in kind]
+  # A slice of a GPU has a share of its peak that the name does not say.
+  if "MIG" in kind:
+    return None
+  known = [flops for name, flops in PEAKS if re.search(rf"\b{name}\b", kind)]
   return known[0] * devices if known else None

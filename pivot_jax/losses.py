@@ -28,13 +28,16 @@ def token_logps(
   Logits, log-softmax and the result are float32 whatever the inputs are. At
   most `chunk` positions (or one a row, if that is more) have logits at a time,
   in the backward pass too, where they are computed again; the head's gradient is
-  summed over the chunks in float32. Positions that fit one chunk keep theirs.
+  summed over the chunks in float32. Float32 positions that fit one chunk keep
+  theirs.
   """
   if chunk < 1:
     raise ValueError(f"chunk must be at least 1, got {chunk}")
-  if targets.size <= chunk:
+  # Of bfloat16 logits automatic differentiation makes float32 products.
+  if targets.size <= chunk and head.dtype == jnp.float32:
     return _logps_and_norm(hidden, head, targets)[0]
-  return _chunked_logps(hidden, head, targets, max(1, chunk // len(targets)))
+  width = min(targets.shape[1], max(1, chunk // len(targets)))
+  return _chunked_logps(hidden, head, targets, width)
 
 
 def _logps_and_norm(hidden, head, targets):

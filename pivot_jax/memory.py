@@ -1,8 +1,9 @@
 """How much memory a training will take, known before anything is compiled.
 
-What is kept between updates is counted exactly, and so is what the forward pass
-leaves for the backward pass: it is read off the traced program. What XLA needs
-beside (gradients within a block, copies) is not in it.
+What is kept between updates is counted, and so is what the forward pass leaves
+for the backward pass: it is read off the traced program, shared out over the
+devices that hold rows. What XLA needs beside (gradients within a block, copies)
+is not in it, and a tensor axis of the mesh is not taken off the activations.
 """
 
 import collections
@@ -52,6 +53,9 @@ def estimate(
   model: mllm.MLLM,
   batch: Any,
   *,
+  accum: int,
+  shards: int,
+  chunk: int,
   available: int | None,
 ) -> Estimate:
   """Returns what one device holds while it makes an update.
@@ -60,10 +64,14 @@ def estimate(
     state: TrainState of arrays on their devices.
     objective: gives a model's (params, batch, rng) -> (loss, metrics).
     model: with the `compute` it is trained with.
-    batch: the shapes of the rows that one device sees at once.
+    batch: an update's rows, on the host.
+    accum: parts that an update is made in.
+    shards: devices that the rows of a part are spread over.
+    chunk: positions that have logits at a time.
     available: the device's bytes.
   """
   dtype = model.compute.dtype
+  part = rows_at_once(batch, len(batch.tokens) // accum)
   trainable = _on_one_device(state.trainable)
   kernels = sum(
     leaf.size
@@ -77,31 +85,46 @@ def estimate(
   parts = {
     "parameters": trainable + _on_one_device(state.frozen) + copies,
     "optimizer": _on_one_device(state.opt_state),
-    "gradients": trainable,
-    "batch": _bytes(batch),
-    "activations": activations(objective(model), state, batch),
+    # With parts, the sum and the gradient of one of them.
+    "gradients": trainable * (1 if accum == 1 else 2),
+    # The update's, and two that are prepared meanwhile.
+    "batches": 3 * _bytes(batch) // shards,
+    "activations": activations(objective(model), state, part, dtype) // shards,
   }
+  positions = part.loss_target.size
+  if positions > chunk:
+    # Logits and their gradient, in float32; kept by the first pass they are
+    # activations.
+    parts["logits"] = 8 * chunk * model.llm.vocab_size // shards
   if model.compute.remat != "none":
-    parts["a block again"] = _one_block(parts, state, objective, model, batch)
+    kept = parts["activations"] * shards
+    again = _one_block(kept, state, objective, model, part)
+    parts["a block again"] = again // shards
   return Estimate(parts, available)
 
 
-def _one_block(parts, state, objective, model, batch) -> int:
+def _one_block(kept, state, objective, model, batch) -> int:
   """Returns the bytes of a block whose activations are computed again.
 
   One block at a time has all that it would keep without recomputation.
   """
   compute = dataclasses.replace(model.compute, remat="none")
-  kept = activations(objective(model.clone(compute=compute)), state, batch)
+  plain = objective(model.clone(compute=compute))
+  everything = activations(plain, state, batch, compute.dtype)
   blocks = [
     *([model.llm.num_hidden_layers] if model.llm else []),
     *([model.vision.used_layers] if model.vision else []),
   ]
-  return (kept - parts["activations"]) // max(blocks)
+  return (everything - kept) // max(blocks)
 
 
-def activations(loss_fn: Callable, state: Any, batch: Any) -> int:
-  """Returns the bytes that the forward pass leaves for the backward pass."""
+def activations(
+  loss_fn: Callable, state: Any, batch: Any, dtype: str = "float32"
+) -> int:
+  """Returns the bytes that the forward pass leaves for the backward pass.
+
+  `dtype` is that of kernels in products: they are counted as parameters.
+  """
 
   def residuals(trainable, frozen, batch):
     def loss(trainable):
@@ -109,7 +132,13 @@ def activations(loss_fn: Callable, state: Any, batch: Any) -> int:
 
     return jax.vjp(loss, trainable, has_aux=True)[1]
 
-  shapes = (_shapes(state.trainable), _shapes(state.frozen), _shapes(batch))
+  trainable = {
+    path: jax.ShapeDtypeStruct(
+      x.shape, dtype if path.endswith("/kernel") else x.dtype
+    )
+    for path, x in trees.flatten(state.trainable).items()
+  }
+  shapes = (trees.unflatten(trainable), _shapes(state.frozen), _shapes(batch))
   kept = jax.tree.leaves(jax.eval_shape(residuals, *shapes))
   # Parameters that the backward pass reads are not kept a second time.
   known = collections.Counter(_kind(x) for x in jax.tree.leaves(shapes))

@@ -47,9 +47,13 @@ class Writer:
     self._board = None
     if jax.process_index() != 0:
       return
-    kept = [line for line in _lines(self._path) if line["step"] <= step]
-    with self._path.open("w", encoding="utf-8") as file:
-      file.writelines(json.dumps(line) + "\n" for line in kept)
+    for path in (self._path, self._path.with_name("speed.jsonl")):
+      kept = [line for line in _lines(path) if line["step"] <= step]
+      if kept or path == self._path:
+        with path.open("w", encoding="utf-8") as file:
+          file.writelines(json.dumps(line) + "\n" for line in kept)
+      elif path.exists():
+        path.unlink()
     if tensorboard:
       self._board = _summary_writer(folder)
 

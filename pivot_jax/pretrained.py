@@ -174,7 +174,8 @@ def load(
   """Returns (model, params) of an address; see `pivot_jax.load`."""
   address = os.fspath(address)
   loaded = checkpoint.load(address, dtype=dtype, mesh=mesh)
-  return Pretrained(loaded.model(compute), loaded.meta, address), loaded.params
+  model = loaded.model(compute or layers.Compute(attention="auto"))
+  return Pretrained(model, loaded.meta, address), loaded.params
 
 
 def save(

@@ -38,7 +38,8 @@ class Window:
   flops: the least operations that the updates need, a second.
   mfu: the share of the devices' peak that this is; None where the peak is not
     known.
-  input_wait: the share of the time in which the next batch was not there yet.
+  input_wait: the share of the time in which the loop waited for a batch; the
+    devices may still have had work, so that they idled for this long at most.
   memory: bytes, the most that one device held; on a CPU the process.
   """
 
@@ -129,8 +130,9 @@ def ahead(items: Iterator[Item], *, depth: int = 2) -> Iterator[Item]:
     try:
       waiting = [pool.submit(next, items) for _ in range(depth)]
       while True:
-        yield waiting.pop(0).result()
+        item = waiting.pop(0).result()
         waiting.append(pool.submit(next, items))
+        yield item
     except StopIteration:
       return
     finally:
@@ -218,7 +220,13 @@ class Trace:
     if self._on:
       jax.profiler.stop_trace()
       LOG.info("profile in %s", self._folder)
-      self._on, self._last = False, 0
+    elif self._last:
+      LOG.warning(
+        "no profile: no update of this run is between %d and %d",
+        self._first,
+        self._last,
+      )
+    self._on, self._last = False, 0
 
 
 def window_of(steps: str) -> tuple[int, int]:

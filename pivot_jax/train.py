@@ -43,7 +43,7 @@ class Hook(Protocol):
   ) -> None:
     """Sees the metrics of update `step`, up to one update late; may raise.
 
-    `wait` is the seconds in which nothing but the update's batch was missing.
+    `wait` is the seconds that the loop waited for the update's batch.
     """
     ...
 
@@ -246,6 +246,14 @@ def fit(
   `should_stop` is asked after each update; the last state is shown to hooks.
   `trace` profiles some updates.
   """
+  trace = trace or speed.Trace("", pathlib.Path())
+  try:
+    return _loop(state, step_fn, batches, num_steps, hooks, should_stop, trace)
+  finally:
+    trace.close()
+
+
+def _loop(state, step_fn, batches, num_steps, hooks, should_stop, trace):
   step = int(state.step)
   pending = None
 
@@ -257,7 +265,6 @@ def fit(
         hook.metrics(at, host, update, wait)
 
   iterator, watch = iter(batches), speed.CompileWatch()
-  trace = trace or speed.Trace("", pathlib.Path())
   while step < num_steps:
     asked = time.monotonic()
     update = next(iterator)
@@ -277,7 +284,6 @@ def fit(
         hook.state(state, step)
     if last:
       break
-  trace.close()
   return state
 
 

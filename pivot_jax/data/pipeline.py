@@ -32,7 +32,8 @@ Reference = Mapping[str, tuple[tuple[float, float], str]]
 class Update:
   """A placed batch with what the host knows of it.
 
-  `work` counts what all processes' rows hold. `digest` is a CRC32 of the ids and of each row's prompt and first answer: equal
+  `work` counts what its rows hold, those of other processes taken to be like
+  this one's. `digest` is a CRC32 of the ids and of each row's prompt and first answer: equal
   for two objectives that see the same rows.
   """
 

@@ -13,6 +13,7 @@ K key/value heads, G query heads that share one of them, H head dim.
 """
 
 import dataclasses
+import re
 
 import flax.linen as nn
 import jax
@@ -180,8 +181,16 @@ def _splash(q, k, v, lengths):
 
     return jax.vmap(one)(q, k, v, segments)
 
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty:
+    mixed = local(*padded, segments)
+    return mixed[:, : q.shape[1]].astype(v.dtype)
   rows = nn.logical_to_mesh_axes(("rows", "tokens"))
   heads = nn.logical_to_mesh_axes(("rows", "tokens", "heads", None))
+  # Key/value heads that the mesh cannot share out are given to each query head.
+  if heads[2] is not None and k.shape[2] % mesh.shape[heads[2]]:
+    repeats = q.shape[2] // k.shape[2]
+    padded[1:] = [jnp.repeat(x, repeats, axis=2) for x in padded[1:]]
   # A kernel is opaque to the partitioner: it runs by device, on what is there.
   mapped = jax.shard_map(
     local,
@@ -194,20 +203,26 @@ def _splash(q, k, v, lengths):
 
 
 def choose(
-  compute: layers.Compute, *, head_dims: tuple[int, ...], platform: str
+  compute: layers.Compute,
+  *,
+  head_dims: tuple[int, ...],
+  platform: str,
+  capability: float = 0.0,
 ) -> layers.Compute:
   """Returns `compute` with "auto" settled and the choice checked.
 
   "auto" is cudnn on a GPU where it can serve, splash on a TPU, else xla.
-  `head_dims` are those of all towers, `platform` is `jax.default_backend()`.
+  `head_dims` are those of all towers, `platform` is `jax.default_backend()`,
+  `capability` NVIDIA's compute capability of the GPU, 0 for others.
   Raises InputError where the backend asked for cannot serve, saying why.
   """
   name = compute.attention
+  device = (platform, capability)
   if name == "auto":
     fast = {"gpu": "cudnn", "tpu": "splash"}.get(platform, "xla")
-    serves = not _refusal(fast, compute.dtype, head_dims, platform)
+    serves = not _refusal(fast, compute.dtype, head_dims, *device)
     return dataclasses.replace(compute, attention=fast if serves else "xla")
-  reason = _refusal(name, compute.dtype, head_dims, platform)
+  reason = _refusal(name, compute.dtype, head_dims, *device)
   if reason:
     raise InputError(
       f"compute.attention={name!r} {reason}; choose xla, or auto to have it "
@@ -216,7 +231,17 @@ def choose(
   return compute
 
 
-def _refusal(name, dtype, head_dims, platform) -> str:
+def device() -> tuple[str, float]:
+  """Returns the platform of this process and its GPU's compute capability."""
+  first = jax.local_devices()[0]
+  if first.platform != "gpu":
+    return first.platform, 0.0
+  # AMD's are named, as gfx90a.
+  found = re.fullmatch(r"\d+\.\d+", str(first.compute_capability))
+  return first.platform, float(found[0]) if found else 0.0
+
+
+def _refusal(name, dtype, head_dims, platform, capability) -> str:
   """Returns why a backend cannot serve, or nothing."""
   where = {"cudnn": "gpu", "splash": "tpu"}
   if name not in where:
@@ -225,7 +250,10 @@ def _refusal(name, dtype, head_dims, platform) -> str:
     return f"runs on a {where[name]}, and this is a {platform}"
   if name == "cudnn" and dtype != "bfloat16":
     return f"computes in bfloat16, and compute.dtype is {dtype}"
-  wrong = [dim for dim in head_dims if dim % 8 or dim > 256]
+  if name == "cudnn" and capability < 8:
+    return "needs an NVIDIA GPU of compute capability 8.0 or later"
+  most = 256 if capability >= 9 else 128
+  wrong = [dim for dim in head_dims if dim % 8 or dim > most]
   if name == "cudnn" and wrong:
-    return f"needs head dims of 8, 16, ... 256, and the model has {wrong}"
+    return f"needs head dims of 8, 16, ... {most}, and the model has {wrong}"
   return ""

@@ -150,7 +150,8 @@ class Linear(nn.Module):
     y = flat @ kernel.astype(self.dtype)
     if self.bias_init is not None:
       bias = self.param("bias", self.bias_init, shape[-1:], jnp.float32)
-      y = y + bias.astype(self.dtype)
+      # In float32, so that its gradient is summed over tokens in float32.
+      y = (y.astype(jnp.float32) + bias).astype(self.dtype)
     return y.reshape(*x.shape[:-1], self.features)
 
 

@@ -202,16 +202,18 @@ def attention_mask(
   return causal & example & present & (prompt | answer)
 
 
-def settled(model: MLLM, platform: str) -> MLLM:
-  """Returns the model with its attention backend chosen for a platform.
+def settled(model: MLLM) -> MLLM:
+  """Returns the model with its attention backend chosen for this device.
 
-  `platform` is `jax.default_backend()`. Raises InputError where the backend that
-  is asked for cannot serve.
+  Raises InputError where the backend that is asked for cannot serve.
   """
   dims = () if model.llm is None else (model.llm.head_dim,)
   if model.vision is not None:
     dims += (model.vision.hidden_size // model.vision.num_attention_heads,)
-  compute = attention.choose(model.compute, head_dims=dims, platform=platform)
+  platform, capability = attention.device()
+  compute = attention.choose(
+    model.compute, head_dims=dims, platform=platform, capability=capability
+  )
   return model.clone(compute=compute)
 
 

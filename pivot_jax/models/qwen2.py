@@ -77,13 +77,7 @@ class Qwen2(nn.Module):
 
   def setup(self):
     config = self.config
-    self.embed_tokens = nn.Embed(
-      config.vocab_size,
-      config.hidden_size,
-      dtype=self.compute.dtype,
-      param_dtype=jnp.float32,
-      embedding_init=config.kernel_init,
-    )
+    self.embed_tokens = Embedding(config)
     blocks = layers.stack(
       Block,
       compute=self.compute,
@@ -97,12 +91,12 @@ class Qwen2(nn.Module):
 
   def embed(self, tokens: Int[Array, "R T"]) -> Float[Array, "R T E"]:
     """Looks token ids up; an id outside the vocabulary gives NaN."""
-    return self.embed_tokens(tokens)
+    return self.embed_tokens(tokens).astype(self.compute.dtype)
 
   def head(self) -> Float[Array, "E V"]:
     """Returns the output matrix in the compute dtype."""
     if self.config.tie_word_embeddings:
-      kernel = self.embed_tokens.embedding.T
+      kernel = self.embed_tokens.table().T
     else:
       kernel = self.lm_head()
     return kernel.astype(self.compute.dtype)
@@ -167,6 +161,29 @@ class Qwen2(nn.Module):
     return layers.rotary_angles(
       positions, head_dim=self.config.head_dim, theta=self.config.rope_theta
     )
+
+
+class Embedding(nn.Module):
+  """The vectors of the vocabulary, looked up in float32.
+
+  A token that occurs often has a gradient of many summands, and bfloat16 would
+  stop adding at a few hundred of them.
+  """
+
+  config: LLMConfig
+
+  def setup(self):
+    shape = (self.config.vocab_size, self.config.hidden_size)
+    self.embedding = self.param(
+      "embedding", self.config.kernel_init, shape, jnp.float32
+    )
+
+  def __call__(self, tokens: Int[Array, "R T"]) -> Float[Array, "R T E"]:
+    return jnp.take(self.embedding, tokens, axis=0)
+
+  def table(self) -> Float[Array, "V E"]:
+    """Returns all vectors."""
+    return self.embedding
 
 
 class Head(nn.Module):

@@ -195,8 +195,8 @@ class Embeddings(nn.Module):
         (config.hidden_size,),
         jnp.float32,
       )
-      token = jnp.broadcast_to(token.astype(x.dtype), (len(x), 1, len(token)))
-      x = jnp.concatenate([token, x], axis=1)
+      token = jnp.broadcast_to(token, (len(x), 1, len(token)))
+      x = jnp.concatenate([token.astype(x.dtype), x], axis=1)
     return PositionEmbedding(self.compute, name="position_embedding")(x)
 
 
@@ -233,7 +233,7 @@ class PatchEmbedding(nn.Module):
     if not self.config.patch_bias:
       return x
     bias = self.param("bias", nn.initializers.zeros, (width,), jnp.float32)
-    return x + bias.astype(dtype)
+    return (x.astype(jnp.float32) + bias).astype(dtype)
 
 
 class PositionEmbedding(nn.Module):
@@ -249,7 +249,7 @@ class PositionEmbedding(nn.Module):
       x.shape[1:],
       jnp.float32,
     )
-    return x + embedding.astype(self.compute.dtype)
+    return (x.astype(jnp.float32) + embedding).astype(self.compute.dtype)
 
 
 class Encoder(nn.Module):
@@ -306,7 +306,7 @@ class LayerScale(nn.Module):
     factor = self.param(
       "lambda1", nn.initializers.ones, x.shape[-1:], jnp.float32
     )
-    return x * factor.astype(x.dtype)
+    return (x.astype(jnp.float32) * factor).astype(x.dtype)
 
 
 class Attention(nn.Module):
