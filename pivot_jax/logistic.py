@@ -90,6 +90,8 @@ def fit(
   if lam <= 0:
     raise ValueError(f"lambda is {lam}; without a penalty there is no optimum")
   total = float(weight.sum())
+  if total <= 0:
+    raise ValueError("every example has weight 0: there is nothing to fit")
   if start is None:
     width = basis.rotated.shape[1]
     start = (np.zeros((width, num_classes)), np.zeros(num_classes))
@@ -108,6 +110,11 @@ def fit(
       jnp.float64(lam / total),
       jnp.float64(tolerance),
       jnp.int32(max_iterations),
+    )
+  if not np.isfinite(gradient):
+    raise ValueError(
+      f"the regression at lambda {lam:g} is not finite: the features reach"
+      f" {float(jnp.abs(basis.rotated).max()):.1e}; scale them"
     )
   point = (np.asarray(weights), np.asarray(intercepts))
   return Solution(point, int(iterations), float(gradient))
@@ -146,16 +153,25 @@ def _minimise(
     return optax.tree.norm(jax.tree.map(jnp.multiply, state.gradient, scale))
 
   def unfinished(carry):
-    state, count = carry
-    return (norm(state) > tolerance) & (count < max_iterations)
+    state, count, moved = carry
+    # Written so that nan goes on, to be reported.
+    return ~(norm(state) <= tolerance) & (count < max_iterations) & moved
 
   def iterate(carry):
-    state, count = carry
+    state, count, _ = carry
     step = _newton_step(narrow, labels, share, variance, penalty, state)
-    return _search(evaluate, state, step), count + 1
+    found, moved = _search(evaluate, state, step)
 
-  carry = (evaluate((weights.T, intercepts)), 0)
-  state, count = jax.lax.while_loop(unfinished, iterate, carry)
+    def descend():
+      # Where float32 does not hold the curvature.
+      downhill = jax.tree.map(lambda g, s: -g * s**2, state.gradient, scale)
+      return _search(evaluate, state, downhill)
+
+    found, moved = jax.lax.cond(moved, lambda: (found, moved), descend)
+    return found, count + 1, moved
+
+  carry = (evaluate((weights.T, intercepts)), 0, True)
+  state, count, _ = jax.lax.while_loop(unfinished, iterate, carry)
   return state.point[0].T, state.point[1], count, norm(state)
 
 
@@ -211,16 +227,21 @@ def _newton_step(features, labels, share, variance, penalty, state):
   )
 
 
-def _search(evaluate, state: _State, step) -> _State:
-  """Returns the state behind the step, halved until the objective falls."""
+def _search(evaluate, state: _State, step) -> tuple[_State, Array]:
+  """Returns the state behind the step, halved until the objective falls.
+
+  And whether it does: if no length is short enough, the state stays.
+  """
   slope = optax.tree.vdot(state.gradient, step)
   # Near the optimum rounding exceeds what there is to gain.
   rounding = 1e-12 * jnp.abs(state.value)
 
   def rises(carry):
     length, trial = carry
-    bound = state.value + 1e-4 * length * slope + rounding
-    return ~(trial.value <= bound) & (length > 1e-10)
+    return ~falls(length, trial) & (length > 1e-10)
+
+  def falls(length, trial):
+    return trial.value <= state.value + 1e-4 * length * slope + rounding
 
   def shorten(carry):
     length = carry[0] / 2
@@ -229,4 +250,7 @@ def _search(evaluate, state: _State, step) -> _State:
     )
 
   nowhere = state._replace(value=jnp.inf)
-  return jax.lax.while_loop(rises, shorten, (2.0, nowhere))[1]
+  length, trial = jax.lax.while_loop(rises, shorten, (2.0, nowhere))
+  moved = falls(length, trial)
+  kept = jax.tree.map(lambda a, b: jnp.where(moved, a, b), trial, state)
+  return kept, moved

@@ -70,7 +70,14 @@ def _computed(batch):
 
 
 @pytest.mark.parametrize(
-  "trainable", [(".*",), ("projector/.*",), ("projector/.*", "llm/.*")], ids=str
+  "trainable",
+  [
+    (".*",),
+    ("projector/.*",),
+    ("projector/.*", "llm/.*"),
+    ("llm/norm/.*",),
+  ],
+  ids=str,
 )
 def test_the_formula_is_what_xla_compiles(trainable):
   batch = _batch()
@@ -122,5 +129,8 @@ def test_work_leaves_padding_out_and_counts_a_prompt_once():
 def test_the_peak_of_a_device_is_looked_up_by_its_kind():
   assert flops.peak("NVIDIA H200", 2) == 2 * 989e12
   assert flops.peak("NVIDIA H100 PCIe", 1) == 756e12
+  assert flops.peak("NVIDIA L40", 1) == 181e12
+  assert flops.peak("NVIDIA L4", 1) == 121e12
+  assert flops.peak("NVIDIA H100 80GB HBM3 MIG 1g.10gb", 1) is None
   assert flops.peak("TPU v5 lite", 4) == 4 * 197e12
   assert flops.peak("cpu", 1) is None

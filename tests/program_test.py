@@ -12,7 +12,7 @@ from jax.extend import core
 
 from pivot_jax import memory, objectives, optim, sharding, train, trees
 from pivot_jax.data import packing
-from pivot_jax.models import layers
+from pivot_jax.models import layers, qwen2
 from tests import tiny
 
 _JAXPRS = (core.Jaxpr, core.ClosedJaxpr)
@@ -147,7 +147,16 @@ def test_the_memory_that_is_promised_is_what_xla_takes(remat):
   state, _ = _state(mesh)
   batch = memory.rows_at_once(_batch(), 256)
   objective = functools.partial(objectives.dpo, beta=0.1, chunk=CHUNK)
-  found = memory.estimate(state, objective, model, batch, available=None)
+  found = memory.estimate(
+    state,
+    objective,
+    model,
+    batch,
+    accum=1,
+    shards=1,
+    chunk=CHUNK,
+    available=None,
+  )
 
   def gradients(trainable, batch):
     grad_fn = jax.grad(objective(model), has_aux=True)
@@ -171,6 +180,35 @@ def test_less_is_kept_the_more_is_computed_again():
   sizes = [kept(name) for name in layers.REMATS]
   assert layers.REMATS == ("none", "attention", "dots", "full")
   assert sizes[0] > sizes[2] > sizes[1] > sizes[3]
+
+
+def test_an_estimate_counts_parts_devices_logits_and_copies():
+  state, _ = _state(_one_device())
+  batch = memory.rows_at_once(_batch(), 64)
+
+  def estimate(dtype="float32", **settings):
+    how = dict(accum=1, shards=1, chunk=CHUNK, available=None) | settings
+    model = tiny.MODEL.clone(compute=layers.Compute(dtype=dtype))
+    objective = functools.partial(objectives.dpo, beta=0.1, chunk=how["chunk"])
+    return memory.estimate(state, objective, model, batch, **how).parts
+
+  whole, parts, spread = estimate(), estimate(accum=4), estimate(shards=4)
+  for fewer in (parts, spread):
+    assert fewer["activations"] == pytest.approx(
+      whole["activations"] / 4, rel=0.05
+    )
+  assert parts["gradients"] == 2 * whole["gradients"]
+  assert parts["batches"] == whole["batches"] == 4 * spread["batches"]
+  assert whole["logits"] == 2 * 4 * CHUNK * tiny.VOCAB
+  # Copies of kernels are counted once, and activations take half the bytes.
+  kernels = sum(
+    x.nbytes
+    for path, x in trees.flatten(state.trainable).items()
+    if path.endswith("/kernel")
+  )
+  half = estimate(dtype="bfloat16")
+  assert half["parameters"] == whole["parameters"] + kernels // 2
+  assert half["activations"] < 0.8 * whole["activations"]
 
 
 def test_an_estimate_that_does_not_fit_says_what_to_change():
@@ -212,6 +250,73 @@ def test_kernels_are_cast_once_an_update_and_nothing_changes():
       np.testing.assert_allclose(
         values, expected[path], rtol=0, atol=limit, err_msg=path
       )
+
+
+def _casts(jaxpr, shape, inside=False):
+  """Yields whether a loop holds it, for each cast of this shape to bfloat16."""
+  for equation in jaxpr.eqns:
+    if (
+      equation.primitive.name == "convert_element_type"
+      and equation.invars[0].aval.shape == shape
+      and equation.invars[0].aval.dtype == jnp.float32
+      and equation.outvars[0].aval.dtype == jnp.bfloat16
+    ):
+      yield inside
+    loop = equation.primitive.name in ("scan", "while")
+    for value in jax.tree.leaves(
+      equation.params, is_leaf=lambda x: isinstance(x, _JAXPRS)
+    ):
+      if isinstance(value, core.ClosedJaxpr):
+        yield from _casts(value.jaxpr, shape, inside or loop)
+      elif isinstance(value, core.Jaxpr):
+        yield from _casts(value, shape, inside or loop)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_no_loop_casts_a_kernel(dtype):
+  """Over parts or layers; a stack of kernels in the first, one in the other."""
+  model = tiny.MODEL.clone(compute=layers.Compute(dtype="bfloat16"))
+  state, tx = _state(_one_device())
+  step_fn = train.make_train_step(
+    objectives.dpo(model, beta=0.1), tx, accum=3, examples=6, dtype=dtype
+  )
+  program = jax.make_jaxpr(step_fn)(state, _batch()).jaxpr
+  stacked = list(_casts(program, (2, 32, 48)))
+  single = list(_casts(program, (32, 48)))
+  if dtype == "bfloat16":
+    # gate_proj and up_proj, once each.
+    assert stacked == [False, False] and not single
+  else:
+    assert any(single)
+
+
+@pytest.mark.parametrize("module", ["llm/embed_tokens", "vision/encoder"])
+def test_gradients_of_what_all_tokens_share_are_summed_in_float32(module):
+  """A bias and a token that occurs everywhere, of thousands of summands."""
+  count = 4096
+  if module == "llm/embed_tokens":
+    table = qwen2.Embedding(tiny.LLM)
+    params = table.init(jax.random.PRNGKey(0), jnp.zeros((1, 1), jnp.int32))
+
+    def output(params):
+      tokens = jnp.zeros((1, count), jnp.int32)
+      return table.apply(params, tokens).astype(jnp.bfloat16)
+  else:
+    layer = layers.Linear(
+      8, dtype="bfloat16", kernel_init=jax.nn.initializers.zeros
+    )
+    x = jnp.zeros((1, count, 4))
+    params = layer.init(jax.random.PRNGKey(0), x)
+
+    def output(params):
+      return layer.apply(params, x)
+
+  summand = float(jnp.bfloat16(0.4))
+  gradients = jax.grad(
+    lambda p: (jnp.bfloat16(0.4) * output(p)).astype(jnp.float32).sum()
+  )(params)
+  largest = max(float(jnp.abs(x).max()) for x in jax.tree.leaves(gradients))
+  assert largest == pytest.approx(count * summand, rel=1e-4)
 
 
 def test_what_is_frozen_is_held_in_the_dtype_of_the_products():

@@ -13,6 +13,7 @@ The objective and its solver are logistic.py's; lambda is 1/C of scikit-learn.
 """
 
 import functools
+import logging
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -27,6 +28,8 @@ from pivot_jax import checkpoint, errors, files, logistic, metrics, sharding
 from pivot_jax import train as training
 from pivot_jax.data import pipeline, registry
 from pivot_jax.models import heads, layers
+
+LOG = logging.getLogger("pivot_jax")
 
 
 def prototypes(
@@ -108,6 +111,13 @@ def probe(
   lam = path[best]["lambda"]
   final = solve(np.ones(len(labels), np.float32), lam=lam, start=points[best])
   chosen = {"lambda": lam, "path": path, "refit": _path_entry(lam, final, None)}
+  far = [e for e in (*path, chosen["refit"]) if not e["gradient"] <= tolerance]
+  if far:
+    LOG.warning(
+      "the solver stopped before its tolerance of %g: %s",
+      tolerance,
+      ", ".join(f"lambda {e['lambda']:g} at {e['gradient']:.1e}" for e in far),
+    )
   return logistic.classifier(basis, final), chosen
 
 

@@ -56,10 +56,11 @@ def test_no_mask_is_a_mask_of_ones():
   )
 
 
-def _heads(tokens, *, queries=4, keys=2, dim=8):
-  q = _random(3, tokens, queries, dim)
-  k, v = (_random(3, tokens, keys, dim, seed=s) for s in (1, 2))
-  return q, k, v, jnp.asarray([tokens, 5, 1], jnp.int32)
+def _heads(tokens, *, queries=4, keys=2, dim=8, rows=3):
+  q = _random(rows, tokens, queries, dim)
+  k, v = (_random(rows, tokens, keys, dim, seed=s) for s in (1, 2))
+  lengths = [tokens, 5, 1] + [tokens - 1] * (rows - 3)
+  return q, k, v, jnp.asarray(lengths, jnp.int32)
 
 
 def _by_hand(q, k, v, length):
@@ -128,8 +129,15 @@ def interpreted(monkeypatch):
   monkeypatch.setattr(splash_attention, "make_splash_mha", made)
 
 
-def test_the_tpu_kernel_gives_the_values_and_gradients_of_xla(interpreted):
-  q, k, v, lengths = _heads(130, dim=16)
+@pytest.mark.parametrize(
+  "mesh", [None, {"data": 1, "tensor": -1}, {"data": 2, "tensor": 4}]
+)
+def test_the_tpu_kernel_gives_the_values_and_gradients_of_xla(
+  interpreted, mesh
+):
+  # With two key/value heads for the mesh's four or eight.
+  queries = 8
+  q, k, v, lengths = _heads(130, dim=16, queries=queries, rows=4)
   # Splash does not compute a mean of what it has not seen: behind the end of a
   # sequence its results differ, and nothing reads them.
   present = jnp.arange(130) < lengths[:, None]
@@ -139,8 +147,12 @@ def test_the_tpu_kernel_gives_the_values_and_gradients_of_xla(interpreted):
       mixed = attention.attend_causal(q, k, v, lengths, backend=backend)
       return (jnp.sin(3 * mixed) * present[..., None, None]).sum()
 
-    with jax.set_mesh(sharding.make_mesh({"data": 1, "tensor": -1})):
-      return jax.jit(jax.value_and_grad(total, (0, 1, 2)))(q, k, v)
+    grad_fn = jax.jit(jax.value_and_grad(total, (0, 1, 2)))
+    if mesh is None:
+      return grad_fn(q, k, v)
+    rules = layers.logical_rules(sharding.ACTIVATION_RULES)
+    with jax.set_mesh(sharding.make_mesh(mesh)), rules:
+      return grad_fn(q, k, v)
 
   (value, gradients), (other, others) = run("xla"), run("splash")
   np.testing.assert_allclose(other, value, rtol=1e-5)
@@ -150,18 +162,26 @@ def test_the_tpu_kernel_gives_the_values_and_gradients_of_xla(interpreted):
 
 
 @pytest.mark.parametrize(
-  ("platform", "dtype", "dims", "expected"),
+  ("platform", "capability", "dtype", "dims", "expected"),
   [
-    ("cpu", "float32", (24,), "xla"),
-    ("gpu", "bfloat16", (72, 128), "cudnn"),
-    ("gpu", "float32", (72, 128), "xla"),
-    ("gpu", "bfloat16", (72, 20), "xla"),
-    ("tpu", "bfloat16", (72, 128), "splash"),
+    ("cpu", 0, "float32", (24,), "xla"),
+    ("gpu", 9.0, "bfloat16", (72, 256), "cudnn"),
+    ("gpu", 8.0, "bfloat16", (72, 128), "cudnn"),
+    ("gpu", 8.0, "bfloat16", (72, 160), "xla"),
+    ("gpu", 7.5, "bfloat16", (72, 128), "xla"),
+    ("gpu", 0, "bfloat16", (72, 128), "xla"),
+    ("gpu", 9.0, "float32", (72, 128), "xla"),
+    ("gpu", 9.0, "bfloat16", (72, 20), "xla"),
+    ("tpu", 0, "bfloat16", (72, 128), "splash"),
   ],
 )
-def test_auto_takes_the_fastest_that_serves(platform, dtype, dims, expected):
+def test_auto_takes_the_fastest_that_serves(
+  platform, capability, dtype, dims, expected
+):
   compute = layers.Compute(dtype=dtype, attention="auto")
-  found = attention.choose(compute, head_dims=dims, platform=platform)
+  found = attention.choose(
+    compute, head_dims=dims, platform=platform, capability=capability
+  )
   assert found.attention == expected
   assert found.dtype == dtype
 
@@ -181,7 +201,7 @@ def test_a_backend_that_cannot_serve_is_refused(
 ):
   compute = layers.Compute(dtype=dtype, attention=name)
   with pytest.raises(InputError, match=reason):
-    attention.choose(compute, head_dims=dims, platform=platform)
+    attention.choose(compute, head_dims=dims, platform=platform, capability=8.0)
 
 
 @pytest.mark.parametrize("name", ["plain", "xla"])
