@@ -18,7 +18,7 @@ import torch
 
 import pivot_jax
 from pivot_jax import trees
-from pivot_jax.models import mllm
+from pivot_jax.models import layers, mllm
 from tests.models import tiny
 from tests.parity import foreign
 
@@ -106,7 +106,9 @@ def open_folder(case: Case, folder: pathlib.Path, **choices: Any) -> Subject:
   """Reads what `case.save` wrote, as anybody would."""
   given = {**case.choices, **choices}
   query = "&".join(f"{name}={value}" for name, value in given.items())
-  found, params = pivot_jax.load(f"hf:{folder}?{query}")
+  found, params = pivot_jax.load(
+    f"hf:{folder}?{query}", compute=layers.Compute()
+  )
   return Subject(case, folder, found.mllm, params)
 
 
