@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, PyTree
 
-from pivot_jax.models import mllm, qwen2
+from pivot_jax.models import mllm
 
 
 def generate(
@@ -54,24 +54,25 @@ def generate(
   answers = jnp.full((rows, max_new_tokens), ends[0], jnp.int32)
   answers = answers.at[:, 0].set(tokens)
 
-  pieces = 1 if model.compute.scan else model.llm.num_hidden_layers
-  decode = _decoder(model, params, pieces)
-
   def unfinished(carry):
     count, _, done, _, _ = carry
     return (count < max_new_tokens) & ~done.all()
 
   def step(carry):
-    count, tokens, done, answers, past = carry
-    logits, past = decode(
-      tokens, prompt_lengths + count - 1, width + count - 1, past
+    count, tokens, done, answers, cache = carry
+    logits, cache = apply(
+      "decode_step",
+      tokens,
+      prompt_lengths + count - 1,
+      width + count - 1,
+      cache,
     )
     tokens = _pick(logits, done, ends[0])
     answers = answers.at[:, count].set(tokens)
-    return count + 1, tokens, done | _is_end(tokens, ends), answers, past
+    return count + 1, tokens, done | _is_end(tokens, ends), answers, cache
 
   done |= _is_end(tokens, ends)
-  carry = (jnp.int32(1), tokens, done, answers, _past(cache, pieces))
+  carry = (jnp.int32(1), tokens, done, answers, cache)
   return jax.lax.while_loop(unfinished, step, carry)[3]
 
 
@@ -85,47 +86,6 @@ def _prefill(apply, batch, prompt_lengths, slots):
   hidden, cache = apply("prefill", embeddings, batch, slots)
   last = jnp.maximum(prompt_lengths - 1, 0)[:, None, None]
   return apply("logits", jnp.take_along_axis(hidden, last, axis=1)[:, 0]), cache
-
-
-def _decoder(model, params, pieces):
-  """Returns `decode_step`, with a `_past` in place of the cache.
-
-  A loop over tokens copies each block's weights, keys and values out of the
-  stacked arrays at every step. What is apart between the steps is put together
-  only in name: XLA knows that a slice of a concatenation is one of its parts.
-  """
-  blocks = _apart(params["llm"]["layers"], pieces)
-
-  def decode(tokens, position, index, past):
-    llm = params["llm"] | {"layers": _together(blocks)}
-    cache = qwen2.Cache(*_together(past[0]), past[1])
-    logits, cache = _apply(
-      model,
-      params | {"llm": llm},
-      "decode_step",
-      tokens,
-      position,
-      index,
-      cache,
-    )
-    return logits, _past(cache, pieces)
-
-  return decode
-
-
-def _past(cache, pieces):
-  return _apart((cache.keys, cache.values), pieces), cache.valid
-
-
-def _apart(tree, pieces):
-  """Returns lists of arrays for arrays whose axis 0 counts the blocks."""
-  return jax.tree.map(lambda x: jnp.split(x, pieces), tree)
-
-
-def _together(tree):
-  return jax.tree.map(
-    jnp.concatenate, tree, is_leaf=lambda x: isinstance(x, list)
-  )
 
 
 def _pick(logits, done, end):
