@@ -72,30 +72,6 @@ def test_a_warm_start_at_the_optimum_stays_there():
   np.testing.assert_allclose(warm.point[0], cold.point[0], atol=1e-4)
 
 
-@pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("lam", [1.0, 1e-3])
-def test_a_start_far_away_ends_at_the_same_optimum(seed, lam):
-  # A whole Newton step from here raises the objective.
-  rng = np.random.default_rng(seed)
-  start = (rng.normal(size=(D, C)) * 30, np.zeros(C))
-  solution, far = fitted(PLAIN, lam, start=start)
-  _, near = fitted(PLAIN, lam)
-  assert solution.gradient < 1e-7
-  np.testing.assert_allclose(
-    probabilities(far, PLAIN), probabilities(near, PLAIN), atol=1e-5
-  )
-
-
-def test_certain_examples_do_not_stop_the_solver():
-  rng = np.random.default_rng(1)
-  centres = 3 * np.eye(C, D)
-  features = centres[LABELS] + 0.1 * rng.normal(size=(N, D))
-  solution, _ = fitted(
-    features.astype(np.float32), 1e-6, tolerance=1e-12, max_iterations=60
-  )
-  assert solution.gradient < 1e-12
-
-
 def test_a_path_compiles_once():
   basis = logistic.principal_axes(PLAIN)
   ones = np.ones(N, np.float32)
@@ -115,17 +91,6 @@ def test_a_limit_on_iterations_holds_and_shows():
 def test_no_penalty_is_refused():
   with pytest.raises(ValueError, match="penalty"):
     fitted(PLAIN, 0.0)
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_a_start_out_of_reach_says_so_and_stays_finite(seed):
-  """Where every example is certain and wrong, no curvature is left."""
-  rng = np.random.default_rng(seed)
-  start = (rng.normal(size=(D, C)) * 1000, np.zeros(C))
-  solution, _ = fitted(PLAIN, 1e-3, start=start)
-  assert np.isfinite(solution.gradient)
-  assert all(np.isfinite(x).all() for x in solution.point)
-  assert solution.gradient > 1e-7
 
 
 def test_what_cannot_be_fitted_is_refused():
