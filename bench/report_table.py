@@ -6,7 +6,7 @@ python bench/report_table.py runs/pivot/report.json
 import argparse
 import pathlib
 
-from pivot_jax.checkpoint import read_json
+from pivot_jax.files import read_json
 
 ARMS = ("original", "stage1", "sft", "dpo")
 COLUMNS = (
