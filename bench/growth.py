@@ -168,7 +168,7 @@ def _batch(sizes: Sizes, patches: int) -> tuple[packing.Batch, work.Work]:
       prompt_targets=np.zeros(len(prompt), bool),
       answers=tuple(rng.integers(2, 8000, (2, sizes.answer))),
       answer_targets=(np.ones(sizes.answer, bool),) * 2,
-      image=rng.integers(0, 256, (side, side, 3)).astype(np.uint8),
+      images=(rng.integers(0, 256, (side, side, 3)).astype(np.uint8),),
       reference=(0.0, 0.0),
     )
     for i in range(sizes.pairs)

@@ -99,7 +99,7 @@ def examples(
         prompt_targets=np.zeros(len(prompt), bool),
         answers=tokens,
         answer_targets=tuple(np.ones(len(t), bool) for t in tokens),
-        image=data.images[i],
+        images=(data.images[i],),
         reference=fixed,
       )
     )

@@ -8,7 +8,10 @@ import ml_collections
 
 ConfigDict = ml_collections.ConfigDict
 
-_TEXT = dict(template="qwen_1_5", mask="paper", max_length=2048)
+# Rows over max_length: "error", "drop" (counted), or "truncate_answer".
+_TEXT = dict(
+  template="qwen_1_5", mask="paper", max_length=2048, long="error"
+)
 
 _DEFAULTS = dict(
   # paper 2.1 and 2.2: AdamW, cosine to 0, 3 % warmup, clip 1.0, no decay; SFT
@@ -31,7 +34,9 @@ _DEFAULTS = dict(
     sft_group=2,
     chunk=4096,
     save_every=100,
-    pack=dict(tokens=0, losses=0, images=1, row=0),
+    pack=dict(tokens=0, losses=0, images=1, row=0, row_images=0),
+    # Threads that read and decode ahead; -1: one for each core, 16 at most.
+    workers=-1,
     **_TEXT,
   ),
   score=dict(data="", batch=64, chunk=4096, pack=dict(row=0), **_TEXT),

@@ -24,7 +24,12 @@ from pivot_jax.data import images
 from pivot_jax.errors import InputError
 
 # Fields that say how a run is shown or kept, not what it computes.
-LOGGING_KEYS = ("tensorboard", "profile", "save_every", "title", "shipped")
+LOGGING_KEYS = (
+  *("tensorboard", "profile", "save_every", "title", "shipped"),
+  "workers",
+)
+# Files of more bytes are not read as a whole to be told apart.
+_LARGE = 2**30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,9 +86,18 @@ class Inputs:
 
 
 def _mark(file: pathlib.Path, *, listed: bool) -> str | int:
-  """Returns the size of an image in a folder, the hash of any other file."""
+  """Returns the size of an image in a folder, the hash of any other file.
+
+  A file of gigabytes counts by its size and its ends.
+  """
+  size = file.stat().st_size
   if listed and file.suffix.lower() in images.SUFFIXES:
-    return file.stat().st_size
+    return size
+  if size > _LARGE:
+    with file.open("rb") as opened:
+      ends = opened.read(2**20)
+      opened.seek(size - 2**20)
+      return f"{size} {_short_hash(ends + opened.read())}"
   with file.open("rb") as opened:
     return hashlib.file_digest(opened, "sha256").hexdigest()
 

@@ -43,7 +43,7 @@ def _batch():
       prompt_targets=np.zeros(48, bool),
       answers=(rng.integers(0, 1000, 32),) * 2,
       answer_targets=(np.ones(32, bool),) * 2,
-      image=np.zeros((64, 64, 3), np.uint8),
+      images=(np.zeros((64, 64, 3), np.uint8),),
       reference=(0.0, 0.0),
     )
     for i in range(4)

@@ -50,12 +50,12 @@ def example(rng, *, prompt, answers, image, name="row"):
   """Returns an example of `prompt` text tokens and answers of given lengths."""
   ids = rng.integers(0, VOCAB, prompt)
   flags = rng.random(prompt) < 0.3
-  picture = None
+  picture = ()
   if image:
     at = int(rng.integers(0, prompt + 1))
     ids = np.insert(ids, at, packing.IMAGE_TOKEN)
     flags = np.insert(flags, at, False)
-    picture = rng.integers(0, 256, (16, 16, 3)).astype(np.uint8)
+    picture = (rng.integers(0, 256, (16, 16, 3)).astype(np.uint8),)
   # A log-probability of 1/V a token: margins stay where sigmoid is not flat.
   reference = None
   if len(answers) == 2:
@@ -68,7 +68,7 @@ def example(rng, *, prompt, answers, image, name="row"):
     prompt_targets=flags,
     answers=tuple(rng.integers(0, VOCAB, n) for n in answers),
     answer_targets=tuple(_flags(rng, n) for n in answers),
-    image=picture,
+    images=picture,
     reference=reference,
   )
 

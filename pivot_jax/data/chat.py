@@ -37,8 +37,8 @@ class Encoded(NamedTuple):
   """One example: a prompt and the answers that continue it.
 
   A token is a target iff its own flag is True; what predicts it is the token
-  before it, in the prompt for the first token of an answer. The prompt holds
-  `IMAGE_TOKEN` once if the example has an image; answers never hold it.
+  before it, in the prompt for the first token of an answer. `IMAGE_TOKEN` stands
+  for each image; an answer holds it where a later question shows an image.
   """
 
   prompt: Int32[np.ndarray, "p"]
@@ -53,7 +53,7 @@ def encode_conversation(
   *,
   template: str,
   mask: str,
-  has_image: bool = True,
+  images: int = 1,
 ) -> Encoded:
   """Encodes LLaVA turns as a prompt and one answer branch (paper.md 1.8).
 
@@ -69,8 +69,9 @@ def encode_conversation(
     content counts as content.
 
   Args:
-    has_image: the row has one image. Its `<image>` goes to the front of its
-      turn; without one it is put before the first question.
+    images: how many the row has. A turn's only `<image>` goes to its front, as
+      in the paper's code, several stay where they are; without any, all images
+      are put before the first question.
 
   Raises:
     InputError: a turn that cannot be used; the message names no row.
@@ -82,12 +83,12 @@ def encode_conversation(
     raise InputError("conversations: no answer; add a turn from gpt")
   if first == 0:
     raise InputError("conversations: no question; add a turn from human")
-  turns = _place_image(turns, has_image=has_image, first_answer=first)
+  turns = _place_images(turns, images)
   for role, content in turns:
     if role == "assistant":
       _check_answer("conversations", content)
   if template == "plain":
-    return _encode_plain(tokenizer, turns, has_image=has_image)
+    return _encode_plain(tokenizer, turns, images)
   prompt, prompt_targets = _encode_turns(
     tokenizer, [("system", SYSTEM), *turns[:first]], mask
   )
@@ -103,12 +104,13 @@ def encode_pair(
   *,
   template: str,
   mask: str,
-  has_image: bool = True,
+  images: int = 1,
 ) -> Encoded:
   """Encodes a preference pair: branch 0 is chosen, branch 1 rejected.
 
   As in the paper's code the image always opens the question, which is stripped
-  of white space. The masks are those of `encode_conversation`.
+  of white space; several stay where their tags are. The masks are those of
+  `encode_conversation`.
 
   Raises:
     InputError: an unusable answer, equal answers, or template `plain`.
@@ -118,7 +120,7 @@ def encode_pair(
     raise InputError("template plain has no preference pairs; use qwen_1_5")
   _check_answer("chosen", chosen)
   _check_answer("rejected", rejected)
-  user = _place_in_question(question, has_image=has_image, strip=True)
+  user = _place_in_question(question, images, strip=True)
   prompt, prompt_targets = _encode_turns(
     tokenizer, [("system", SYSTEM), ("user", user)], mask
   )
@@ -133,10 +135,10 @@ def encode_pair(
 
 
 def encode_prompt(
-  tokenizer: Tokenizer, question: str, *, has_image: bool = True
+  tokenizer: Tokenizer, question: str, *, images: int = 1
 ) -> Encoded:
   """Encodes a question for generation; it ends after the assistant's header."""
-  user = _place_in_question(question, has_image=has_image, strip=False)
+  user = _place_in_question(question, images, strip=False)
   turns = [("system", SYSTEM), ("user", user)]
   ids, _ = _encode_turns(tokenizer, turns, "answer")
   header = [tokenizer.im_start, *tokenizer.encode("assistant\n")]
@@ -184,39 +186,39 @@ def _read_turn(index: int, turn) -> tuple[str, str]:
   return _ROLES[role], content.replace(_MARKER, "")
 
 
-def _place_image(turns, *, has_image: bool, first_answer: int):
-  """Gives the example exactly one `<image>`, at the front of its turn."""
+def _place_images(turns, images: int):
+  """Gives the example one `<image>` for each image."""
   asked = [content for role, content in turns if role == "user"]
-  late = [c for role, c in turns[first_answer:] if role == "user"]
-  if has_image and any(IMAGE in content for content in late):
-    raise InputError(f"conversations: {IMAGE} comes after the first answer")
-  _check_count(sum(c.count(IMAGE) for c in asked), has_image=has_image)
-  missing = has_image and not any(IMAGE in content for content in asked)
+  tags = sum(content.count(IMAGE) for content in asked)
+  _check_count(tags, images)
   placed = []
   for index, (role, content) in enumerate(turns):
-    if role == "user" and missing and index == 0:
-      content = f"{IMAGE}\n{content}"
-    elif role == "user" and IMAGE in content:
+    if role == "user" and not tags and index == 0:
+      content = f"{IMAGE}\n" * images + content
+    elif role == "user" and content.count(IMAGE) == 1:
       content = _to_front(content)
     placed.append((role, content))
   return placed
 
 
-def _place_in_question(question: str, *, has_image: bool, strip: bool) -> str:
+def _place_in_question(question: str, images: int, *, strip: bool) -> str:
   if not isinstance(question, str):
     raise InputError(f"question: must be text, not {question!r}")
-  _check_count(question.count(IMAGE), has_image=has_image)
+  tags = question.count(IMAGE)
+  _check_count(tags, images)
+  if tags > 1:
+    return question.strip() if strip else question
   if strip:
     question = question.replace(IMAGE, "").strip()
-  if has_image and IMAGE not in question:
-    return f"{IMAGE}\n{question}"
-  return _to_front(question) if has_image else question
+  if IMAGE in question:
+    return _to_front(question)
+  return f"{IMAGE}\n" * images + question
 
 
-def _check_count(count: int, *, has_image: bool) -> None:
-  if count > has_image:
-    have = "one image" if has_image else "no image"
-    raise InputError(f"the text has {count} {IMAGE} but the row has {have}")
+def _check_count(tags: int, images: int) -> None:
+  if tags not in (0, images):
+    have = {0: "no image", 1: "one image"}.get(images, f"{images} images")
+    raise InputError(f"the text has {tags} {IMAGE} but the row has {have}")
 
 
 def _to_front(content: str) -> str:
@@ -225,12 +227,14 @@ def _to_front(content: str) -> str:
   return f"{IMAGE}\n{content.replace(IMAGE, '').strip()}".strip()
 
 
-def _encode_plain(tokenizer: Tokenizer, turns, *, has_image: bool) -> Encoded:
+def _encode_plain(tokenizer: Tokenizer, turns, images: int) -> Encoded:
   roles = [role for role, _ in turns]
   if roles != ["user", "assistant"]:
     raise InputError("conversations: template plain needs one human, one gpt")
-  if not has_image:
-    raise InputError("image: template plain needs one; give it in the row")
+  if images != 1:
+    raise InputError(
+      f"image: template plain needs one, not {images}; give it in the row"
+    )
   ids = np.asarray(tokenizer.encode(turns[1][1] + "\n"), np.int32)
   prompt = np.asarray([IMAGE_TOKEN], np.int32)
   targets = np.ones(len(ids), bool)

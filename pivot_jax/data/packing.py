@@ -12,12 +12,16 @@ positions of a row, Q pairs of a row.
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import flax.struct
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
+from pivot_jax.data import fitting
 from pivot_jax.errors import InputError
+
+Layout = fitting.Layout
 
 # The id that stands for an image in a prompt (the paper's code uses the same).
 IMAGE_TOKEN = -200
@@ -57,41 +61,49 @@ class Batch:
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-  """One tokenized example. A token is a target iff its flag is set."""
+  """One tokenized example. A token is a target iff its flag is set.
+
+  images: one for each `IMAGE_TOKEN`, in the prompt first. Only the answer of an
+    example with a single one may hold such a token.
+  paired: whether answers 2k (chosen) and 2k + 1 (rejected) form pairs.
+  pair_ids: what each pair is called in the reference columns.
+  reference: the log-probabilities of each pair's answers.
+  void: it takes its place and has no weight: its image could not be read.
+  """
 
   id: str
   prompt: Int[np.ndarray, "p"]
   prompt_targets: np.ndarray
   answers: tuple[np.ndarray, ...]
   answer_targets: tuple[np.ndarray, ...]
-  image: UInt8[np.ndarray, "H W 3"] | None = None
-  reference: tuple[float, float] | None = None
+  images: tuple[UInt8[np.ndarray, "H W 3"], ...] = ()
+  paired: bool = True
+  pair_ids: tuple[str, ...] = ()
+  reference: Any = None
+  void: bool = False
+
+  @property
+  def pairs(self) -> int:
+    return len(self.answers) // 2 if self.paired else 0
 
 
-@dataclasses.dataclass(frozen=True)
-class Layout:
-  """The static sizes of a Batch.
-
-  `examples` is how many a row may hold, `copies` how many answers an example
-  may have (at least 1).
-  """
-
-  rows: int
-  examples: int
-  tokens: int
-  images: int
-  image_size: int
-  patches: int
-  sequences: int
-  sequence: int
-  copies: int
-  losses: int
-  pairs: int
+def size(example: Example, patches: int) -> fitting.Size:
+  """Returns what an example takes in a row, its images expanded."""
+  prompt = expanded(example.prompt, patches)
+  answers = [expanded(answer, patches) for answer in example.answers]
+  return fitting.Size(
+    tokens=prompt + sum(answers),
+    sequence=prompt + max(answers, default=0),
+    images=len(example.images),
+    answers=max(1, len(answers)),
+    losses=targets(example),
+    pairs=example.pairs,
+  )
 
 
 def length(example: Example, patches: int) -> int:
-  """Returns the tokens an example takes in a row, its image expanded."""
-  return _prompt_length(example, patches) + sum(map(len, example.answers))
+  """Returns the tokens an example takes in a row, its images expanded."""
+  return size(example, patches).tokens
 
 
 def targets(example: Example) -> int:
@@ -116,85 +128,28 @@ def layout_for(
 ) -> Layout:
   """Returns the smallest layout that holds each of the updates.
 
-  `row_tokens` = 0 makes a row as long as the longest example, rounded up to a
-  multiple of 8. Rows are a multiple of `shards` (devices times accumulation).
-  Raises InputError for an example over `max_length`, image tokens included.
+  See `fitting.layout_for`. Raises InputError for an example over `max_length`,
+  image tokens included.
   """
-  examples = [example for update in updates for example in update]
-  if not examples:
-    raise InputError("no examples to pack: the data is empty")
-  for example in examples:
-    check_length(example, patches, max_length)
-  longest = max(length(example, patches) for example in examples)
-  tokens = row_tokens or -(-longest // 8) * 8
-  if tokens < longest:
-    raise InputError(
-      f"row_tokens={tokens} is shorter than the longest example ({longest} "
-      "tokens with its image): raise row_tokens, or 0 to have it chosen"
-    )
-  packed = [
-    (update, assign(update, patches=patches, tokens=tokens))
-    for update in updates
-  ]
-  rows = max(len(bins) for _, bins in packed)
-  every = [[update[i] for i in b] for update, bins in packed for b in bins]
-  return Layout(
-    rows=-(-rows // shards) * shards,
-    examples=max(len(b) for b in every),
-    tokens=tokens,
-    images=max(sum(e.image is not None for e in b) for b in every),
-    image_size=image_size,
+  for update in updates:
+    for example in update:
+      check_length(example, patches, max_length)
+  return fitting.layout_for(
+    [[size(example, patches) for example in update] for update in updates],
     patches=patches,
-    sequences=max(sum(max(1, len(e.answers)) for e in b) for b in every),
-    sequence=max(
-      _prompt_length(e, patches) + max(map(len, e.answers), default=0)
-      for e in examples
-    ),
-    copies=max(max(1, len(e.answers)) for e in examples),
-    losses=max(1, max(sum(targets(e) for e in b) for b in every)),
-    pairs=max(sum(len(e.answers) == 2 for e in b) for b in every),
+    image_size=image_size,
+    shards=shards,
+    row_tokens=row_tokens,
   )
-
-
-def assign(
-  examples: Sequence[Example], *, patches: int, tokens: int, limit: int = 0
-) -> list[list[int]]:
-  """Returns rows of example indices, first fit by decreasing length.
-
-  Within a row the indices are in stream order. A row holds at most `limit`
-  examples (0: as many as fit).
-  """
-  order = sorted(
-    range(len(examples)), key=lambda i: (-length(examples[i], patches), i)
-  )
-  bins: list[list[int]] = []
-  room: list[int] = []
-  for index in order:
-    size = length(examples[index], patches)
-    fits = (
-      b
-      for b, free in enumerate(room)
-      if free >= size and (not limit or len(bins[b]) < limit)
-    )
-    spot = next(fits, None)
-    if spot is None:
-      _check_fits(size, tokens, "tokens", examples[index].id)
-      bins.append([])
-      room.append(tokens)
-      spot = len(bins) - 1
-    bins[spot].append(index)
-    room[spot] -= size
-  return [sorted(bin_) for bin_ in bins]
 
 
 def place(examples: Sequence[Example], layout: Layout) -> list[list[int]]:
   """Returns which examples each row of a layout holds, as `pack` does it."""
-  return assign(
-    examples,
-    patches=layout.patches,
-    tokens=layout.tokens,
-    limit=layout.examples,
-  )
+  sizes = [size(example, layout.patches) for example in examples]
+  for example, one in zip(examples, sizes):
+    _check_fits(one.tokens, layout.tokens, "tokens", example.id)
+    _check_fits(one.images, layout.images, "images", example.id)
+  return fitting.place(sizes, layout)
 
 
 def pack(
@@ -203,15 +158,15 @@ def pack(
   *,
   sft_group: int = 0,
   pairs: int = 0,
+  targets: int = 0,
   share: float = 1.0,
 ) -> Batch:
   """Returns one update as a Batch.
 
   `sft_group` = 2 gives the paper's weights, a token mean in each group of two
   examples in stream order and the mean over groups (paper 2.4); 0 one token
-  mean over the update. `pairs` is the number of pairs of the whole update (0:
-  count them here); each weighs 1/pairs. `share` scales the supervised weights
-  where these examples are that share of an update.
+  mean over the update. Where these examples are a `share` of an update, its
+  `pairs` and `targets` are given; 0 counts them here. Each pair weighs 1/pairs.
   Raises InputError where the update does not fit the layout.
   """
   rows = place(examples, layout)
@@ -221,8 +176,8 @@ def pack(
       f"{layout.tokens} tokens but the layout has {layout.rows}: set "
       "pack.tokens to 0 to have the layout chosen"
     )
-  weights = [share * w for w in _sft_weights(examples, sft_group)]
-  total = pairs or sum(len(example.answers) == 2 for example in examples)
+  weights = _sft_weights(examples, sft_group, targets, share)
+  total = pairs or sum(example.pairs for example in examples)
   batch = empty(layout)
   for row, indices in enumerate(rows):
     members = [(examples[i], weights[i]) for i in indices]
@@ -234,8 +189,9 @@ def pack_in_order(examples: Sequence[Example], layout: Layout) -> Batch:
   """Returns a batch with example i alone in row i, for generation."""
   batch = empty(layout)
   for row, example in enumerate(examples):
-    size = length(example, layout.patches)
-    _check_fits(size, layout.tokens, "tokens", example.id)
+    _check_fits(
+      length(example, layout.patches), layout.tokens, "tokens", example.id
+    )
     _fill_row(batch, row, [(example, 0.0)], layout, 0.0)
   return batch
 
@@ -245,120 +201,142 @@ def _fill_row(batch, row, members, layout, pair_weight) -> None:
   cursor = _Cursor()
   for segment, (example, weight) in enumerate(members, 1):
     _check_fits(len(example.answers), layout.copies, "copies", example.id)
+    _check_images(example)
+    _write_images(batch, row, example, layout, cursor)
     start = cursor.token
-    written = _write_prompt(batch, row, segment, example, layout, cursor)
-    prompt_ids, prompt_flags = written
-    prompt = np.arange(start, cursor.token)
-    prompt_loss = np.flatnonzero(prompt_flags[1:]) + 1
-    for branch in range(1, max(1, len(example.answers)) + 1):
-      tokens, flags = _answer(example, branch)
-      begin = cursor.token
-      _write_answer(batch, row, segment, branch, tokens, len(prompt), cursor)
-      sequence = np.concatenate([prompt, np.arange(begin, cursor.token)])
-      _check_fits(cursor.sequence + 1, layout.sequences, "sequences")
-      _check_fits(len(sequence), layout.sequence, "sequence")
-      batch.sequences[row, cursor.sequence, : len(sequence)] = sequence
-      places = cursor.sequence * layout.sequence + np.arange(len(sequence))
-      batch.copies[row, prompt, branch - 1] = places[: len(prompt)]
-      batch.copies[row, begin : cursor.token, 0] = places[len(prompt) :]
-      ids = np.concatenate([prompt_ids, tokens])
-      position = np.concatenate(
-        [prompt_loss, len(prompt) + np.flatnonzero(flags)]
-      ).astype(np.int64)
-      position = position[position > 0]
-      end = cursor.loss + len(position)
-      _check_fits(end, layout.losses, "losses", example.id)
-      span = slice(cursor.loss, end)
-      batch.loss_source[row, span] = sequence[position - 1]
-      batch.loss_target[row, span] = ids[position]
-      batch.loss_answer[row, span] = cursor.sequence
-      batch.loss_weight[row, span] = weight
-      cursor.loss, cursor.sequence = end, cursor.sequence + 1
-    if len(example.answers) == 2:
-      # Answers 2q and 2q + 1 form pair q: a row holds pairs or single answers.
-      pair = (cursor.sequence - 2) // 2
-      _check_fits(pair + 1, layout.pairs, "pairs")
-      batch.pair_weight[row, pair] = pair_weight
-      if example.reference is not None:
-        batch.reference[row, pair] = example.reference
+    ids, flags = example.prompt, example.prompt_targets
+    prompt = _write(batch, row, (segment, 0), ids, flags, 0, layout, cursor)
+    spot = np.arange(start, cursor.token)
+    answers = example.answers or (np.zeros(0, np.int64),)
+    targets = example.answer_targets or (np.zeros(0, bool),)
+    for branch, (ids, flags) in enumerate(zip(answers, targets), 1):
+      begin, offset = cursor.token, len(spot)
+      answer = _write(
+        batch, row, (segment, branch), ids, flags, offset, layout, cursor
+      )
+      own = np.arange(begin, cursor.token)
+      _list_sequence(batch, row, branch, spot, own, layout, cursor)
+      sequence = np.concatenate([spot, own])
+      _write_losses(
+        batch, row, example, sequence, (prompt, answer), weight, layout, cursor
+      )
+      cursor.sequence += 1
+    _write_pairs(batch, row, example, pair_weight, layout, cursor)
 
 
 @dataclasses.dataclass
 class _Cursor:
   token: int = 0
-  image: int = 0
+  images: int = 0  # Whose pixels are written.
+  image: int = 0  # Whose place among the tokens is.
   loss: int = 0
   sequence: int = 0
 
 
-def _write_prompt(batch, row, segment, example, layout, cursor):
-  """Writes the prompt with its image expanded; returns its ids and targets."""
-  ids, flags, index = _expand(example, layout.patches)
-  if (index >= 0).any():
-    _check_fits(cursor.image + 1, layout.images, "images")
-    batch.images[row, cursor.image] = example.image
-    index = np.where(index >= 0, index + cursor.image * layout.patches, -1)
-    cursor.image += 1
-  span = slice(cursor.token, cursor.token + len(ids))
-  batch.tokens[row, span] = ids
-  batch.positions[row, span] = np.arange(len(ids))
-  batch.segments[row, span] = segment
-  batch.image_index[row, span] = index
-  cursor.token += len(ids)
-  return ids, flags
-
-
-def _write_answer(batch, row, segment, branch, tokens, offset, cursor) -> None:
-  span = slice(cursor.token, cursor.token + len(tokens))
-  batch.tokens[row, span] = tokens
-  batch.positions[row, span] = offset + np.arange(len(tokens))
-  batch.segments[row, span] = segment
-  batch.branches[row, span] = branch
-  cursor.token += len(tokens)
-
-
-def _expand(example: Example, patches: int):
-  """Returns (ids, target flags, image index) with the image's patches in place.
-
-  Image positions carry token 0: their embedding is never looked at.
-  """
-  spots = np.flatnonzero(example.prompt == IMAGE_TOKEN)
-  images = int(example.image is not None)
-  if len(spots) != images:
+def _check_images(example: Example) -> None:
+  tags = [int((x == IMAGE_TOKEN).sum()) for x in example.answers]
+  total = int((example.prompt == IMAGE_TOKEN).sum()) + sum(tags)
+  if total != len(example.images):
     raise InputError(
-      f"row {example.id}: {len(spots)} <image> tags for {images} images; give "
-      "one tag for one image"
+      f"row {example.id}: {total} <image> tags for {len(example.images)} "
+      "images; give one tag for one image"
     )
-  if not images:
-    index = np.full(len(example.prompt), -1)
-    return example.prompt, example.prompt_targets, index
-  at = int(spots[0])
-
-  def around(values, filling):
-    return np.concatenate([values[:at], filling, values[at + 1 :]])
-
-  none = np.full(len(example.prompt), -1)
-  return (
-    around(example.prompt, np.zeros(patches, np.int64)),
-    around(example.prompt_targets, np.zeros(patches, bool)),
-    around(none, np.arange(patches)),
-  )
+  if len(tags) > 1 and any(tags):
+    raise InputError(
+      f"row {example.id}: an <image> in one of {len(tags)} answers; images "
+      "belong to the question they share"
+    )
 
 
-def _answer(example: Example, branch: int):
-  if not example.answers:
-    return np.zeros(0, np.int64), np.zeros(0, bool)
-  return example.answers[branch - 1], example.answer_targets[branch - 1]
+def _write_images(batch, row, example, layout, cursor) -> None:
+  end = cursor.images + len(example.images)
+  _check_fits(end, layout.images, "images", example.id)
+  for picture in example.images:
+    batch.images[row, cursor.images] = picture
+    cursor.images += 1
 
 
-def _sft_weights(examples, group) -> list[float]:
+def _write(batch, row, part, ids, flags, offset, layout, cursor):
+  """Writes the tokens of a prompt or an answer, its images expanded.
+
+  Image positions carry token 0: their embedding is never looked at. Returns the
+  ids and target flags as written.
+  """
+  patches = layout.patches
+  spots = np.flatnonzero(ids == IMAGE_TOKEN)
+  counts = np.where(ids == IMAGE_TOKEN, patches, 1)
+  written = np.repeat(np.where(ids == IMAGE_TOKEN, 0, ids), counts)
+  targets = np.repeat(np.where(ids == IMAGE_TOKEN, False, flags), counts)
+  index = np.full(len(written), -1)
+  begins = np.cumsum(counts) - counts
+  for spot in begins[spots]:
+    first = cursor.image * patches
+    index[spot : spot + patches] = np.arange(first, first + patches)
+    cursor.image += 1
+  _check_fits(cursor.token + len(written), layout.tokens, "tokens")
+  span = slice(cursor.token, cursor.token + len(written))
+  batch.tokens[row, span] = written
+  batch.positions[row, span] = offset + np.arange(len(written))
+  batch.segments[row, span], batch.branches[row, span] = part
+  batch.image_index[row, span] = index
+  cursor.token += len(written)
+  return written, targets
+
+
+def _list_sequence(batch, row, branch, prompt, own, layout, cursor) -> None:
+  """Lists a prompt and one answer as a causal sequence, both ways."""
+  size = len(prompt) + len(own)
+  _check_fits(cursor.sequence + 1, layout.sequences, "sequences")
+  _check_fits(size, layout.sequence, "sequence")
+  batch.sequences[row, cursor.sequence, :size] = np.r_[prompt, own]
+  places = cursor.sequence * layout.sequence + np.arange(size)
+  batch.copies[row, prompt, branch - 1] = places[: len(prompt)]
+  batch.copies[row, own, 0] = places[len(prompt) :]
+
+
+def _write_losses(
+  batch, row, example, sequence, parts, weight, layout, cursor
+) -> None:
+  """Writes what a sequence predicts; its first token is never predicted."""
+  ids, flags = (np.concatenate(x) for x in zip(*parts))
+  position = np.flatnonzero(flags)
+  position = position[position > 0]
+  end = cursor.loss + len(position)
+  _check_fits(end, layout.losses, "losses", example.id)
+  span = slice(cursor.loss, end)
+  batch.loss_source[row, span] = sequence[position - 1]
+  batch.loss_target[row, span] = ids[position]
+  batch.loss_answer[row, span] = cursor.sequence
+  batch.loss_weight[row, span] = weight
+  cursor.loss = end
+
+
+def _write_pairs(batch, row, example, pair_weight, layout, cursor) -> None:
+  """Answers 2q and 2q + 1 form pair q: a row holds pairs or single answers."""
+  if not example.pairs:
+    return
+  first = (cursor.sequence - len(example.answers)) // 2
+  span = slice(first, first + example.pairs)
+  _check_fits(span.stop, layout.pairs, "pairs")
+  batch.pair_weight[row, span] = 0.0 if example.void else pair_weight
+  if example.reference is not None:
+    batch.reference[row, span] = np.reshape(example.reference, (-1, 2))
+
+
+def _sft_weights(examples, group, total, share) -> list[float]:
   """Returns the weight that each target token of an example has."""
-  size = group or len(examples)
-  groups = [examples[i : i + size] for i in range(0, len(examples), size)]
+  counts = [0 if e.void else targets(e) for e in examples]
+  if not group:
+    one = 1.0 / total if total else share / max(1, sum(counts))
+    return [0.0 if example.void else one for example in examples]
+  groups = [range(i, i + group) for i in range(0, len(examples), group)]
   weights = []
   for members in groups:
-    tokens = sum(targets(example) for example in members)
-    weights += [1.0 / (max(1, tokens) * len(groups))] * len(members)
+    held = [i for i in members if i < len(examples)]
+    tokens = max(1, sum(counts[i] for i in held))
+    weights += [
+      0.0 if examples[i].void else share / (tokens * len(groups)) for i in held
+    ]
   return weights
 
 
@@ -402,8 +380,8 @@ def _check_fits(needed: int, have: int, name: str, example: str = "") -> None:
 
 def check_length(example: Example, patches: int, limit: int) -> None:
   """Raises InputError if one of an example's sequences is over `limit`."""
-  prompt = _prompt_length(example, patches)
-  longest = prompt + max(map(len, example.answers), default=0)
+  prompt = expanded(example.prompt, patches)
+  longest = size(example, patches).sequence
   if longest > limit:
     raise InputError(
       f"row {example.id}: {longest} tokens ({prompt} of prompt and image) are "
@@ -411,6 +389,6 @@ def check_length(example: Example, patches: int, limit: int) -> None:
     )
 
 
-def _prompt_length(example: Example, patches: int) -> int:
-  image = int((example.prompt == IMAGE_TOKEN).sum())
-  return len(example.prompt) + image * (patches - 1)
+def expanded(tokens: np.ndarray, patches: int) -> int:
+  """Returns how many tokens these are with their images expanded."""
+  return len(tokens) + int((tokens == IMAGE_TOKEN).sum()) * (patches - 1)

@@ -2,30 +2,38 @@
 
 Order comes from the seed and the number of examples seen, so that a resumed run
 sees what the first would have. An update takes exactly `batch` examples in
-stream order; packing reorders inside an update only. This file mixes, encodes
-and places; it parses no file and knows no template.
+stream order; packing reorders inside an update only. This file shares updates
+out and places them; it parses no file and knows no template.
 
 N rows of a source, R rows of a batch.
 """
 
 import contextlib
 import dataclasses
+import itertools
+import os
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import grain
 import jax
 import numpy as np
-from jaxtyping import UInt8
 
 from pivot_jax import sharding
-from pivot_jax.data import chat, images, packing
+from pivot_jax.data import (
+  chat,
+  examples,
+  fitting,
+  images,
+  packing,
+  records,
+  streams,
+)
 from pivot_jax.data import work as counting
 from pivot_jax.errors import InputError
 
-Row = Mapping[str, Any]
-Reference = Mapping[str, tuple[tuple[float, float], str]]
+Coder = examples.Coder
+Stream = streams.Stream
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,144 +52,35 @@ class Update:
 
 
 @dataclasses.dataclass(frozen=True)
-class Coder:
-  """How a row becomes an example: tokens, targets, pixels of the right size.
+class Share:
+  """Which part of every update this process reads: `index` of `count` equal."""
 
-  `pairs` lays chosen and rejected out as two branches; otherwise a preference
-  row is a conversation that ends in its chosen answer.
-  """
+  index: int = 0
+  count: int = 1
 
-  tokenizer: chat.Tokenizer
-  template: str
-  mask: str
-  pairs: bool
-  image_size: int
-  resample: str = "bicubic"
-
-  def encode(self, row: Row) -> chat.Encoded:
-    """Returns the tokens of a row; raises InputError without its name."""
-    has_image = row["image"] is not None
-    style = dict(template=self.template, mask=self.mask, has_image=has_image)
-    if "conversations" in row and not self.pairs:
-      return chat.encode_conversation(
-        self.tokenizer, row["conversations"], **style
-      )
-    _check_fields(row, "question", "chosen", "rejected")
-    encoded = chat.encode_pair(
-      self.tokenizer, row["question"], row["chosen"], row["rejected"], **style
-    )
-    if self.pairs:
-      # The targets of a prompt cancel between two answers (paper 3.2).
-      nothing = np.zeros(len(encoded.prompt), bool)
-      return encoded._replace(prompt_targets=nothing)
-    # The same prompt and answer as DPO sees, the rejected one left out.
-    return encoded._replace(
-      answers=encoded.answers[:1], answer_targets=encoded.answer_targets[:1]
-    )
-
-  def pixels(self, image: Any) -> UInt8[np.ndarray, "H W 3"] | None:
-    """Returns an image at the size the encoder reads."""
-    if image is None:
-      return None
-    return images.resize(image, self.image_size, resample=self.resample)
-
-
-class Stream:
-  """An endless, seeded, random-access sequence of examples.
-
-  Each epoch of each source has its own permutation; several sources are mixed
-  by weight, deterministically.
-  """
-
-  def __init__(
-    self,
-    parts: Sequence[tuple[Any, float]],
-    coder: Coder,
-    *,
-    seed: int,
-    reference: Reference | None = None,
-  ):
-    self._coder, self._reference = coder, reference
-    positions = [
-      grain.MapDataset.source(_Positions(k, len(source)))
-      .shuffle(seed=seed + k)
-      .repeat()
-      for k, (source, _) in enumerate(parts)
-    ]
-    self._sources = [source for source, _ in parts]
-    self._order = (
-      positions[0]
-      if len(parts) == 1
-      else grain.MapDataset.mix(positions, weights=[w for _, w in parts])
-    )
-
-  def example(self, position: int, *, pixels: bool = True) -> packing.Example:
-    """Returns the example at a position; without pixels, a stand-in of zeros."""
-    source, index = self.at(position)
-    row = source[index] if pixels else source.text(index)
-    with _locating(source, index):
-      encoded = self._coder.encode(row)
-      image = self._coder.pixels(row["image"]) if pixels else _blank(row)
-    example = packing.Example(id=row["id"], image=image, **encoded._asdict())
-    if self._reference is None:
-      return example
-    return dataclasses.replace(
-      example, reference=lookup(self._reference, example, source.name(index))
-    )
-
-  def place(self, position: int) -> tuple[int, int]:
-    """Returns (source number, row index) at a position of the stream."""
-    return self._order[position]
-
-  def at(self, position: int) -> tuple[Any, int]:
-    """Returns (source, row index) at a position of the stream."""
-    part, index = self.place(position)
-    return self._sources[part], index
+  @classmethod
+  def here(cls) -> "Share":
+    return cls(jax.process_index(), jax.process_count())
 
 
 @dataclasses.dataclass(frozen=True)
-class _Positions:
-  """The (source number, index) pairs of one source, for grain to shuffle."""
+class _Positions(Sequence):
+  """The positions of a share of all updates from `start` on, endless.
 
-  part: int
-  size: int
+  `start` counts the examples of the whole stream, whoever read them.
+  """
+
+  start: int
+  batch: int
+  share: Share
 
   def __len__(self) -> int:
-    return self.size
+    return 2**62 // self.batch
 
-  def __getitem__(self, index: int) -> tuple[int, int]:
-    return self.part, int(index)
-
-
-def row_crc(example: packing.Example) -> str:
-  """Returns a CRC32 of all tokens of an example, to key reference columns."""
-  return _crc(example.prompt, *example.answers)
-
-
-def _crc(*sequences) -> str:
-  crc = 0
-  for tokens in sequences:
-    crc = zlib.crc32(np.asarray(tokens, np.int32).tobytes(), crc)
-    crc = zlib.crc32(b"|", crc)
-  return f"{crc:08x}"
-
-
-def lookup(
-  reference: Reference, example: packing.Example, name: str
-) -> tuple[float, float]:
-  """Returns the reference log-probabilities of a row, checked to be its own."""
-  if example.id not in reference:
-    raise InputError(
-      f"{name}: row {example.id} has no reference log-probabilities: run the "
-      "score stage again on this data"
-    )
-  logps, crc = reference[example.id]
-  if crc != row_crc(example):
-    raise InputError(
-      f"{name}: row {example.id} is not the text that was scored: run the score "
-      "stage again on this data"
-    )
-  return logps
+  def __getitem__(self, index: int) -> int:
+    size = self.batch // self.share.count
+    update, place = divmod(index, size)
+    return self.start + update * self.batch + self.share.index * size + place
 
 
 def choose_layout(
@@ -191,60 +90,57 @@ def choose_layout(
   pack: Mapping[str, int],
   batch: int,
   steps: int,
-  patches: int,
   shards: int,
-  max_length: int,
+  hosts: int = 1,
 ) -> packing.Layout:
   """Returns the static sizes for `steps` updates of `batch` examples.
 
   With `pack.tokens` set, a row holds one example of at most that many tokens
   and `pack.losses` targets, and nothing is read ahead. With 0, the whole run is
   packed on paper first (texts only) and the smallest sizes that hold it taken:
-  rows of `pack.row` tokens, or with 0 as long as the longest example.
+  rows of `pack.row` tokens, or with 0 as long as the longest example, with room
+  for `pack.row_images` images, or with 0 for as many as waste least.
   """
-  text_only = pack.get("images", 1) == 0
-  if pack["tokens"]:
-    if batch % shards:
-      raise InputError(
-        f"batch={batch} does not divide over {shards} row shards (devices x "
-        f"accum): the nearest are {batch // shards * shards} and "
-        f"{-(-batch // shards) * shards}"
-      )
-    branches = 2 if coder.pairs else 1
-    return packing.Layout(
-      rows=batch,
-      examples=1,
-      tokens=pack["tokens"],
-      images=0 if text_only else 1,
-      image_size=coder.image_size,
-      patches=patches,
-      sequences=branches,
-      sequence=pack["tokens"],
-      copies=branches,
-      losses=pack["losses"],
-      pairs=1 if coder.pairs else 0,
+  if batch % hosts:
+    raise InputError(
+      f"batch={batch} does not divide over {hosts} processes: the nearest are "
+      f"{batch // hosts * hosts} and {-(-batch // hosts) * hosts}"
     )
-  examples = _texts(stream, batch * steps, patches, max_length)
-  return packing.layout_for(
-    [examples[i : i + batch] for i in range(0, len(examples), batch)],
-    patches=patches,
+  if pack["tokens"]:
+    return _rows_of_one(coder, pack, batch, shards)
+  sizes = [stream.size(position) for position in range(batch * steps)]
+  return fitting.layout_for(
+    [sizes[i : i + batch] for i in range(0, len(sizes), batch)],
+    patches=coder.patches,
     image_size=coder.image_size,
     shards=shards,
-    max_length=max_length,
+    hosts=hosts,
     row_tokens=pack.get("row", 0),
+    row_images=pack.get("row_images", 0),
   )
 
 
-def _texts(stream, count, patches, max_length) -> list[packing.Example]:
-  """Returns the first examples of a stream without pixels, checked for length."""
-  known: dict[tuple[int, int], packing.Example] = {}
-  for position in range(count):
-    if stream.place(position) not in known:
-      example = stream.example(position, pixels=False)
-      with _locating(*stream.at(position)):
-        packing.check_length(example, patches, max_length)
-      known[stream.place(position)] = example
-  return [known[stream.place(position)] for position in range(count)]
+def _rows_of_one(coder, pack, batch: int, shards: int) -> packing.Layout:
+  if batch % shards:
+    raise InputError(
+      f"batch={batch} does not divide over {shards} row shards (devices x "
+      f"accum): the nearest are {batch // shards * shards} and "
+      f"{-(-batch // shards) * shards}"
+    )
+  branches = 2 if coder.pairs else 1
+  return packing.Layout(
+    rows=batch,
+    examples=1,
+    tokens=pack["tokens"],
+    images=0 if pack.get("images", 1) == 0 else 1,
+    image_size=coder.image_size,
+    patches=coder.patches,
+    sequences=branches,
+    sequence=pack["tokens"],
+    copies=branches,
+    losses=pack["losses"],
+    pairs=1 if coder.pairs else 0,
+  )
 
 
 def updates(
@@ -255,48 +151,69 @@ def updates(
   start: int,
   mesh: jax.sharding.Mesh,
   sft_group: int,
+  threads: int = 0,
 ) -> Iterator[Update]:
   """Yields placed updates from example `start` of the stream on, endlessly.
 
-  Each process packs its own contiguous share of an update's examples.
+  Each process reads and packs its own contiguous share of an update's examples,
+  with `threads` that read ahead.
   """
-  hosts, host = jax.process_count(), jax.process_index()
-  share = batch // hosts
-  local = dataclasses.replace(layout, rows=layout.rows // hosts)
-  position = start
-  while True:
-    first = position + host * share
-    examples = [stream.example(i) for i in range(first, first + share)]
-    packed = packing.pack(
-      examples, local, sft_group=sft_group, pairs=batch, share=1 / hosts
-    )
-    ids = tuple(example.id for example in examples)
-    said = [_crc(e.prompt, *e.answers[:1]) for e in examples]
-    digest = zlib.crc32(" ".join((*ids, *said)).encode())
-    # Shares differ little, and a rate needs no exchange between processes.
-    counted = counting.count(packed, layout.patches).times(hosts)
-    yield Update(sharding.place_rows(packed, mesh), ids, digest, counted)
-    position += batch
+  share = Share.here()
+  local = dataclasses.replace(layout, rows=layout.rows // share.count)
+  found = read(stream, batch=batch, start=start, share=share, threads=threads)
+  with contextlib.closing(found):
+    for position in itertools.count(start, batch):
+      members = list(itertools.islice(found, batch // share.count))
+      whole = range(position, position + batch)
+      packed = packing.pack(
+        members,
+        local,
+        sft_group=sft_group,
+        share=1 / share.count,
+        **_totals(stream, whole, share, members),
+      )
+      ids = tuple(example.id for example in members)
+      said = [examples.crc(e.prompt, *e.answers[:1]) for e in members]
+      digest = zlib.crc32(" ".join((*ids, *said)).encode())
+      # Shares differ little, and a rate needs no exchange between processes.
+      work = counting.count(packed, layout.patches).times(share.count)
+      yield Update(sharding.place_rows(packed, mesh), ids, digest, work)
 
 
-def in_order(
-  source: Any, coder: Coder, *, patches: int, max_length: int
-) -> list[packing.Example]:
+def read(
+  stream: Stream, *, batch: int, start: int, share: Share, threads: int = 0
+) -> Iterator[packing.Example]:
+  """Yields a share of all updates from example `start` of the stream on."""
+  positions = _Positions(start, batch, share)
+  return stream.examples(positions, threads=threads)
+
+
+def threads(workers: int) -> int:
+  """Returns how many threads read: -1 stands for one a core, 16 at most."""
+  return min(16, os.cpu_count() or 1) if workers < 0 else workers
+
+
+def _totals(stream, whole: range, share: Share, members) -> dict[str, int]:
+  """Returns the pairs and targets of a whole update."""
+  if share.count == 1:
+    return {}
+  sizes = [stream.size(position) for position in whole]
+  return dict(
+    pairs=sum(size.pairs for size in sizes),
+    targets=sum(size.losses for size in sizes),
+  )
+
+
+def in_order(source: Any, coder: Coder) -> list[packing.Example]:
   """Returns all rows as examples without their pixels, in file order.
 
-  Raises InputError for a row over `max_length` tokens with its image.
+  Raises InputError for a row over the coder's `max_length`.
   """
-  examples = []
+  found = []
   for index in range(len(source)):
-    row = source.text(index)
-    with _locating(source, index):
-      encoded = coder.encode(row)
-      example = packing.Example(
-        id=row["id"], image=_blank(row), **encoded._asdict()
-      )
-      packing.check_length(example, patches, max_length)
-    examples.append(example)
-  return examples
+    with records.located(source.name(index)):
+      found.append(coder.example(source.text(index), pixels=False))
+  return found
 
 
 def longest_prompt(source: Any, coder: Coder, patches: int) -> int:
@@ -316,12 +233,12 @@ def prompts(
   patches: int,
 ) -> packing.Batch:
   """Returns generation prompts as a batch, one a row, right padded."""
-  examples = [_prompt(source, index, coder) for index in indices]
+  found = [_prompt(source, index, coder) for index in indices]
   layout = packing.Layout(
     rows=len(indices),
     examples=1,
     tokens=tokens,
-    images=int(any(example.image is not None for example in examples)),
+    images=max(len(example.images) for example in found),
     image_size=coder.image_size,
     patches=patches,
     sequences=1,
@@ -330,18 +247,20 @@ def prompts(
     losses=1,
     pairs=0,
   )
-  return packing.pack_in_order(examples, layout)
+  return packing.pack_in_order(found, layout)
 
 
 def _prompt(source, index, coder, *, pixels: bool = True) -> packing.Example:
   row = source[index] if pixels else source.text(index)
-  with _locating(source, index):
-    _check_fields(row, "question")
+  with records.located(source.name(index)):
+    examples.check_fields(row, "question")
     encoded = chat.encode_prompt(
-      coder.tokenizer, row["question"], has_image=row["image"] is not None
+      coder.tokenizer,
+      row["question"],
+      images=len(records.listed(row["image"])),
     )
-    image = coder.pixels(row["image"]) if pixels else _blank(row)
-  return packing.Example(id=row["id"], image=image, **encoded._asdict())
+    shown = coder.pixels(row["image"]) if pixels else examples.blank(row)
+  return packing.Example(id=row["id"], images=shown, **encoded._asdict())
 
 
 def images_and_labels(source: Any, image_size: int, resample: str = "bicubic"):
@@ -366,22 +285,3 @@ def _stack(pictures, size, resample):
   return np.stack(
     [images.resize(picture, size, resample=resample) for picture in pictures]
   )
-
-
-def _blank(row: Row):
-  return None if row["image"] is None else np.zeros((1, 1, 3), np.uint8)
-
-
-def _check_fields(row: Row, *names: str) -> None:
-  missing = [name for name in names if name not in row]
-  if missing:
-    raise InputError(f"{missing[0]!r}: the row has no such field")
-
-
-@contextlib.contextmanager
-def _locating(source: Any, index: int) -> Iterator[None]:
-  """Puts the file and row before the message of an InputError."""
-  try:
-    yield
-  except InputError as error:
-    raise InputError(f"{source.name(index)}: {error}") from error

@@ -1,10 +1,12 @@
 """Files and folders as random-access sequences of rows; the strict reader.
 
 A source has `len`, `[i]` and `name(i)`, the place of a row for messages. Its
-rows are plain dicts whose image is uint8 [H, W, 3], or None for a text-only
-row, at the file's own size unless the source was given an `image_size`. What
-is wrong raises an `InputError` that names file, row and field; nothing is
-skipped. It knows no template: what an answer may contain is `chat.py`'s.
+rows are plain dicts whose image is uint8 [H, W, 3], a list of several, or None
+for a text-only row, at the file's own size unless the source was given an
+`image_size`; several are padded to squares first, as in the paper's code
+(paper.md 1.3). What is wrong raises an `InputError` that names file, row and
+field; nothing is skipped. It knows no template: what an answer may contain is
+`chat.py`'s.
 """
 
 import os
@@ -12,20 +14,28 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from pivot_jax.data import images, records
+from pivot_jax.data import images, indexed, records
 from pivot_jax.errors import InputError
 
 Row = dict[str, Any]
 
 
 class Source(Protocol):
-  """What every data set offers; those of records also have `text`."""
+  """What every data set offers."""
 
   def __len__(self) -> int: ...
 
   def __getitem__(self, index: int) -> Row: ...
 
+  def text(self, index: int) -> Row:
+    """Returns the row without pixels; `image` says only how many there are."""
+    ...
+
   def name(self, index: int) -> str: ...
+
+  def encoded(self, index: int) -> tuple[bytes, ...]:
+    """Returns the bytes of the row's image files, undecoded."""
+    ...
 
 
 def check(source: Source, *, max_bad: float = 0.0) -> list[tuple[int, str]]:
@@ -58,9 +68,10 @@ def check(source: Source, *, max_bad: float = 0.0) -> list[tuple[int, str]]:
 class _Records:
   """Records of a JSON list (`.json`) or of JSON lines (`.jsonl`).
 
-  A list is held in memory; of lines only the offsets are. Ids that occur again
-  become `id#2`, `id#3`; a row without one is called after its file and index.
-  `image_root` is the file's own folder unless given.
+  Neither is held in memory. Ids that occur again become `id#2`, `id#3`; a row
+  without one is called after its file and index. `image_root` is the file's own
+  folder unless given. Lines that are no records are an error unless `flawed`;
+  then reading one of them is.
   """
 
   unique_ids = False  # Whether a second use of an id is an error.
@@ -73,6 +84,8 @@ class _Records:
     image_size: int | None = None,
     resample: str = "bicubic",
     max_pixels: int = images.MAX_PIXELS,
+    decoder: str = "pil",
+    flawed: bool = False,
   ):
     self.path = pathlib.Path(path)
     self._pictures = images.Pictures(
@@ -80,45 +93,58 @@ class _Records:
       image_size=image_size,
       resample=resample,
       max_pixels=max_pixels,
+      decoder=decoder,
     )
-    if not self.path.is_file():
-      raise InputError(f"{self.path}: no such file")
-    has_lines = self.path.suffix == ".jsonl"
-    self._file = (records.Lines if has_lines else records.List)(self.path)
-    self._renamed = records.number_ids(
-      self._file, stem=self.path.stem, unique=self.unique_ids
-    )
+    self._file = indexed.File(self.path)
+    if self._file.flaws and not flawed:
+      index, why = self._file.flaws[0]
+      raise InputError(f"{self.name(index)}: {why}")
+    again = self._file.again()
+    if self.unique_ids and len(again) and not flawed:
+      index = int(again[0])
+      given = self._file.given_id(index)
+      raise InputError(
+        f"{self.name(index)}: id: {given!r} is also the id of"
+        f" {self.name(self._first(given))}; an evaluation needs each id once"
+      )
 
   def __len__(self) -> int:
     return len(self._file)
 
   def __getitem__(self, index: int) -> Row:
     row = self.text(index)
-    if row["image"] is not None:
-      with records.located(self.name(index)):
+    with records.located(self.name(index)):
+      if isinstance(row["image"], list):
+        row["image"] = self._pictures.read_many(row["image"])
+      elif row["image"] is not None:
         row["image"] = self._pictures.read(row["image"])
     return row
 
   def text(self, index: int) -> Row:
-    """Returns the row with its image's path in place of the pixels."""
+    """Returns the row with its images' paths in place of their pixels."""
     if not 0 <= index < len(self):
       raise IndexError(index)
     with records.located(self.name(index)):
       record = self._file.record(index)
-      image = records.image_path(record)
-      row: Row = {"id": self._id(record, index), "image": image}
+      image = records.image_paths(record)
+      row: Row = {"id": self._file.id(record, index), "image": image}
       return row | self._fields(record)
 
-  def check_places(self) -> None:
-    """Raises for the first row with a wrong field or an image not in place.
+  def encoded(self, index: int) -> tuple[bytes, ...]:
+    """Returns the bytes of the row's image files."""
+    paths = records.listed(self.text(index)["image"])
+    with records.located(self.name(index)):
+      return tuple(self._pictures.read_bytes(path) for path in paths)
 
-    No image is decoded.
+  def check_places(self, most: int) -> None:
+    """Raises for a row with a wrong field or an image that is not in place.
+
+    No image is decoded, and at most so many rows are looked at.
     """
-    for index in range(len(self)):
-      image = self.text(index)["image"]
-      if image is not None:
+    for index in range(min(most, len(self))):
+      for path in records.listed(self.text(index)["image"]):
         with records.located(self.name(index)):
-          images.resolve(self._pictures.root, image)
+          images.resolve(self._pictures.root, path)
 
   def name(self, index: int) -> str:
     """Returns `file:line` of a line, `file#index` of a list's record."""
@@ -127,9 +153,8 @@ class _Records:
   def _fields(self, record: Mapping[str, Any]) -> Row:
     raise NotImplementedError
 
-  def _id(self, record: Mapping[str, Any], index: int) -> str:
-    given = records.given_id(record, f"{self.path.stem}-{index}")
-    return self._renamed.get(index, given)
+  def _first(self, given: str) -> int:
+    return next(i for i in range(len(self)) if self._file.given_id(i) == given)
 
 
 class LlavaJson(_Records):
@@ -189,6 +214,7 @@ class ImageFolder:
     image_size: int | None = None,
     resample: str = "bicubic",
     max_pixels: int = images.MAX_PIXELS,
+    decoder: str = "pil",
   ):
     self.root = pathlib.Path(folder) / split
     self.classes = _subfolders(pathlib.Path(folder) / "train")
@@ -197,7 +223,11 @@ class ImageFolder:
       differ = sorted(set(found) ^ set(self.classes))
       raise InputError(f"{self.root}: classes differ from train's: {differ}")
     self._pictures = images.Pictures(
-      self.root, image_size=image_size, resample=resample, max_pixels=max_pixels
+      self.root,
+      image_size=image_size,
+      resample=resample,
+      max_pixels=max_pixels,
+      decoder=decoder,
     )
     self._files = [
       (f"{name}/{file}", label)
@@ -215,6 +245,16 @@ class ImageFolder:
     with records.located(self.name(index)):
       image = self._pictures.read(relative)
     return {"id": relative, "image": image, "label": label}
+
+  def text(self, index: int) -> Row:
+    """Returns the row with its image's path in place of the pixels."""
+    relative, label = self._files[index]
+    return {"id": relative, "image": relative, "label": label}
+
+  def encoded(self, index: int) -> tuple[bytes, ...]:
+    """Returns the bytes of the row's image file."""
+    with records.located(self.name(index)):
+      return (self._pictures.read_bytes(self._files[index][0]),)
 
   def name(self, index: int) -> str:
     return f"{self.root}#{index}"
@@ -234,10 +274,15 @@ class SegmentFolder:
     image_size: int | None = None,
     resample: str = "bicubic",
     max_pixels: int = images.MAX_PIXELS,
+    decoder: str = "pil",
   ):
     self.root = pathlib.Path(folder) / split
     self._pictures = images.Pictures(
-      self.root, image_size=image_size, resample=resample, max_pixels=max_pixels
+      self.root,
+      image_size=image_size,
+      resample=resample,
+      max_pixels=max_pixels,
+      decoder=decoder,
     )
     pictures = _by_stem(self.root / "images")
     labels = _by_stem(self.root / "labels")
@@ -266,6 +311,16 @@ class SegmentFolder:
       "image": self._pictures.fit(image),
       "labels": self._pictures.fit_labels(labels),
     }
+
+  def text(self, index: int) -> Row:
+    """Returns the row with its files' paths in place of the pixels."""
+    stem, picture, label = self._files[index]
+    return {"id": stem, "image": picture, "labels": label}
+
+  def encoded(self, index: int) -> tuple[bytes, ...]:
+    """Returns the bytes of the row's picture and of its label map."""
+    with records.located(self.name(index)):
+      return tuple(map(self._pictures.read_bytes, self._files[index][1:]))
 
   def name(self, index: int) -> str:
     return f"{self.root}#{index}"

@@ -277,14 +277,14 @@ def _object_mask(row, coder) -> Bool[np.ndarray, "H W"]:
 
 def _lay_out(row, supervised, coder) -> tuple[packing.Example, ...]:
   """Returns the chosen answer twice and the rejected one, an image each."""
-  image = coder.pixels(row["image"])
+  images = coder.pixels(row["image"])
   pair = coder.encode(row)
   alone = [
     pair._replace(answers=(tokens,), answer_targets=(targets,))
     for tokens, targets in zip(pair.answers, pair.answer_targets)
   ]
   return tuple(
-    packing.Example(id=row["id"], image=image, **encoded._asdict())
+    packing.Example(id=row["id"], images=images, **encoded._asdict())
     for encoded in (supervised.encode(row), *alone)
   )
 
@@ -336,7 +336,7 @@ def _scene_maps(model, params, batch, *, beta, chunk):
 def _write_examples(out, scenes: Sequence[Scene], maps, seed: int) -> None:
   """Writes images, masks, raw and cleaned maps and the texts of a few scenes."""
   arrays = {
-    "images": np.stack([scene.examples[0].image for scene in scenes]),
+    "images": np.stack([scene.examples[0].images[0] for scene in scenes]),
     "masks": np.stack([scene.mask for scene in scenes]),
   }
   for name, values in maps.items():

@@ -8,7 +8,6 @@ answer's tokens, crc of the row's tokens) and `reference.json`, the fingerprint
 of weights, template and tokenizer that a training stage compares with its own.
 """
 
-import dataclasses
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -26,7 +25,7 @@ from pivot_jax import (
   train,
   trees,
 )
-from pivot_jax.data import packing, pipeline, registry
+from pivot_jax.data import examples, fitting, packing, pipeline, registry
 from pivot_jax.models import layers
 
 
@@ -44,60 +43,66 @@ def run(
     mask=config.mask,
     pairs=True,
     image_size=model.mllm.vision.image_size,
+    patches=model.mllm.vision.num_patches,
     resample=config.resample,
+    max_length=config.max_length,
+    long=config.long,
   )
-  source = registry.open_source(config.sources[config.data].to_dict())
+  spec = config.sources[config.data].to_dict()
+  stream = registry.open_stream([(spec, 1.0)], coder, seed=config.data_seed)
   mesh = sharding.make_mesh(config.mesh)
   with jax.set_mesh(mesh), layers.logical_rules(sharding.ACTIVATION_RULES):
-    columns = _columns(config, model, coder, source, mesh)
+    columns = _columns(config, model, coder, stream, mesh)
   made = reference.made_with(
     trees.fingerprint(model.params), model.tokenizer, config
   )
   reference.write(out, columns, made)
   chosen, rejected = columns["logps"].mean(axis=0)
   return {
-    "rows": len(source),
+    "rows": stream.rows(0),
     "logps/chosen": float(chosen),
     "logps/rejected": float(rejected),
   }
 
 
-def _columns(config, model, coder, source, mesh) -> dict[str, np.ndarray]:
-  """Returns the columns id, logps and crc over all rows of a source."""
-  batch, patches = config.batch, model.mllm.vision.num_patches
-  examples = pipeline.in_order(
-    source, coder, patches=patches, max_length=config.max_length
-  )
-  pieces = [examples[i : i + batch] for i in range(0, len(examples), batch)]
-  layout = packing.layout_for(
-    pieces,
-    patches=patches,
+def _columns(config, model, coder, stream, mesh) -> dict[str, np.ndarray]:
+  """Returns the columns id, logps and crc over all pairs of a source."""
+  batch, places = config.batch, stream.every()
+  sizes = [
+    packing.size(stream.read(place, pixels=False), coder.patches)
+    for place in places
+  ]
+  starts = range(0, len(places), batch)
+  layout = fitting.layout_for(
+    [sizes[i : i + batch] for i in starts],
+    patches=coder.patches,
     image_size=coder.image_size,
     shards=sharding.row_shards(mesh),
-    max_length=config.max_length,
     row_tokens=config.pack.row,
   )
   params = sharding.place(model.params, mesh)
   score = objectives.pair_logps(model.mllm, chunk=config.chunk)
-  status = metrics.Status(config.name, len(pieces))
-  found: dict[str, tuple[float, float]] = {}
-  for done, piece in enumerate(pieces, 1):
-    piece = [
-      dataclasses.replace(
-        example, image=coder.pixels(source[done * batch - batch + i]["image"])
-      )
-      for i, example in enumerate(piece)
-    ]
+  status = metrics.Status(config.name, len(starts))
+  columns: dict[str, list] = {"id": [], "logps": [], "crc": []}
+  for done, start in enumerate(starts, 1):
+    piece = [stream.read(place) for place in places[start : start + batch]]
     rows = packing.place(piece, layout)
     packed = sharding.place_rows(packing.pack(piece, layout), mesh)
     logps = np.asarray(jax.device_get(score(params, packed)))
+    found: dict[int, np.ndarray] = {}
     for row, members in enumerate(rows):
-      for pair, index in enumerate(members):
-        found[piece[index].id] = tuple(logps[row, pair])
+      first = 0
+      for index in members:
+        last = first + piece[index].pairs
+        found[index], first = logps[row, first:last], last
+    for index, example in enumerate(piece):
+      columns["id"] += example.pair_ids
+      columns["logps"] += list(found[index])
+      columns["crc"] += examples.pair_crcs(example)
     status.show(done)
     train.stop_if_requested(config.name)
   return {
-    "id": np.array([example.id for example in examples]),
-    "logps": np.array([found[e.id] for e in examples], np.float32),
-    "crc": np.array([pipeline.row_crc(example) for example in examples]),
+    "id": np.array(columns["id"]),
+    "logps": np.array(columns["logps"], np.float32).reshape(-1, 2),
+    "crc": np.array(columns["crc"]),
   }

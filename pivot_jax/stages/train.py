@@ -74,18 +74,23 @@ def make_coder(config, tokenizer, model: mllm.MLLM) -> pipeline.Coder:
     mask=config.mask,
     pairs=config.objective == "dpo",
     image_size=model.vision.image_size if model.vision else 1,
+    patches=model.vision.num_patches if model.vision else 1,
     resample=config.resample,
+    max_length=config.max_length,
+    long=config.long,
   )
 
 
 def make_stream(config, coder, logps=None) -> pipeline.Stream:
   """Returns the stage's stream; `data` is one name or (name, weight) pairs."""
   mix = ((config.data, 1.0),) if isinstance(config.data, str) else config.data
-  parts = [
-    (registry.open_source(config.sources[name].to_dict()), weight)
-    for name, weight in mix
-  ]
-  return pipeline.Stream(parts, coder, seed=config.data_seed, reference=logps)
+  specs = {name: config.sources[name].to_dict() for name, _ in mix}
+  return registry.open_stream(
+    [(specs[name], weight) for name, weight in mix],
+    coder,
+    seed=config.data_seed,
+    reference=logps,
+  )
 
 
 def read_reference(inputs, prints, config, tokenizer):
@@ -204,18 +209,14 @@ class _Job:
 
   def _layout(self) -> packing.Layout:
     config = self.config
-    patches = (
-      self.start.mllm.vision.num_patches if self.start.mllm.vision else 1
-    )
     return pipeline.choose_layout(
       self.stream,
       self.coder,
       pack=config.pack.to_dict(),
       batch=config.batch,
       steps=config.steps,
-      patches=patches,
       shards=sharding.row_shards(self.mesh) * config.accum,
-      max_length=config.max_length,
+      hosts=jax.process_count(),
     )
 
   def _updates(self, layout: packing.Layout, start: int):
@@ -226,6 +227,7 @@ class _Job:
       start=start,
       mesh=self.mesh,
       sft_group=self.config.sft_group,
+      threads=pipeline.threads(self.config.workers),
     )
 
   def _log_memory(self, state, layout: packing.Layout) -> None:

@@ -57,7 +57,7 @@ def _sequences(examples):
           ids += [0] * tiny.PATCHES
           spots += range(tiny.PATCHES)
           flags += [False] * tiny.PATCHES
-          images[row, 0] = example.image
+          images[row, 0] = example.images[0]
         else:
           ids.append(token)
           spots.append(-1)
@@ -290,7 +290,7 @@ def _by_hand():
     prompt_targets=np.zeros(3, bool),
     answers=(np.array([7, 8]), np.array([9])),
     answer_targets=(yes(2), yes(1)),
-    image=np.full((16, 16, 3), 3, np.uint8),
+    images=(np.full((16, 16, 3), 3, np.uint8),),
     reference=(-1.0, -2.0),
   )
   second = packing.Example(

@@ -17,6 +17,7 @@ def coder(*, pairs, mask="paper"):
     mask=mask,
     pairs=pairs,
     image_size=48,
+    patches=PATCHES,
   )
 
 
@@ -45,8 +46,7 @@ def test_the_digest_of_an_update_tells_texts_apart_and_not_objectives():
     found = pipeline.Stream([(rows, 1.0)], coder(pairs=pairs), seed=0)
     pack = dict(tokens=64, losses=64, images=0)
     made = pipeline.choose_layout(
-      found, coder(pairs=pairs), pack=pack, batch=1, steps=1, patches=PATCHES,
-      shards=1, max_length=64,
+      found, coder(pairs=pairs), pack=pack, batch=1, steps=1, shards=1,
     )  # fmt: skip
     one = sharding.make_mesh({"tensor": -1})
     stream = pipeline.updates(

@@ -11,7 +11,15 @@ import pytest
 from PIL import Image
 
 from pivot_jax import checkpoint, sharding
-from pivot_jax.data import chat, images, packing, pipeline, registry, scenes
+from pivot_jax.data import (
+  chat,
+  examples,
+  images,
+  packing,
+  pipeline,
+  registry,
+  scenes,
+)
 from pivot_jax.errors import InputError
 
 TOKENIZER = chat.load_tokenizer(checkpoint.tokenizer_folder("package:toy"))
@@ -27,6 +35,7 @@ def coder(**fields):
       mask="paper",
       pairs=False,
       image_size=48,
+      patches=PATCHES,
     )
     | fields
   )
@@ -91,28 +100,33 @@ def test_sources_are_mixed_by_weight_in_any_stretch():
     assert abs(parts.count(1) - 10) <= 1
 
 
+def tokens(example):
+  return [x.tolist() for x in (example.prompt, *example.answers)]
+
+
 # --- rows become examples ----------------------------------------------------
 
 
 def test_an_image_is_framed_unless_it_has_the_size_already():
   image = np.random.default_rng(0).integers(0, 256, (20, 31, 3), np.uint8)
   wanted = images.resize(image, 48, resample="bilinear")
-  got = coder(resample="bilinear").pixels(image)
+  (got,) = coder(resample="bilinear").pixels(image)
   np.testing.assert_array_equal(got, wanted)
-  np.testing.assert_array_equal(coder().pixels(wanted), wanted)
+  np.testing.assert_array_equal(coder().pixels(wanted)[0], wanted)
   # A crop from a larger edge cuts into an image of the size, too.
-  cut = coder(resample="crop_bicubic:56").pixels(wanted)
+  (cut,) = coder(resample="crop_bicubic:56").pixels(wanted)
   np.testing.assert_array_equal(
     cut, images.resize(wanted, 56, resample="bicubic")[4:52, 4:52]
   )
-  assert coder().pixels(None) is None
+  assert coder().pixels(None) == ()
 
 
 def test_a_stand_in_has_the_tokens_of_the_example_and_no_pixels():
   found = stream()
   full, text = found.example(4), found.example(4, pixels=False)
-  assert full.image.shape == (48, 48, 3) and text.image.shape == (1, 1, 3)
-  assert full.id == text.id and pipeline.row_crc(full) == pipeline.row_crc(text)
+  assert [x.shape for x in full.images] == [(48, 48, 3)]
+  assert [x.shape for x in text.images] == [(1, 1, 3)]
+  assert full.id == text.id and tokens(full) == tokens(text)
 
 
 def test_a_preference_row_without_pairs_is_its_chosen_answer():
@@ -184,7 +198,7 @@ def test_a_bad_row_is_named_once(tmp_path, wrong, pixels):
 def test_a_bad_row_is_named_once_by_what_reads_in_order(tmp_path):
   found = written(tmp_path, "preference", [pair(), pair(rejected="red")])
   with pytest.raises(InputError) as error:
-    pipeline.in_order(found, coder(pairs=True), patches=36, max_length=512)
+    pipeline.in_order(found, coder(pairs=True))
   assert_names_once(error, found, 1)
 
 
@@ -219,12 +233,10 @@ def test_a_bad_question_is_named_before_its_picture_is_read(tmp_path):
 
 
 def reference():
-  examples = pipeline.in_order(
-    source("preference"), coder(pairs=True), patches=36, max_length=512
-  )
+  found = pipeline.in_order(source("preference"), coder(pairs=True))
   return {
-    e.id: ((-float(i), -2.0), pipeline.row_crc(e))
-    for i, e in enumerate(examples)
+    e.id: ((-float(i), -2.0), examples.pair_crcs(e)[0])
+    for i, e in enumerate(found)
   }
 
 
@@ -238,7 +250,8 @@ def test_each_row_gets_its_own_reference():
   found = scored(reference())
   for position in range(7):
     _, index = found.place(position)
-    assert found.example(position).reference == (-float(index), -2.0)
+    logps = found.example(position).reference
+    assert logps.tolist() == [[-float(index), -2.0]]
 
 
 def test_a_row_that_was_not_scored_is_named():
@@ -275,7 +288,8 @@ def test_the_crc_tells_answers_apart_from_each_other_and_from_the_prompt():
     dict(answers=(np.array([3, 4]), np.array([], int))),
   ]
   crcs = {
-    pipeline.row_crc(dataclasses.replace(base, **o)) for o in ({}, *others)
+    examples.pair_crcs(dataclasses.replace(base, **o))[0]
+    for o in ({}, *others)
   }
   assert len(crcs) == 4
 
@@ -284,10 +298,8 @@ def test_the_crc_tells_answers_apart_from_each_other_and_from_the_prompt():
 
 
 def chosen(found, how, **choices):
-  settings = dict(batch=6, steps=5, shards=4, max_length=2048, pack=ALONE)
-  return pipeline.choose_layout(
-    found, how, patches=PATCHES, **settings | choices
-  )
+  settings = dict(batch=6, steps=5, shards=4, pack=ALONE)
+  return pipeline.choose_layout(found, how, **settings | choices)
 
 
 @pytest.mark.parametrize("pairs", [False, True])
@@ -300,7 +312,7 @@ def test_a_chosen_layout_holds_every_update_and_is_the_smallest(pairs):
     [found.example(i) for i in range(u * 6, u * 6 + 6)] for u in range(5)
   ]
   # Nothing raises: `pack` refuses what does not fit.
-  packed = [packing.pack(examples, layout) for examples in updates]
+  packed = [packing.pack(members, layout) for members in updates]
   lengths = [[packing.length(e, PATCHES) for e in u] for u in updates]
   for batch, sizes in zip(packed, lengths):
     assert (batch.segments > 0).sum() == sum(sizes)
@@ -314,7 +326,7 @@ def test_a_chosen_layout_holds_every_update_and_is_the_smallest(pairs):
 
 def test_an_example_over_max_length_is_refused_by_its_id():
   with pytest.raises(InputError, match=r"scenes/caption/.* max_length=40"):
-    chosen(stream(), coder(), max_length=40)
+    chosen(stream(max_length=40), coder(max_length=40))
 
 
 def test_rows_of_one_example_read_nothing_ahead():
@@ -355,9 +367,9 @@ def test_updates_follow_the_stream_from_any_start():
     )
     for number, update in enumerate(itertools.islice(batches, 2)):
       first = start + 8 * number
-      examples = [found.example(i) for i in range(first, first + 8)]
-      assert update.ids == tuple(e.id for e in examples)
-      wanted = packing.pack(examples, layout, sft_group=2)
+      members = [found.example(i) for i in range(first, first + 8)]
+      assert update.ids == tuple(e.id for e in members)
+      wanted = packing.pack(members, layout, sft_group=2)
       jax.tree.map(np.testing.assert_array_equal, update.batch, wanted)
       assert all(
         leaf.sharding.is_equivalent_to(sharding.over_rows(mesh()), leaf.ndim)

@@ -47,22 +47,22 @@ def test_conversations_without_images_keep_their_words(tmp_path, keys):
   )
   example = pipeline.Stream([(found, 1.0)], coder, seed=0).example(0)
   said = TOKENIZER.decode(example.prompt)
-  assert example.image is None and "<image>" not in said
+  assert example.images == () and "<image>" not in said
   assert "user\nHow many?" in said
 
 
 @pytest.fixture
 def half_bad(tmp_path):
-  """A preference file of four rows; the images of the second are lost."""
+  """A file of four questions; the image of the second is lost."""
   pixels = np.zeros((4, 4, 3), np.uint8)
   Image.fromarray(pixels).save(tmp_path / "there.png")
   rows = [
-    dict(image=image, question="q", chosen="a", rejected="b")
+    dict(image=image, question="q", answer="a")
     for image in ("there.png", "gone.png", "there.png", "there.png")
   ]
   path = tmp_path / "rows.jsonl"
   path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-  return dict(kind="preference", path=str(path))
+  return dict(kind="eval", path=str(path))
 
 
 def test_a_row_that_cannot_be_read_is_an_error_unless_allowed(half_bad):

@@ -121,7 +121,7 @@ def test_the_map_of_dpo_total_is_the_gradient_of_one_shared_image(
   pairs = [
     packing.Example(
       id="x",
-      image=scene.examples[0].image,
+      images=scene.examples[0].images,
       prompt=scene.examples[1].prompt,
       prompt_targets=scene.examples[1].prompt_targets,
       answers=(scene.examples[1].answers[0], scene.examples[2].answers[0]),

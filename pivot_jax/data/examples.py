@@ -1,0 +1,198 @@
+"""Rows -> examples: tokens, targets, pixels of the right size, and the limit.
+
+The one path from a row to what is learnt: training, scoring, measuring and
+showing data all take it. It opens no file and knows no order.
+"""
+
+import dataclasses
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from pivot_jax.data import chat, images, packing, records
+from pivot_jax.errors import InputError
+
+Row = Mapping[str, Any]
+# Of each pair by its id: log-probabilities of its answers, CRC of its tokens.
+Reference = Mapping[str, tuple[tuple[float, float], str]]
+
+LONG = ("error", "drop", "truncate_answer")
+
+
+class TooLongError(InputError):
+  """A row over the limit."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Coder:
+  """How a row becomes an example.
+
+  pairs: chosen and rejected are two branches; otherwise a preference row is a
+    conversation that ends in its chosen answer. A row with lists of chosen and
+    rejected answers has a branch for each.
+  patches: tokens of an image.
+  max_length: tokens that a prompt with its images and one answer may have; 0:
+    any number.
+  long: what becomes of a row over it. With "error" and "drop" it raises
+    TooLongError; with "truncate_answer" its answers lose what is over the limit
+    (the end of the turn is then no target), its prompt and images never do.
+  """
+
+  tokenizer: chat.Tokenizer
+  template: str
+  mask: str
+  pairs: bool
+  image_size: int
+  resample: str = "bicubic"
+  patches: int = 1
+  max_length: int = 0
+  long: str = "error"
+
+  def encode(self, row: Row) -> chat.Encoded:
+    """Returns the tokens of a row; raises InputError without its name."""
+    style = dict(
+      template=self.template,
+      mask=self.mask,
+      images=len(records.listed(row["image"])),
+    )
+    if "conversations" in row and not self.pairs:
+      return chat.encode_conversation(
+        self.tokenizer, row["conversations"], **style
+      )
+    check_fields(row, "question", "chosen", "rejected")
+    pairs = [
+      chat.encode_pair(
+        self.tokenizer, row["question"], chosen, rejected, **style
+      )
+      for chosen, rejected in zip(
+        _several(row["chosen"]), _several(row["rejected"]), strict=True
+      )
+    ]
+    # The same prompt and answers as DPO sees; SFT leaves the rejected ones out.
+    kept = slice(None) if self.pairs else slice(1)
+    encoded = pairs[0]._replace(
+      answers=tuple(a for pair in pairs for a in pair.answers[kept]),
+      answer_targets=tuple(t for p in pairs for t in p.answer_targets[kept]),
+    )
+    if self.pairs:
+      # The targets of a prompt cancel between two answers (paper 3.2).
+      nothing = np.zeros(len(encoded.prompt), bool)
+      return encoded._replace(prompt_targets=nothing)
+    return encoded
+
+  def example(self, row: Row, *, pixels: bool = True) -> packing.Example:
+    """Returns a row as an example; without pixels, stand-ins of one pixel.
+
+    Raises:
+      TooLongError: it is over the limit.
+      InputError: a field that cannot be used.
+    """
+    found = packing.Example(
+      id=row["id"],
+      images=self.pixels(row["image"]) if pixels else blank(row),
+      paired=self.pairs,
+      pair_ids=tuple(row.get("pair_ids", (row["id"],))),
+      **self.encode(row)._asdict(),
+    )
+    return self._fit(found) if self.max_length else found
+
+  def pixels(self, image: Any) -> tuple[np.ndarray, ...]:
+    """Returns the images of a row at the size that the encoder reads."""
+    return tuple(
+      images.resize(one, self.image_size, resample=self.resample)
+      for one in records.listed(image)
+    )
+
+  def _fit(self, example: packing.Example) -> packing.Example:
+    size = packing.size(example, self.patches)
+    if size.sequence <= self.max_length:
+      return example
+    prompt = packing.expanded(example.prompt, self.patches)
+    room = self.max_length - prompt
+    if self.long != "truncate_answer" or room < 1:
+      shorten = "shorten the row"
+      if self.long == "truncate_answer":
+        shorten = "shorten its prompt, which is never cut"
+      raise TooLongError(
+        f"row {example.id}: {size.sequence} tokens ({prompt} of prompt and "
+        f"image) are over max_length={self.max_length}: {shorten} or raise "
+        "max_length"
+      )
+    if any((answer == chat.IMAGE_TOKEN).any() for answer in example.answers):
+      raise TooLongError(
+        f"row {example.id}: over max_length={self.max_length}, and an image "
+        "stands in what would be cut: shorten the row"
+      )
+    answers = tuple(answer[:room] for answer in example.answers)
+    if example.paired and any(
+      np.array_equal(chosen, rejected)
+      for chosen, rejected in zip(answers[::2], answers[1::2])
+    ):
+      raise TooLongError(
+        f"row {example.id}: chosen and rejected are equal within "
+        f"max_length={self.max_length}: raise it or remove the pair"
+      )
+    return dataclasses.replace(
+      example,
+      answers=answers,
+      answer_targets=tuple(flags[:room] for flags in example.answer_targets),
+    )
+
+
+def _several(field: Any) -> list[Any]:
+  return field if isinstance(field, list) else [field]
+
+
+def blank(row: Row) -> tuple[np.ndarray, ...]:
+  """Returns stand-ins of one black pixel for the images of a row."""
+  return (np.zeros((1, 1, 3), np.uint8),) * len(records.listed(row["image"]))
+
+
+def check_fields(row: Row, *names: str) -> None:
+  """Raises InputError for the first field that a row lacks."""
+  missing = [name for name in names if name not in row]
+  if missing:
+    raise InputError(f"{missing[0]!r}: the row has no such field")
+
+
+def crc(*sequences: np.ndarray) -> str:
+  """Returns a CRC32 of sequences of tokens."""
+  value = 0
+  for tokens in sequences:
+    value = zlib.crc32(np.asarray(tokens, np.int32).tobytes(), value)
+    value = zlib.crc32(b"|", value)
+  return f"{value:08x}"
+
+
+def pair_crcs(example: packing.Example) -> list[str]:
+  """Returns a CRC32 of the tokens of each pair, to key reference columns."""
+  return [
+    crc(example.prompt, *example.answers[2 * k : 2 * k + 2])
+    for k in range(example.pairs)
+  ]
+
+
+def with_reference(
+  example: packing.Example, reference: Reference, name: str
+) -> packing.Example:
+  """Returns an example with its pairs' log-probabilities, checked to be its own.
+
+  `name` is the row's place, for messages.
+  """
+  found = []
+  for pair, code in zip(example.pair_ids, pair_crcs(example), strict=True):
+    if pair not in reference:
+      raise InputError(
+        f"{name}: row {pair} has no reference log-probabilities: run the score "
+        "stage again on this data"
+      )
+    logps, scored = reference[pair]
+    if scored != code:
+      raise InputError(
+        f"{name}: row {pair} is not the text that was scored: run the score "
+        "stage again on this data"
+      )
+    found.append(logps)
+  return dataclasses.replace(example, reference=np.asarray(found, np.float32))

@@ -1,0 +1,89 @@
+"""Preference pairs that share image and question, as one row with all answers.
+
+Such a group is one example: its image and prompt are computed once for all its
+pairs. It takes one place in an update, whose composition it changes, so it is
+asked for.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from pivot_jax.data import records
+from pivot_jax.errors import InputError
+
+
+class Grouped:
+  """A preference source by groups, in the order of their first pairs.
+
+  `chosen` and `rejected` are lists, and `pair_ids` what each pair is called. A
+  group of more than `most` pairs is cut into several.
+  """
+
+  def __init__(self, source: Any, most: int = 4):
+    """Reads every row once, as text.
+
+    Raises:
+      InputError: rows that are no preference pairs, or a `most` below 1.
+    """
+    if most < 1:
+      raise InputError(f"group: {most} pairs at most; give 1 or more")
+    self._source = source
+    found: dict[int, list[list[int]]] = {}
+    groups: list[list[int]] = []
+    for index in range(len(source)):
+      row = source.text(index)
+      if "question" not in row:
+        raise InputError(
+          f"{source.name(index)}: no preference pair; group=True is for those"
+        )
+      key = hash((str(row["image"]), row["question"]))
+      # Scenes say of an image only that there is one.
+      alone = True in records.listed(row["image"])
+      same = [] if alone else found.setdefault(key, [])
+      for group in same:
+        if len(group) < most and _shared(source.text(group[0]), row):
+          group.append(index)
+          break
+      else:
+        group = [index]
+        same.append(group)
+        groups.append(group)
+    self._starts = np.cumsum([0, *map(len, groups)])
+    self._rows = np.concatenate(groups)
+
+  def __len__(self) -> int:
+    return len(self._starts) - 1
+
+  def __getitem__(self, index: int) -> dict[str, Any]:
+    """Returns a group with the image of its first pair."""
+    return self._joined(index, self._source[self._members(index)[0]])
+
+  def text(self, index: int) -> dict[str, Any]:
+    """Returns a group without decoding its image."""
+    return self._joined(index, self._source.text(self._members(index)[0]))
+
+  def name(self, index: int) -> str:
+    """Returns where the first pair of a group stands."""
+    return self._source.name(self._members(index)[0])
+
+  def encoded(self, index: int) -> tuple[bytes, ...]:
+    """Returns the bytes of a group's image files."""
+    return self._source.encoded(self._members(index)[0])
+
+  def _members(self, index: int) -> list[int]:
+    if not 0 <= index < len(self):
+      raise IndexError(index)
+    return self._rows[self._starts[index] : self._starts[index + 1]].tolist()
+
+  def _joined(self, index: int, first: dict[str, Any]) -> dict[str, Any]:
+    rows = [first, *map(self._source.text, self._members(index)[1:])]
+    return first | {
+      "chosen": [row["chosen"] for row in rows],
+      "rejected": [row["rejected"] for row in rows],
+      "pair_ids": [row["id"] for row in rows],
+    }
+
+
+def _shared(one: dict[str, Any], other: dict[str, Any]) -> bool:
+  return all(one[field] == other[field] for field in ("image", "question"))

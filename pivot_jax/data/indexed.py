@@ -1,0 +1,359 @@
+"""Random access to the records of a JSON file of any size.
+
+One pass finds where each record lies and whether an earlier one has its id.
+Afterwards only three numbers a record are known, and those of a large file are
+kept in a cache folder and memory-mapped, so that opening it again takes no
+pass. A record is read from the file when it is asked for.
+
+A file is UTF-8 (a byte order mark is accepted) and holds JSON objects, as one
+list (`.json`) or one a line (`.jsonl`).
+"""
+
+import array
+import codecs
+import json
+import os
+import pathlib
+import re
+import tempfile
+import weakref
+import zlib
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import tqdm
+
+from pivot_jax.data import records
+from pivot_jax.errors import InputError
+
+# Files of at least so many bytes are indexed once and for all.
+CACHED = 2**25
+# A record may have as many bytes; a longer one is taken for a broken file.
+LONGEST = 2**26
+_BLOCK = 2**24
+_VERSION = 1
+_BLANK = re.compile(r"[ \t\n\r]*")
+_decode = json.JSONDecoder().raw_decode
+
+
+class Flaw(NamedTuple):
+  """What should be a record and is none: its index and why."""
+
+  index: int
+  why: str
+
+
+class File:
+  """The records of one JSON file by their index.
+
+  Attributes:
+    flaws: records that are no JSON object or have an id that is none, and lines
+      that are no JSON or no UTF-8; reading one of them raises.
+  """
+
+  def __init__(self, path: str | os.PathLike):
+    """Opens a file, and indexes it unless that has been done.
+
+    Raises:
+      InputError: no such file, or a list that is no valid JSON.
+    """
+    self.path = pathlib.Path(path)
+    if not self.path.is_file():
+      raise InputError(f"{self.path}: no such file")
+    self._lines = self.path.suffix == ".jsonl"
+    self._table, self.flaws = _index(self.path)
+    self._open()
+
+  def _open(self) -> None:
+    # Positioned reads share no state, so threads may use it at once.
+    self._file = os.open(self.path, os.O_RDONLY)
+    weakref.finalize(self, os.close, self._file)
+
+  def __getstate__(self) -> dict[str, Any]:
+    return {k: v for k, v in self.__dict__.items() if k != "_file"}
+
+  def __setstate__(self, state: dict[str, Any]) -> None:
+    self.__dict__.update(state)
+    self._open()
+
+  def __len__(self) -> int:
+    return self._table.shape[1]
+
+  def name(self, index: int) -> str:
+    """Returns `file:line` of a line, `file#index` of a list's record."""
+    if self._lines:
+      return f"{self.path}:{index + 1}"
+    return f"{self.path}#{index}"
+
+  def record(self, index: int) -> records.Record:
+    """Returns a record; its error names no row."""
+    return records.parse(self._bytes(index))
+
+  def given_id(self, index: int) -> str:
+    """Returns the id that a record has, or is called by without one."""
+    return records.given_id(self.record(index), self._default_id(index))
+
+  def id(self, record: records.Record, index: int) -> str:
+    """Returns the id of the record at an index, `#2` after a second use."""
+    given = records.given_id(record, self._default_id(index))
+    use = int(self._table[2, index])
+    return f"{given}#{use}" if use else given
+
+  def again(self) -> np.ndarray:
+    """Returns the indices of the records whose id an earlier one has."""
+    return np.flatnonzero(self._table[2])
+
+  def _default_id(self, index: int) -> str:
+    return f"{self.path.stem}-{index}"
+
+  def _bytes(self, index: int) -> bytes:
+    begin, end = map(int, self._table[:2, index])
+    parts = []
+    while begin < end:
+      part = os.pread(self._file, end - begin, begin)
+      if not part:
+        raise InputError("the file was cut while it was being read")
+      parts.append(part)
+      begin += len(part)
+    return b"".join(parts)
+
+
+def _index(path: pathlib.Path) -> tuple[np.ndarray, tuple[Flaw, ...]]:
+  """Returns int64 [3, N], begin, end and use of each id, and the flaws."""
+  size = path.stat().st_size
+  if size < CACHED:
+    return _build(path, size)
+  cached = _cache(path)
+  if not cached.is_file():
+    cached.parent.mkdir(parents=True, exist_ok=True)
+    table, flaws = _build(path, size)
+    _write(cached.with_suffix(".json"), json.dumps(flaws).encode())
+    with tempfile.NamedTemporaryFile(dir=cached.parent, delete=False) as file:
+      np.save(file, table)
+    os.replace(file.name, cached)
+  flaws = json.loads(cached.with_suffix(".json").read_bytes())
+  return np.load(cached, mmap_mode="r"), tuple(Flaw(*one) for one in flaws)
+
+
+def cache_folder() -> pathlib.Path:
+  """Returns where indices are kept: $PIVOT_JAX_CACHE or ~/.cache/pivot_jax."""
+  given = os.environ.get("PIVOT_JAX_CACHE")
+  home = pathlib.Path.home() / ".cache" / "pivot_jax"
+  return pathlib.Path(given) if given else home
+
+
+def stamp(path: pathlib.Path) -> str:
+  """Returns what tells a file's content: size, time, and CRC of its ends."""
+  state = path.stat()
+  with path.open("rb") as file:
+    crc = zlib.crc32(file.read(2**16))
+    file.seek(max(0, state.st_size - 2**16))
+    crc = zlib.crc32(file.read(), crc)
+  return f"{state.st_size}-{state.st_mtime_ns}-{crc:08x}"
+
+
+def _cache(path: pathlib.Path) -> pathlib.Path:
+  place = zlib.crc32(str(path.resolve()).encode())
+  name = f"{path.stem[:40]}-{place:08x}-{stamp(path)}-v{_VERSION}.npy"
+  return cache_folder() / "index" / name
+
+
+def _write(path: pathlib.Path, data: bytes) -> None:
+  with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+    file.write(data)
+  os.replace(file.name, path)
+
+
+class _Found(NamedTuple):
+  """A record, or a line without one and why."""
+
+  begin: int
+  end: int
+  record: Any
+  why: str = ""
+
+
+def _build(path: pathlib.Path, size: int):
+  """Reads a file through; returns what `_index` does."""
+  places, hashes = array.array("q"), array.array("q")
+  flaws = []
+  scan = _lines if path.suffix == ".jsonl" else _list
+  bar = tqdm.tqdm(
+    total=size,
+    desc=f"indexing {path.name}",
+    unit="B",
+    unit_scale=True,
+    disable=None if size >= CACHED else True,
+  )
+  with bar:
+    for index, one in enumerate(scan(path)):
+      places.extend((one.begin, one.end))
+      name = default = f"{path.stem}-{index}"
+      why = one.why
+      if not why:
+        try:
+          name = records.given_id(records.as_object(one.record), default)
+        except InputError as error:
+          why = str(error)
+      hashes.append(hash(name))
+      if why:
+        flaws.append(Flaw(index, why))
+      if not index % 4096:
+        bar.update(one.end - bar.n)
+    bar.update(size - bar.n)
+  table = np.zeros((3, len(hashes)), np.int64)
+  table[:2] = np.frombuffer(places, np.int64).reshape(-1, 2).T
+  _number(path, table, np.frombuffer(hashes, np.int64))
+  return table, tuple(flaws)
+
+
+def _number(path, table, hashes) -> None:
+  """Writes which use of its id each record is: 0 for the first, then 2, ..."""
+  order = np.argsort(hashes, kind="stable")
+  ordered = hashes[order]
+  edges = np.flatnonzero(np.diff(ordered)) + 1
+  bounds = np.r_[0, edges, len(ordered)]
+  with path.open("rb") as file:
+    for group in np.flatnonzero(np.diff(bounds) > 1):
+      uses: dict[str, int] = {}
+      for index in order[bounds[group] : bounds[group + 1]].tolist():
+        # Other ids may have one hash, so that each is looked at.
+        begin, end = map(int, table[:2, index])
+        file.seek(begin)
+        try:
+          record = records.parse(file.read(end - begin))
+          name = records.given_id(record, f"{path.stem}-{index}")
+        except InputError:
+          continue
+        if name not in uses:
+          uses[name] = 1
+          continue
+        uses[name] += 1
+        while _holds(ordered, hash(f"{name}#{uses[name]}")):
+          uses[name] += 1
+        table[2, index] = uses[name]
+
+
+def _holds(ordered: np.ndarray, value: int) -> bool:
+  place = int(np.searchsorted(ordered, value))
+  return place < len(ordered) and int(ordered[place]) == value
+
+
+def _lines(path: pathlib.Path) -> Iterator[_Found]:
+  """Finds lines; blank ones at the end do not count."""
+  blank: list[_Found] = []
+  begin = 0
+  with path.open("rb") as file:
+    for line in file:
+      end = begin + len(line)
+      if not line.removeprefix(codecs.BOM_UTF8).strip():
+        blank.append(_Found(begin, end, None, "the line is blank; remove it"))
+      else:
+        yield from blank
+        blank = []
+        try:
+          yield _Found(begin, end, records.parse(line))
+        except InputError as error:
+          yield _Found(begin, end, None, str(error))
+      begin = end
+
+
+def _list(path: pathlib.Path) -> Iterator[_Found]:
+  """Finds the elements of a list, a block of the file at a time."""
+  text = _Text(path)
+  with text.file:
+    text.expect("[", "must be a JSON list; name a file of JSON lines .jsonl")
+    if text.peek() == "]":
+      text.expect("]", "")
+    else:
+      while True:
+        yield text.element()
+        if text.peek() != ",":
+          break
+        text.expect(",", "")
+      text.expect("]", "must be a JSON list; expected ',' or ']'")
+    if text.peek():
+      text.fail("has text after the end of its list")
+
+
+class _Text:
+  """The bytes of a file as characters, one for each, with a place in them.
+
+  Where records begin and end shows in the ASCII characters alone, so a byte
+  stands for itself here; that the bytes are UTF-8 is checked beside.
+  """
+
+  def __init__(self, path: pathlib.Path):
+    self.file = path.open("rb")
+    self._path, self._text, self._at = path, "", 0
+    self._before = 0  # Bytes of the file before the text.
+    self._newlines = 0  # In those.
+    self._utf8 = codecs.getincrementaldecoder("utf-8")()
+    if self.file.read(3) != codecs.BOM_UTF8:
+      self.file.seek(0)
+    else:
+      self._before = 3
+
+  def peek(self) -> str:
+    """Returns the next character that is not blank, "" at the end."""
+    while True:
+      self._at = _BLANK.match(self._text, self._at).end()
+      if self._at < len(self._text):
+        return self._text[self._at]
+      if not self._read():
+        return ""
+
+  def expect(self, character: str, otherwise: str) -> None:
+    """Passes over a character."""
+    if self.peek() != character:
+      self.fail(otherwise)
+    self._at += 1
+
+  def element(self) -> _Found:
+    """Passes over a JSON value."""
+    self.peek()
+    while True:
+      try:
+        record, end = _decode(self._text, self._at)
+      except (ValueError, RecursionError) as error:
+        if len(self._text) - self._at < LONGEST and self._read():
+          continue
+        self._fail_at(error)
+      # A number may go on in the next block; a record ends with its brace.
+      if end == len(self._text) and self._read():
+        continue
+      break
+    begin, self._at = self._at, end
+    found = _Found(self._before + begin, self._before + end, record)
+    if isinstance(record, dict) and not str(record.get("id", "")).isascii():
+      data = self._text[begin:end].encode("latin-1")
+      return found._replace(record=records.parse(data))
+    return found
+
+  def fail(self, why: str, at: int | None = None) -> None:
+    """Raises an InputError that names the line."""
+    at = self._at if at is None else at
+    line = self._newlines + self._text.count("\n", 0, at) + 1
+    raise InputError(f"{self._path}:{line}: {why}")
+
+  def _fail_at(self, error: Exception) -> None:
+    if not isinstance(error, json.JSONDecodeError):
+      self.fail(f"JSON that cannot be read: {error}")
+    column = error.pos - self._text.rfind("\n", 0, error.pos)
+    self.fail(f"invalid JSON at column {column}: {error.msg}", error.pos)
+
+  def _read(self) -> bool:
+    """Takes another block of the file; returns whether there was one."""
+    data = self.file.read(_BLOCK)
+    self._newlines += self._text.count("\n", 0, self._at)
+    self._before += self._at
+    kept = self._text[self._at :]
+    self._text, self._at = kept + data.decode("latin-1"), 0
+    try:
+      self._utf8.decode(data, final=not data)
+    except UnicodeDecodeError as error:
+      at = max(0, len(kept) + error.start)
+      byte = at - self._text.rfind("\n", 0, at)
+      self.fail(f"invalid UTF-8 at byte {byte} of the line", at)
+    return bool(data)

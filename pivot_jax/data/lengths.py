@@ -1,0 +1,157 @@
+"""What each row of a source takes, in tokens and images, read once.
+
+A run of millions of rows is laid out from these tables alone. Rows are read as
+text, by several processes where there are many; a table of a source that is
+known by a `key` is kept, so that the next run on it reads nothing.
+"""
+
+import dataclasses
+import hashlib
+import json
+import logging
+import multiprocessing
+import os
+import pathlib
+import tempfile
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import tqdm
+
+from pivot_jax.data import examples, fitting, indexed, packing
+from pivot_jax.errors import InputError
+
+LOG = logging.getLogger("pivot_jax")
+
+_FIELDS = fitting.Size._fields
+# Fewer rows are read by this process: starting others takes seconds.
+_FEW = 20_000
+_CHUNK = 2_000
+_VERSION = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+  """Sizes of rows.
+
+  sizes: int32 [N, 6], the fields of `fitting.Size`; zeros where there is none.
+  long: rows over the limit; bad: rows that cannot be used. Both say why, by row.
+  """
+
+  sizes: np.ndarray
+  long: dict[int, str]
+  bad: dict[int, str]
+
+  def kept(self) -> np.ndarray:
+    """Returns the indices of the rows that can be trained on."""
+    fine = np.ones(len(self.sizes), bool)
+    fine[[*self.long, *self.bad]] = False
+    return np.flatnonzero(fine)
+
+  def size(self, index: int) -> fitting.Size:
+    return fitting.Size(*map(int, self.sizes[index]))
+
+
+def measure(
+  source: Any, coder: examples.Coder, *, key: str = "", processes: int = 0
+) -> Table:
+  """Returns the sizes of all rows of a source.
+
+  Args:
+    key: what tells the source's content; "" keeps no table.
+    processes: that read; 0 takes a process for each core.
+  """
+  place = _cache(key, coder) if key else None
+  if place is not None and place.is_file():
+    return _read(place)
+  size = len(source)
+  workers = processes or os.cpu_count() or 1
+  chunks = [range(i, min(i + _CHUNK, size)) for i in range(0, size, _CHUNK)]
+  sizes = np.zeros((size, len(_FIELDS)), np.int32)
+  long: dict[int, str] = {}
+  bad: dict[int, str] = {}
+  bar = tqdm.tqdm(
+    total=size, desc="measuring rows", disable=None if size > _FEW else True
+  )
+  with bar:
+    for rows, part in _measured(source, coder, chunks, workers):
+      sizes[rows.start : rows.stop] = part.sizes
+      long.update({rows.start + i: why for i, why in part.long.items()})
+      bad.update({rows.start + i: why for i, why in part.bad.items()})
+      bar.update(len(rows))
+  table = Table(sizes, long, bad)
+  if place is not None:
+    _write(place, table)
+  return table
+
+
+def _measured(
+  source, coder, chunks: Sequence[range], workers: int
+) -> Iterator[tuple[range, Table]]:
+  if workers == 1 or sum(map(len, chunks)) <= _FEW:
+    for rows in chunks:
+      yield rows, part(source, coder, rows)
+    return
+  # Not forked: this process has threads.
+  context = multiprocessing.get_context("spawn")
+  with context.Pool(workers, _start, (source, coder)) as pool:
+    yield from zip(chunks, pool.imap(_part, chunks))
+
+
+_given: list[Any] = []
+
+
+def _start(source, coder) -> None:
+  _given[:] = source, coder
+
+
+def _part(rows: range) -> Table:
+  return part(*_given, rows)
+
+
+def part(source: Any, coder: examples.Coder, rows: Sequence[int]) -> Table:
+  """Returns the sizes of some rows, numbered from 0."""
+  sizes = np.zeros((len(rows), len(_FIELDS)), np.int32)
+  long, bad = {}, {}
+  for place, index in enumerate(rows):
+    try:
+      example = coder.example(source.text(index), pixels=False)
+      sizes[place] = packing.size(example, coder.patches)
+    except examples.TooLongError as error:
+      long[place] = f"{source.name(index)}: {error}"
+    except InputError as error:
+      bad[place] = _located(source.name(index), error)
+  return Table(sizes, long, bad)
+
+
+def _located(name: str, error: InputError) -> str:
+  text = str(error)
+  return text if text.startswith(name) else f"{name}: {text}"
+
+
+def _cache(key: str, coder: examples.Coder) -> pathlib.Path:
+  fields = {
+    field.name: str(coder.tokenizer.fingerprint)
+    if field.name == "tokenizer"
+    else coder.__dict__[field.name]
+    for field in dataclasses.fields(coder)
+    if field.name not in ("image_size", "resample")
+  }
+  text = json.dumps([key, fields, _VERSION], sort_keys=True)
+  name = hashlib.sha256(text.encode()).hexdigest()[:24]
+  return indexed.cache_folder() / "lengths" / f"{name}.npz"
+
+
+def _write(place: pathlib.Path, table: Table) -> None:
+  place.parent.mkdir(parents=True, exist_ok=True)
+  said = json.dumps([list(table.long.items()), list(table.bad.items())])
+  with tempfile.NamedTemporaryFile(dir=place.parent, delete=False) as file:
+    np.savez(file, sizes=table.sizes, said=np.frombuffer(said.encode(), "u1"))
+  os.replace(file.name, place)
+
+
+def _read(place: pathlib.Path) -> Table:
+  with np.load(place, allow_pickle=False) as found:
+    long, bad = json.loads(found["said"].tobytes())
+    return Table(found["sizes"], dict(long), dict(bad))

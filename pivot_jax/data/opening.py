@@ -1,0 +1,123 @@
+"""Opens data by its path alone: what kind it is shows in the file.
+
+A config says its kind (`registry.py`); this is for the command line.
+"""
+
+import json
+import os
+import pathlib
+from typing import Any
+
+from pivot_jax.data import indexed, registry
+from pivot_jax.errors import InputError
+
+# What a row of a kind of source is.
+ROWS = {
+  "llava": "conversation",
+  "mixture": "conversation",
+  "preference": "preference",
+  "mmpr": "preference",
+  "eval": "eval",
+  "classify": "classify",
+  "segment": "segment",
+}
+
+
+def open_path(
+  path: str | os.PathLike, *, images: str | None = None, flawed: bool = False
+) -> tuple[str, Any]:
+  """Returns (kind of row, source) of a file or a folder.
+
+  Args:
+    path: .json or .jsonl of records; MMPR's meta.json; a mixture's .yaml; a
+      .parquet file or a folder of them; a folder that `data convert` wrote; a
+      folder of {train,val}/CLASS or {train,val}/{images,labels}, or one of
+      these splits.
+    images: the folder that image paths are relative to.
+    flawed: whether lines that are no records are left for later.
+
+  Raises:
+    InputError: nothing there, or nothing that is known.
+  """
+  place = pathlib.Path(path)
+  if not place.exists():
+    raise InputError(f"{place}: no such file or folder")
+  spec = _spec(place, images)
+  if flawed and spec["kind"] in ("llava", "preference", "eval"):
+    spec["flawed"] = True
+  source = registry.open_source(spec)
+  if spec["kind"] in ("parquet", "array_record"):
+    return source.kind, source
+  return ROWS[spec["kind"]], source
+
+
+def _spec(place: pathlib.Path, images: str | None) -> dict[str, Any]:
+  """Returns the config entry for a path."""
+  if place.is_dir():
+    return _folder(place)
+  rooted = {} if images is None else {"image_root": images}
+  if place.suffix in (".yaml", ".yml"):
+    return dict(kind="mixture", path=str(place), **rooted)
+  if place.suffix == ".parquet":
+    return dict(kind="parquet", path=str(place))
+  if place.suffix not in (".json", ".jsonl"):
+    raise InputError(
+      f"{place}: give .json, .jsonl, .yaml or .parquet, or a folder"
+    )
+  if place.suffix == ".json" and _is_meta(place):
+    return dict(kind="mmpr", path=str(place), **rooted)
+  return dict(kind=_kind(place), path=str(place), **rooted)
+
+
+def _folder(place: pathlib.Path) -> dict[str, Any]:
+  if (place / "dataset.json").is_file():
+    return dict(kind="array_record", path=str(place))
+  if any(place.glob("*.parquet")):
+    return dict(kind="parquet", path=str(place))
+  splits = ("train", "val")
+  whole = any((place / split).is_dir() for split in splits)
+  folder = place if whole else place.parent
+  split = next((s for s in splits if (place / s).is_dir()), place.name)
+  if not whole and place.name not in splits:
+    raise InputError(
+      f"{place}: no data set; a folder holds .parquet files, what `data "
+      "convert` wrote, or train and val"
+    )
+  inside = {path.name for path in (folder / split).iterdir()}
+  kind = "segment" if {"images", "labels"} <= inside else "classify"
+  return dict(kind=kind, path=str(folder), split=split)
+
+
+def _is_meta(place: pathlib.Path) -> bool:
+  """Returns whether a file is an MMPR meta.json: an object of objects."""
+  with place.open("rb") as file:
+    if file.read(64).lstrip(b"\xef\xbb\xbf \t\r\n")[:1] != b"{":
+      return False
+  try:
+    found = json.loads(place.read_bytes())
+  except ValueError:
+    return False
+  return isinstance(found, dict) and all(
+    isinstance(one, dict) and "annotation" in one for one in found.values()
+  )
+
+
+def _kind(place: pathlib.Path) -> str:
+  """Tells the kind of a file by its first record that is one."""
+  found, record = indexed.File(place), {}
+  for index in range(min(len(found), 100)):
+    try:
+      record = found.record(index)
+    except InputError:
+      continue
+    if "conversations" in record:
+      return "llava"
+    if "chosen" in record or "rejected" in record:
+      return "preference"
+    if "answer" in record:
+      return "eval"
+  names = ", ".join(sorted(record)) or "none of them"
+  raise InputError(
+    f"{place}: no known kind of row; a record has conversations, or question, "
+    f"chosen and rejected, or question and answer, not {names}"
+  )
