@@ -22,7 +22,7 @@ from pivot_jax import (
   sharding,
   speed,
 )
-from pivot_jax.data import chat, images, registry
+from pivot_jax.data import chat, examples, images, registry
 from pivot_jax.errors import InputError
 from pivot_jax.models import attention, layers
 
@@ -41,12 +41,16 @@ _RANGES: tuple[tuple[str, str, Callable[[float], bool]], ...] = (
   ("seed", "0 or more", lambda x: x >= 0),
   ("data_seed", "0 or more", lambda x: x >= 0),
 )
+# Rows of a file whose fields and images are looked up before anything runs; a
+# file of more is left to `python -m pivot_jax.data check`.
+_LOOKED_AT = 20_000
 _CHOICES = {
   "objective": ("sft", "dpo"),
   "template": chat.TEMPLATES,
   "mask": chat.MASKS,
   "schedule": optim.SCHEDULES,
   "moments": optim.MOMENTS,
+  "long": examples.LONG,
 }
 
 
@@ -201,9 +205,9 @@ def _check_source(fields: dict[str, Any]) -> int:
   if root and not pathlib.Path(root).is_dir():
     raise InputError(f"{root}: no such folder of images")
   source = registry.open_source(fields)
-  # With `max_bad` every row has been read already.
+  # With `max_bad` rows may be bad, and are found as they are read.
   if fields["kind"] in ("llava", "preference", "eval") and not fields.get(
     "max_bad"
   ):
-    source.check_places()
+    source.check_places(_LOOKED_AT)
   return len(source)

@@ -9,10 +9,17 @@ import dataclasses
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 from pivot_jax.errors import InputError
 
 # Updates that are looked at to choose how many images a row may hold.
 _SAMPLED = 32
+# Rows of so many tokens have a multiple of 128.
+_LONG = 2048
+# How many times as many rows may be taken so that fewer image slots are empty.
+_SHORTER = 1.15
+_NEVER = np.iinfo(np.int64).max
 
 
 class Size(NamedTuple):
@@ -65,8 +72,8 @@ def layout_for(
   """Returns the smallest layout that holds each of the updates.
 
   Args:
-    row_tokens: tokens of a row; 0 makes it as long as the longest example,
-      rounded up to a multiple of 8.
+    row_tokens: tokens that a row may have; it gets as few of them as hold the
+      run. 0: as many as the longest example, rounded up to a multiple of 8.
     row_images: images that a row may hold; 0 chooses the number for which rows
       of tokens and images together waste least.
     shards: rows are a multiple of it (devices times accumulation).
@@ -79,7 +86,7 @@ def layout_for(
   if not sizes:
     raise InputError("no examples to pack: the data is empty")
   longest = max(size.tokens for size in sizes)
-  tokens = row_tokens or -(-longest // 8) * 8
+  tokens = row_tokens or _up(longest, 8)
   if tokens < longest:
     raise InputError(
       f"row_tokens={tokens} is shorter than the longest example ({longest} "
@@ -92,15 +99,18 @@ def layout_for(
       "example: raise it, or 0 to have it chosen"
     )
   parts = [part for update in updates for part in _shares(update, hosts)]
-  images = row_images or _choose_images(parts, tokens, patches)
-  rows = max(len(assign(part, tokens=tokens, images=images)) for part in parts)
+  # Those with most tokens are hardest: sizes are found for some of them, and
+  # then the whole run is tried.
+  hardest = sorted(parts, key=lambda part: -sum(s.tokens for s in part))
+  hardest = hardest[:_SAMPLED]
   step = -(-shards // hosts)
-  rows = -(-rows // step) * step
-  placed = [
-    [part[i] for i in row]
-    for part in parts
-    for row in assign(part, tokens=tokens, images=images, rows=rows)
-  ]
+  images = row_images or _choose_images(hardest, tokens, patches, step)
+  images = max(images, most)
+  rows = _up(_rows(hardest, tokens, images), step)
+  tokens = _shortest(hardest, tokens, images, rows, longest)
+  placed: list[list[Size]] = []
+  while not placed:
+    rows, placed = _place_all(parts, tokens, images, _up(rows, step))
   return Layout(
     rows=rows * hosts,
     examples=max(map(len, placed)),
@@ -114,6 +124,39 @@ def layout_for(
     losses=max(1, max(sum(size.losses for size in row) for row in placed)),
     pairs=max(sum(size.pairs for size in row) for row in placed),
   )
+
+
+def _up(number: int, step: int) -> int:
+  return -(-number // step) * step
+
+
+def _rows(parts, tokens: int, images: int) -> int:
+  return max(len(assign(part, tokens=tokens, images=images)) for part in parts)
+
+
+def _place_all(parts, tokens: int, images: int, rows: int):
+  """Returns how many rows every part fits in, at least `rows`, and all rows."""
+  placed = []
+  for part in parts:
+    found = assign(part, tokens=tokens, images=images, rows=rows)
+    if len(found) > rows:
+      return rows + 1, []
+    placed += [[part[i] for i in row] for row in found]
+  return rows, placed
+
+
+def _shortest(parts, tokens: int, images: int, rows: int, longest: int) -> int:
+  """Returns the fewest tokens a row needs so that every part takes `rows`."""
+  step = 128 if tokens >= _LONG else 8
+  total = max(sum(size.tokens for size in part) for part in parts)
+  low = max(_up(longest, step), _up(-(-total // rows), step))
+  for length in range(low, tokens, step):
+    if all(
+      len(assign(part, tokens=length, images=images, rows=rows)) <= rows
+      for part in parts
+    ):
+      return length
+  return tokens
 
 
 def place(sizes: Sequence[Size], layout: Layout) -> list[list[int]]:
@@ -137,35 +180,37 @@ def assign(
 ) -> list[list[int]]:
   """Returns rows of example indices, in stream order within a row.
 
-  First fit by decreasing length; where that takes more than the fewest rows (or
-  than `rows`), each example into the emptiest row that has room, with as few
-  rows as that succeeds with.
+  Rows are filled evenly; where that does not work out, first fit by decreasing
+  length.
 
   Args:
     tokens, images, examples: what a row holds at most; None: no limit.
-    rows: how many are enough; 0: as few as can be found.
+    rows: how many there are, and more only if those do not do; 0: as few as can
+      be found.
   """
+  table = np.array([(s.tokens, s.images) for s in sizes], np.int64).reshape(
+    -1, 2
+  )
   limits = _Limits(
     tokens,
-    len(sizes) * max((size.images for size in sizes), default=0)
-    if images is None
-    else images,
-    len(sizes) if examples is None else examples,
+    int(table[:, 1].sum()) if images is None else images,
+    len(table) if examples is None else examples,
   )
-  for size in sizes:
-    if size.tokens > tokens or size.images > limits.images:
-      raise InputError(
-        f"an example of {size.tokens} tokens and {size.images} images is over "
-        f"the {tokens} tokens and {limits.images} images of a row"
-      )
+  over = np.flatnonzero((table > limits[:2]).any(axis=1))
+  if len(over):
+    raise InputError(
+      f"an example of {table[over[0], 0]} tokens and {table[over[0], 1]} images "
+      f"is over the {tokens} tokens and {limits.images} images of a row"
+    )
   order = sorted(range(len(sizes)), key=lambda i: (-sizes[i].tokens, i))
-  found = _first_fit(sizes, order, limits)
-  for count in range(rows or _fewest(sizes, limits), len(found)):
-    balanced = _balance(sizes, order, limits, count)
-    if balanced is not None:
-      found = balanced
-      break
-  return [sorted(row) for row in found]
+  fewest = rows or _fewest(table, limits)
+  found = _balance(table, order, limits, fewest)
+  if found is None:
+    fallback = _first_fit(sizes, order, limits)
+    counts = range(fewest + 1, len(fallback))
+    tries = (_balance(table, order, limits, count) for count in counts)
+    found = next((one for one in tries if one is not None), fallback)
+  return [sorted(row) for row in found if row]
 
 
 class _Limits(NamedTuple):
@@ -174,14 +219,10 @@ class _Limits(NamedTuple):
   examples: int
 
 
-def _fewest(sizes, limits: _Limits) -> int:
+def _fewest(table: np.ndarray, limits: _Limits) -> int:
   """Returns a number of rows that none can be fewer than."""
-  totals = (
-    (sum(size.tokens for size in sizes), limits.tokens),
-    (sum(size.images for size in sizes), limits.images),
-    (len(sizes), limits.examples),
-  )
-  return max(-(-have // max(1, limit)) for have, limit in totals)
+  have = (*table.sum(axis=0).tolist(), len(table))
+  return max(-(-x // max(1, limit)) for x, limit in zip(have, limits))
 
 
 def _first_fit(sizes, order, limits: _Limits) -> list[list[int]]:
@@ -189,42 +230,73 @@ def _first_fit(sizes, order, limits: _Limits) -> list[list[int]]:
   room: list[list[int]] = []
   for index in order:
     tokens, images = sizes[index].tokens, sizes[index].images
-    for row, free in zip(rows, room):
-      if free[0] >= tokens and free[1] >= images and free[2]:
-        break
-    else:
-      row, free = [], list(limits)
-      rows.append(row)
-      room.append(free)
-    row.append(index)
-    free[0] -= tokens
-    free[1] -= images
-    free[2] -= 1
+    spots = (
+      place
+      for place, free in enumerate(room)
+      if free[0] >= tokens and free[1] >= images and free[2]
+    )
+    spot = next(spots, len(rows))
+    if spot == len(rows):
+      rows.append([])
+      room.append(list(limits))
+    rows[spot].append(index)
+    room[spot][0] -= tokens
+    room[spot][1] -= images
+    room[spot][2] -= 1
   return rows
 
 
-def _balance(sizes, order, limits: _Limits, count: int):
-  """Returns `count` rows filled evenly, None if that does not work out."""
-  rows: list[list[int]] = [[] for _ in range(count)]
-  room = [list(limits) for _ in range(count)]
+def _balance(
+  table: np.ndarray, order: Sequence[int], limits: _Limits, count: int
+) -> list[list[int]] | None:
+  """Returns `count` rows filled evenly, None if that does not work out.
+
+  The longest example that is left goes to the emptiest row that has a place for
+  it; afterwards examples are exchanged for shorter ones as long as the fullest
+  row is over its limit.
+  """
+  loads = np.zeros((count, 3), np.int64)
+  row_of = np.zeros(len(table), np.int64)
+  weights = np.c_[table, np.ones(len(table), np.int64)]
   for index in order:
-    tokens, images = sizes[index].tokens, sizes[index].images
-    best = None
-    for place, free in enumerate(room):
-      if (
-        free[1] >= images
-        and free[2]
-        and (best is None or free[0] > room[best][0])
-      ):
-        best = place
-    if best is None or room[best][0] < tokens:
+    full = (loads[:, 1:] + weights[index, 1:] > limits[1:]).any(axis=1)
+    row = int(np.argmin(np.where(full, _NEVER, loads[:, 0])))
+    if full[row]:
       return None
-    rows[best].append(index)
-    free = room[best]
-    free[0] -= tokens
-    free[1] -= images
-    free[2] -= 1
-  return [row for row in rows if row]
+    loads[row] += weights[index]
+    row_of[index] = row
+  while loads[:, 0].max(initial=0) > limits.tokens:
+    if not _exchange(weights, row_of, loads, limits):
+      return None
+  return [np.flatnonzero(row_of == row).tolist() for row in range(count)]
+
+
+def _exchange(weights, row_of, loads, limits: _Limits) -> bool:
+  """Relieves the fullest row as far as one exchange can; False if none does."""
+  over = int(np.argmax(loads[:, 0]))
+  mine = np.flatnonzero(row_of == over)
+  theirs = np.flatnonzero(row_of != over)
+  # An exchange for nothing is a move into a row.
+  rows = np.r_[row_of[theirs], np.arange(len(loads))]
+  given = np.r_[weights[theirs], np.zeros((len(loads), 3), np.int64)]
+  change = given[None] - weights[mine][:, None]
+  here, there = loads[over] + change, loads[rows][None] - change
+  fits = (here[..., 1:] <= limits[1:]).all(-1) & (
+    there[..., 1:] <= limits[1:]
+  ).all(-1)
+  fullest = np.maximum(here[..., 0], there[..., 0])
+  fullest = np.where(fits & (rows != over), fullest, _NEVER)
+  best = int(np.argmin(fullest))
+  if fullest.flat[best] >= loads[over, 0]:
+    return False
+  out, back = np.unravel_index(best, fullest.shape)
+  row = int(rows[back])
+  loads[over] += change[out, back]
+  loads[row] -= change[out, back]
+  row_of[mine[out]] = row
+  if back < len(theirs):
+    row_of[theirs[back]] = over
+  return True
 
 
 def _shares(update: Sequence[Size], hosts: int) -> list[Sequence[Size]]:
@@ -232,25 +304,23 @@ def _shares(update: Sequence[Size], hosts: int) -> list[Sequence[Size]]:
   return [update[i * share : (i + 1) * share] for i in range(hosts)]
 
 
-def _choose_images(parts, tokens: int, patches: int) -> int:
+def _choose_images(parts, tokens: int, patches: int, step: int) -> int:
   """Returns how many images a row should have room for."""
-  sample = parts[:: max(1, len(parts) // _SAMPLED)]
-  total = sum(size.images for part in sample for size in part)
-  if not total:
-    return max(size.images for part in parts for size in part)
-  every = sum(size.tokens for part in sample for size in part)
-  fewest = max(size.images for part in parts for size in part)
+  most = max(size.images for part in parts for size in part)
   free = max(
     sum(part[i].images for i in row)
-    for part in sample
+    for part in parts
     for row in assign(part, tokens=tokens)
   )
-  low = max(fewest, total * tokens // every)
+  total = max(sum(size.tokens for size in part) for part in parts)
+  longest = max(size.tokens for part in parts for size in part)
 
-  def waste(images: int) -> int:
-    rows = max(
-      len(assign(part, tokens=tokens, images=images)) for part in sample
-    )
-    return rows * (tokens + images * patches)
-
-  return min(range(low, max(low, free) + 1), key=waste)
+  fewest = _up(_rows(parts, tokens, free), step)
+  found: list[tuple[int, int]] = []
+  for images in range(max(1, most), max(most, free) + 1):
+    rows = _up(_rows(parts, tokens, images), step)
+    # Rows get as short as holds their tokens; they should stay about as asked.
+    if rows <= max(fewest * _SHORTER, fewest + step):
+      held = max(_up(total, rows), rows * longest) + rows * images * patches
+      found.append((held, images))
+  return min(found)[1]

@@ -331,11 +331,13 @@ class _Text:
       return found._replace(record=records.parse(data))
     return found
 
-  def fail(self, why: str, at: int | None = None) -> None:
+  def fail(
+    self, why: str, at: int | None = None, kind: str = "bad_json"
+  ) -> None:
     """Raises an InputError that names the line."""
     at = self._at if at is None else at
     line = self._newlines + self._text.count("\n", 0, at) + 1
-    raise InputError(f"{self._path}:{line}: {why}")
+    raise InputError(f"{self._path}:{line}: {why}", kind=kind)
 
   def _fail_at(self, error: Exception) -> None:
     if not isinstance(error, json.JSONDecodeError):
@@ -355,5 +357,5 @@ class _Text:
     except UnicodeDecodeError as error:
       at = max(0, len(kept) + error.start)
       byte = at - self._text.rfind("\n", 0, at)
-      self.fail(f"invalid UTF-8 at byte {byte} of the line", at)
+      self.fail(f"invalid UTF-8 at byte {byte} of the line", at, "bad_utf8")
     return bool(data)

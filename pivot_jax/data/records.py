@@ -24,13 +24,17 @@ def parse(data: bytes) -> Record:
     record = json.loads(data.decode("utf-8").removeprefix("\ufeff"))
   except UnicodeDecodeError as error:
     byte = error.start + 1
-    raise InputError(f"invalid UTF-8 at byte {byte} of the line") from None
+    raise InputError(
+      f"invalid UTF-8 at byte {byte} of the line", kind="bad_utf8"
+    ) from None
   except json.JSONDecodeError as error:
     raise InputError(
-      f"invalid JSON at column {error.colno}: {error.msg}"
+      f"invalid JSON at column {error.colno}: {error.msg}", kind="bad_json"
     ) from None
   except (ValueError, RecursionError) as error:
-    raise InputError(f"JSON that cannot be read: {error}") from None
+    raise InputError(
+      f"JSON that cannot be read: {error}", kind="bad_json"
+    ) from None
   return as_object(record)
 
 
@@ -117,7 +121,7 @@ def located(name: str) -> Iterator[None]:
   try:
     yield
   except InputError as error:
-    raise InputError(f"{name}: {error}") from None
+    raise InputError(f"{name}: {error}", kind=error.kind) from None
 
 
 def _utf8(found: Any, field: str) -> str:
@@ -127,5 +131,7 @@ def _utf8(found: Any, field: str) -> str:
     found.encode("utf-8")
   except UnicodeEncodeError:
     # JSON can spell half a surrogate pair, which no tokenizer can read.
-    raise InputError(f"{field}: has half a surrogate pair; fix it") from None
+    raise InputError(
+      f"{field}: has half a surrogate pair; fix it", kind="lone_surrogate"
+    ) from None
   return found

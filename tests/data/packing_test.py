@@ -1,5 +1,6 @@
 """Packed rows are separate sequences, in loss and in every gradient."""
 
+import dataclasses
 import functools
 import types
 
@@ -215,14 +216,14 @@ def updates(draw, answers):
 
 
 def _full_row(answers):
-  """Returns five examples of which two fill a row to its last token."""
+  """Returns examples of which pairs fill three rows to their last tokens."""
   rng = np.random.default_rng(7)
-  # 52 + 44 tokens are the 96 of a row; the images are four tokens each.
+  # 96 tokens a row, as 52 + 44; the images are four tokens each.
+  sizes = [(8, (40,), True), (4, (40,), False), (5, (40,), True)]
+  sizes += [(7, (40,), False), (6, (40,), True), (6, (40,), False)]
   if answers == 2:
     sizes = [(7, (1, 40), True), (3, (40, 1), False), (2, (40, 40), True)]
-  else:
-    sizes = [(8, (40,), True), (4, (40,), False), (5, (40,), True)]
-  sizes += [(1, (1,) * answers, False), (9, (2,) * answers, True)]
+    sizes += [(2, (4, 4), False), (10, (25, 25), False), (2, (15, 15), True)]
   return [
     tiny.example(rng, prompt=p, answers=a, image=i, name=str(n))
     for n, (p, a, i) in enumerate(sizes)
@@ -247,7 +248,7 @@ def test_a_row_filled_to_its_last_token_equals_separate_sequences(
 ):
   examples = _full_row(answers)
   batch = packing.pack(examples, LAYOUT)
-  assert (batch.segments > 0).all(axis=1).any()
+  assert (batch.segments > 0).all()
   assert error(examples) < TOLERANCE
 
 
@@ -357,9 +358,9 @@ def test_the_arrays_of_two_pairs_are_as_written_by_hand():
 def test_an_empty_row_weighs_nothing():
   batch = packing.pack(_by_hand(), LAYOUT, sft_group=2)
   for array in (batch.segments, batch.loss_weight, batch.pair_weight):
-    assert (array[1:] == 0).all()
-  assert (batch.loss_answer[1:] == -1).all()
-  assert (batch.sequences[1:] == -1).all()
+    assert (array[:2] != 0).any() and (array[2:] == 0).all()
+  assert (batch.loss_answer[2:] == -1).all()
+  assert (batch.sequences[2:] == -1).all()
 
 
 def test_supervised_weights_are_a_token_mean_in_each_group_of_two():
@@ -383,6 +384,84 @@ def test_supervised_weights_are_a_token_mean_in_each_group_of_two():
 def test_pair_weights_are_one_over_the_pairs_of_the_whole_update():
   batch = packing.pack(_by_hand(), LAYOUT, pairs=8)
   assert batch.pair_weight.sum() == pytest.approx(2 / 8)
+
+
+def test_a_void_example_takes_its_place_and_weighs_nothing():
+  rng = np.random.default_rng(0)
+  examples = [
+    tiny.example(rng, prompt=4, answers=[6, 5], image=True) for _ in range(4)
+  ]
+  voided = [dataclasses.replace(examples[0], void=True), *examples[1:]]
+  full, batch = (packing.pack(x, LAYOUT) for x in (examples, voided))
+  np.testing.assert_array_equal(batch.tokens, full.tokens)
+  assert sorted(batch.pair_weight[batch.pair_weight > 0]) == [0.25] * 3
+  answers = [dataclasses.replace(e, paired=False) for e in voided]
+  flat = packing.pack(answers, LAYOUT)
+  counts = [packing.targets(example) for example in answers]
+  used = flat.loss_weight[flat.loss_weight > 0]
+  assert len(used) == sum(counts[1:])
+  np.testing.assert_allclose(used, 1 / sum(counts[1:]), rtol=1e-6)
+  # The void one's partner in its group of two is a mean of itself.
+  grouped = packing.pack(answers, LAYOUT, sft_group=2)
+  first = grouped.loss_weight[grouped.loss_weight > 0].max()
+  assert first == pytest.approx(0.5 / min(counts[1], counts[2] + counts[3]))
+
+
+def test_several_images_lie_where_their_tags_are():
+  tag, pictures = packing.IMAGE_TOKEN, [np.full((16, 16, 3), i) for i in (1, 2)]
+  example = packing.Example(
+    id="two",
+    prompt=np.array([5, tag, 6]),
+    prompt_targets=np.array([False, False, True]),
+    answers=(np.array([7, tag, 8]),),
+    answer_targets=(np.array([True, False, True]),),
+    images=tuple(pictures),
+    paired=False,
+  )
+  assert packing.size(example, 4) == (12, 12, 2, 1, 3, 0)
+  batch = packing.pack(
+    [example], dataclasses.replace(LAYOUT, tokens=12, rows=1)
+  )
+  assert _row(batch.tokens) == [5, 0, 0, 0, 0, 6, 7, 0, 0, 0, 0, 8]
+  spots = [-1, 0, 1, 2, 3, -1, -1, 4, 5, 6, 7, -1]
+  assert _row(batch.image_index) == spots
+  assert [int(image.max()) for image in batch.images[0]] == [1, 2, 0, 0, 0]
+  # An answer's image is read before what follows it, and is no target.
+  assert _row(batch.loss_source)[:3] == [4, 5, 10]
+  assert _row(batch.loss_target)[:3] == [6, 7, 8]
+  pair = dataclasses.replace(
+    example,
+    answers=(np.array([7, tag]), np.array([8])),
+    answer_targets=(np.ones(2, bool), np.ones(1, bool)),
+  )
+  with pytest.raises(InputError, match="images belong to the question"):
+    packing.pack([pair], LAYOUT)
+
+
+def test_pairs_of_one_prompt_equal_examples_of_their_own():
+  """Four answers to one image: the loss and gradients of two separate pairs."""
+  rng = np.random.default_rng(3)
+  group = tiny.example(rng, prompt=5, answers=[7, 4, 6, 9], image=True)
+  group = dataclasses.replace(group, reference=[(-9.0, -8.0), (-7.0, -6.5)])
+  alone = [
+    dataclasses.replace(
+      group,
+      answers=group.answers[2 * k : 2 * k + 2],
+      answer_targets=group.answer_targets[2 * k : 2 * k + 2],
+      reference=group.reference[k],
+    )
+    for k in range(2)
+  ]
+  wide = dataclasses.replace(LAYOUT, copies=4)
+
+  def packed(_):
+    return _packed("dpo")(packing.pack([group], wide))
+
+  assert _dpo_error(alone, packed) < TOLERANCE
+  swapped = [
+    dataclasses.replace(x, reference=alone[0].reference) for x in alone
+  ]
+  assert _dpo_error(swapped, packed) > 10 * TOLERANCE
 
 
 # --- errors ------------------------------------------------------------------

@@ -288,8 +288,7 @@ def test_the_crc_tells_answers_apart_from_each_other_and_from_the_prompt():
     dict(answers=(np.array([3, 4]), np.array([], int))),
   ]
   crcs = {
-    examples.pair_crcs(dataclasses.replace(base, **o))[0]
-    for o in ({}, *others)
+    examples.pair_crcs(dataclasses.replace(base, **o))[0] for o in ({}, *others)
   }
   assert len(crcs) == 4
 
