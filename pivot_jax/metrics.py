@@ -10,10 +10,11 @@ import math
 import pathlib
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 from pivot_jax.errors import InputError
 
@@ -64,6 +65,25 @@ class Writer:
   def write_speed(self, step: int, metrics: Mapping[str, float]) -> None:
     """Appends a line to `speed.jsonl`: what no two runs have in common."""
     self._write(self._path.with_name("speed.jsonl"), step, metrics)
+
+  def write_samples(
+    self, samples: Sequence[tuple[str, Sequence[np.ndarray], str]]
+  ) -> None:
+    """Shows (id, images uint8 [H, W, 3], text) of rows in TensorBoard, if asked."""
+    if self._board is None:
+      return
+    for number, (name, images, text) in enumerate(samples):
+      for place, image in enumerate(images):
+        tag = f"samples/{number}/image{place}"
+        self._board.add_image(tag, image, 0, dataformats="HWC")
+      # Indented text is shown as it is: no tag in it acts.
+      lines = "\n".join(f"    {line}" for line in text.splitlines())
+      self._board.add_text(f"samples/{number}/text", f"{name}\n\n{lines}", 0)
+
+  def close(self) -> None:
+    """Writes out what TensorBoard has not got yet."""
+    if self._board is not None:
+      self._board.close()
 
   def _write(self, path, step, metrics) -> None:
     if jax.process_index() != 0:

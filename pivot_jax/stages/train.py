@@ -42,6 +42,8 @@ from pivot_jax.models import layers, mllm
 LOG = logging.getLogger("pivot_jax")
 # Seconds that a rate is measured over.
 SPEED_EVERY = 10.0
+# Rows shown in TensorBoard.
+_SAMPLES = 8
 
 
 def run(
@@ -158,6 +160,8 @@ class _Job:
     layout = self._layout()
     self._log_memory(state, layout)
     recorder = _Recorder(config, self.out, saved, state, rows, self.start.mllm)
+    if config.tensorboard:
+      recorder.writer.write_samples(self._samples())
     step_fn = train.make_train_step(
       self._loss(self.start.mllm),
       tx,
@@ -178,6 +182,7 @@ class _Job:
         trace=speed.Trace(config.profile, self.out / "profile"),
       )
     saved.close()
+    recorder.writer.close()
     if int(state.step) < config.steps:
       raise train.Stopped(
         f"{config.name} saved at step {int(state.step)} of {config.steps}; the "
@@ -229,6 +234,16 @@ class _Job:
       sft_group=self.config.sft_group,
       threads=pipeline.threads(self.config.workers),
     )
+
+  def _samples(self) -> list[tuple[str, tuple, str]]:
+    """Returns the first rows of the run as they are learnt."""
+    found = []
+    for example in self.stream.examples(range(_SAMPLES)):
+      answers = map(self.coder.tokenizer.decode, example.answers)
+      text = self.coder.tokenizer.decode(example.prompt)
+      said = "\n--\n".join((text, *answers))
+      found.append((example.id, example.images, said))
+    return found
 
   def _log_memory(self, state, layout: packing.Layout) -> None:
     """Says what an update will take, before anything is compiled."""

@@ -505,3 +505,25 @@ def test_an_image_tag_without_an_image_is_refused():
 def test_no_examples_are_refused():
   with pytest.raises(InputError, match="empty"):
     packing.layout_for([[]], patches=4, image_size=16)
+
+
+@pytest.mark.parametrize("group", [0, 2])
+def test_shares_of_two_processes_weigh_what_the_whole_update_does(group):
+  rng = np.random.default_rng(1)
+  examples = [
+    tiny.example(rng, prompt=4, answers=[n, 5], image=False, name=str(n))
+    for n in (3, 9, 14, 2)
+  ]
+
+  def weights(members, **share):
+    batch = packing.pack(members, LAYOUT, sft_group=group, **share)
+    losses = batch.loss_weight[batch.loss_weight > 0].tolist()
+    return sorted(losses), sorted(batch.pair_weight[batch.pair_weight > 0])
+
+  whole = weights(examples)
+  total = dict(
+    pairs=4, targets=sum(map(packing.targets, examples)), share=0.5
+  )
+  halves = [weights(examples[i : i + 2], **total) for i in (0, 2)]
+  for one, parts in zip(whole, zip(*halves)):
+    np.testing.assert_allclose(sorted(sum(map(list, parts), [])), one, 1e-6)
