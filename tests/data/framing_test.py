@@ -120,3 +120,61 @@ def test_a_thread_of_an_image_is_refused_before_it_fills_the_memory():
   with pytest.raises(InputError, match="60000x1 pixels would grow to 13440000"):
     framing.resize(thread, 224, resample="crop_bicubic")
   assert framing.resize(thread, 224).shape == (224, 224, 3)
+
+
+def _expanded(image):
+  """LLaVA's `expand2square`, by its rule: a new square, and one paste."""
+  width, height = image.size
+  side = max(width, height)
+  square = Image.new("RGB", (side, side), tuple(int(255 * 0.5) for _ in "RGB"))
+  corner = (0, (width - height) // 2)
+  if height > width:
+    corner = ((height - width) // 2, 0)
+  square.paste(image, corner)
+  return square
+
+
+@pytest.mark.parametrize(
+  "height, width", [(4, 9), (9, 4), (5, 9), (1, 2), (2, 1), (7, 7), (6, 7)]
+)
+def test_padding_is_that_of_llava(height, width):
+  pixels = _noise(height, width)
+  given = Image.fromarray(pixels)
+  padded = framing.pad_square(pixels)
+  np.testing.assert_array_equal(padded, np.asarray(_expanded(given)))
+  framed = framing.frame(
+    given, 5, resample="bicubic", of=(width, height), pad=True
+  )
+  np.testing.assert_array_equal(framed, framing.resize(padded, 5))
+
+
+def test_an_odd_line_of_padding_is_below_or_right():
+  wide = framing.pad_square(np.zeros((1, 4, 3), np.uint8))[:, 0, 0]
+  assert wide.tolist() == [127, 0, 127, 127]
+  tall = framing.pad_square(np.zeros((4, 1, 3), np.uint8))[0, :, 0]
+  assert tall.tolist() == [127, 0, 127, 127]
+
+
+@pytest.mark.parametrize("of, size, resample, pad, times", [
+  ((640, 480), 384, "bicubic", False, 1),
+  ((1024, 768), 384, "bicubic", False, 2),
+  ((1024, 767), 384, "bicubic", False, 1),
+  ((767, 1024), 384, "crop_bicubic", False, 1),
+  ((1600, 1600), 384, "bicubic", False, 4),
+  ((9000, 9000), 384, "bicubic", False, 8),
+  # The crop's edge is what has to be covered.
+  ((1000, 500), 224, "crop_bicubic:248", False, 2),
+  ((1000, 500), 224, "crop_bicubic:256", False, 1),
+  # Padded, the short side may come out smaller than the square.
+  ((1024, 512), 384, "bicubic", True, 2),
+  ((1024, 512), 384, "bicubic", False, 1),
+  # Borders of 8, 4 and 2.5 pixels.
+  ((160, 144), 20, "bicubic", True, 8),
+  ((160, 152), 20, "bicubic", True, 4),
+  ((160, 155), 20, "bicubic", True, 1),
+])  # fmt: skip
+def test_a_picture_is_never_decoded_below_the_size_it_is_scaled_to(
+  of, size, resample, pad, times
+):
+  found = framing.shrinkage(of, size, resample=resample, pad=pad)
+  assert found == times

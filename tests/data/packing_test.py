@@ -521,9 +521,7 @@ def test_shares_of_two_processes_weigh_what_the_whole_update_does(group):
     return sorted(losses), sorted(batch.pair_weight[batch.pair_weight > 0])
 
   whole = weights(examples)
-  total = dict(
-    pairs=4, targets=sum(map(packing.targets, examples)), share=0.5
-  )
+  total = dict(pairs=4, targets=sum(map(packing.targets, examples)), share=0.5)
   halves = [weights(examples[i : i + 2], **total) for i in (0, 2)]
   for one, parts in zip(whole, zip(*halves)):
     np.testing.assert_allclose(sorted(sum(map(list, parts), [])), one, 1e-6)

@@ -8,6 +8,7 @@ import collections
 import sys
 
 import numpy as np
+import pytest
 from sklearn import feature_extraction, linear_model
 
 from pivot_jax.data import misnaming, questions, scenes
@@ -33,9 +34,35 @@ def test_wrong_captions_use_each_word_as_often_as_right_ones():
     assert abs(sum(counts)) <= 4.5 * error, word
 
 
-def test_words_alone_do_not_tell_chosen_from_rejected():
+def test_wrong_thoughts_use_each_word_as_often_as_right_ones():
+  """As above, for each kind of question."""
+  source = scenes.Scenes(
+    task="preference", split="words", size=12_000, new_fraction=1.0
+  )
+  changes = collections.defaultdict(list)
+  for row in map(source.text, range(len(source))):
+    if row["kind"] == "describe":
+      continue
+    right, wrong = (
+      row[name].partition(" </think> ")[0] for name in ("chosen", "rejected")
+    )
+    assert right != wrong
+    change = collections.Counter(wrong.split())
+    change.subtract(right.split())
+    for word, count in change.items():
+      if count:
+        changes[row["kind"], word].append(count)
+  assert len(changes) > 60
+  for which, counts in changes.items():
+    error = np.sqrt(np.sum(np.square(counts)))
+    # 4.5 errors: about once in 1,000 for all of these.
+    assert abs(sum(counts)) <= 4.5 * error, which
+
+
+@pytest.mark.parametrize(("count", "new"), [(10_000, 0.0), (6_000, 1.0)])
+def test_words_alone_do_not_tell_chosen_from_rejected(count, new):
   """A classifier of words, and of question and answer words together."""
-  train, test = _pairs("train"), _pairs("val")
+  train, test = (_pairs(split, count, new) for split in ("train", "val"))
   guess = _fitted(train)
   right = guess(test)
   sys.stdout.write(f"bag of words: {right.mean():.4f}\n")
@@ -60,8 +87,10 @@ def test_the_classifier_of_words_finds_a_planted_habit():
   assert _fitted(train)(test).mean() > 0.53
 
 
-def _pairs(split, count=10_000):
-  source = scenes.Scenes(task="preference", split=split, size=count)
+def _pairs(split, count, new=0.0):
+  source = scenes.Scenes(
+    task="preference", split=split, size=count, new_fraction=new
+  )
   rows = (source.text(i) for i in range(count))
   return [
     (row["kind"], row["question"], row["chosen"], row["rejected"])

@@ -4,14 +4,18 @@ Answers are worked out again here from the description and the question's words
 alone, so a slip in `questions.py` cannot hide in its own rules.
 """
 
+import io
+import json
 import re
+import zlib
 
 import numpy as np
 import pytest
+from PIL import Image
 from scipy import stats
 
 from pivot_jax import errors
-from pivot_jax.data import layout, questions, scenes
+from pivot_jax.data import layout, misnaming, questions, scenes
 
 TASKS = tuple(scenes.TASKS)
 PIXELS = ("image", "object_mask", "labels")
@@ -126,6 +130,30 @@ def test_rows_are_the_same_in_any_order_and_from_any_source(task):
   assert again[np.int64(3)]["id"] == forth[3]["id"] == again.name(3)
 
 
+@pytest.mark.parametrize(("task", "crc"), [
+  ("caption", "38b2815f"), ("chat", "dcb4f669"), ("preference", "4a1dccc1"),
+  ("eval", "f460ab4a"), ("classify", "844faa94"), ("segment", "263f1fcb"),
+  ("text", "8b8fbfc9"),
+])  # fmt: skip
+def test_rows_are_those_that_the_shipped_weights_were_trained_on(task, crc):
+  """CRCs of 200 rows each, from before there were answers that think aloud."""
+  source = scenes.Scenes(task=task)
+  texts = (json.dumps(source.text(i), sort_keys=True) for i in range(200))
+  assert f"{zlib.crc32(''.join(texts).encode()):08x}" == crc
+
+
+@pytest.mark.parametrize("task", ["chat", "text"])
+def test_encoded_is_the_picture_as_a_png_file(task):
+  source = _source(task)
+  for i in range(3):
+    files = source.encoded(i)
+    assert len(files) == (task == "chat")
+    for file in files:
+      image = Image.open(io.BytesIO(file))
+      assert image.format == "PNG"
+      np.testing.assert_array_equal(np.asarray(image), source[i]["image"])
+
+
 @pytest.mark.parametrize("task", TASKS)
 def test_text_is_the_row_without_its_pixels(task):
   source = _source(task, split="val", seed=3)
@@ -151,9 +179,11 @@ def test_names_tell_task_split_seed_and_index():
   assert _source("eval", split="val", seed=2).name(0) == "scenes/eval/val/2/0"
 
 
-@pytest.mark.parametrize(
-  "wrong", [{"task": "paint"}, {"size": 0}, {"turns": 9}, {"seed": -1}]
-)
+@pytest.mark.parametrize("wrong", [
+  {"task": "paint"}, {"size": 0}, {"turns": 9}, {"seed": -1},
+  {"new_fraction": 1.1},
+  {"new_fraction": 0.5},  # Only the task "preference" has such rows.
+])  # fmt: skip
 def test_wrong_settings_are_the_users_mistake_in_one_line(wrong):
   with pytest.raises(errors.InputError) as caught:
     scenes.Scenes(**{"task": "chat", **wrong})
@@ -284,3 +314,85 @@ def test_facts_are_said_of_no_picture_but_in_the_evaluation(split):
   assert facts.pop("text") >= every
   assert facts.pop("eval") == every
   assert not any(facts.values())
+
+
+# --- rows whose answers think aloud ------------------------------------------
+
+
+def _thought(answer):
+  """Returns the thought and the answer proper, checking the form."""
+  parts = re.fullmatch(r"<think> (.+) </think> (.+)", answer)
+  assert parts, answer
+  return parts[1], parts[2]
+
+
+def _thinks(row):
+  return row["chosen"].startswith("<think>")
+
+
+def test_shares_of_new_rows_are_nested_and_leave_the_others_alone():
+  old = _source("preference")
+  half = _source("preference", new_fraction=0.5)
+  most = _source("preference", new_fraction=0.8)
+  every = _source("preference", new_fraction=1.0)
+  counts = np.zeros(2, int)
+  for i in range(1000):
+    rows = [source.text(i) for source in (old, half, most, every)]
+    thinks = [_thinks(row) for row in rows]
+    assert thinks == sorted(thinks) and thinks[3] and not thinks[0]
+    assert all(row == rows[3 if new else 0] for row, new in zip(rows, thinks))
+    counts += thinks[1:3]
+  # Four standard errors of a share of 1,000 rows are 0.063 and 0.051.
+  assert abs(counts[0] / 1000 - 0.5) < 0.063
+  assert abs(counts[1] / 1000 - 0.8) < 0.051
+
+
+def test_a_new_row_shows_and_asks_what_it_did():
+  old, new = _source("preference"), _source("preference", new_fraction=1.0)
+  for i in range(30):
+    one, two = old[i], new[i]
+    for answer in ("chosen", "rejected"):
+      assert _thought(two.pop(answer))[1] == one.pop(answer)
+    assert _equal(one, two)
+
+
+def test_each_thought_agrees_with_the_answer_that_follows_it():
+  source = _source("preference", split="val", new_fraction=1.0)
+  kinds = set()
+  for i in range(3000):
+    description, asked = scenes.pair(0, "val", i)
+    row = source.text(i)
+    kinds.add(asked.kind)
+    thought, answer = _thought(row["chosen"])
+    wrong_thought, wrong = _thought(row["rejected"])
+    assert _parsed(thought) == _said(description)
+    if asked.kind == "describe":
+      assert (thought, wrong_thought) == (answer, wrong)
+      continue
+    rng = scenes._stream(0, "val", i, "new")
+    rng.random()
+    believed = misnaming.believed(description, asked, rng)
+    assert _right(believed, asked.question) == wrong
+    assert _parsed(wrong_thought) == _said(believed)
+    _check_possible(believed)
+  assert kinds == {*questions.KINDS, "describe"} - {"fact"}
+
+
+def _check_possible(description):
+  """Checks that a scene is one that could have been drawn."""
+  things = description.objects
+  assert [one.size for one in things].count("large") == 1
+  assert list(things) == sorted(things, key=lambda one: one.cell)
+  for field in ("shape", "colour"):
+    values = [getattr(one, field) for one in things]
+    assert len(set(values)) == len(values)
+  plates = (description.digit, description.letter, description.chart)
+  cells = [one.cell for one in (*things, *plates) if one is not None]
+  assert len(set(cells)) == len(cells)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_no_other_row_thinks_aloud(task):
+  source = _source(task)
+  for i in range(300):
+    assert "think" not in json.dumps(source.text(i))

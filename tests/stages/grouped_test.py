@@ -57,13 +57,15 @@ def trained(rows, init, folder, **fields):
 
 
 @pytest.mark.parametrize("objective", ["dpo", "sft"])
-def test_a_grouped_update_is_that_of_its_pairs(
-  rows, init, tmp_path, objective
-):
+def test_a_grouped_update_is_that_of_its_pairs(rows, init, tmp_path, objective):
   fields = dict(objective=objective, mask="answer")
   alone = trained(rows, init, tmp_path / "alone", batch=10, **fields)
   group = dict(rows, group=True)
   joined = trained(group, init, tmp_path / "joined", batch=4, **fields)
   assert joined.keys() == alone.keys() and "losses/total" in joined
+  # Policy and reference are one: whether a margin of zero is over zero is chance.
+  joined.pop("rewards/accuracies", None)
   for name, value in alone.items():
+    if name == "rewards/accuracies":
+      continue
     assert joined[name] == pytest.approx(value, rel=5e-5, abs=1e-6), name

@@ -1,0 +1,258 @@
+import concurrent.futures
+import json
+import pickle
+
+import msgpack
+import numpy as np
+import pytest
+from array_record.python import array_record_module
+
+from pivot_jax.data import array_records, sources
+from pivot_jax.errors import InputError
+from tests.data import published, published_parts
+
+
+def _write(source, folder, **changes):
+  given = {"kind": "conversation", "shards": 2, "origin": "here"} | changes
+  return array_records.write(source, folder, **given)
+
+
+@pytest.fixture
+def captions(tmp_path):
+  made = published.make_llava_pretrain(tmp_path, rows=8)
+  return made, sources.LlavaJson(made.path, made.root)
+
+
+@pytest.fixture
+def folder(captions, tmp_path):
+  _write(captions[1], tmp_path / "set", shards=3)
+  return tmp_path / "set"
+
+
+def test_conversations_come_back_as_they_were(captions, folder):
+  source = array_records.ArrayRecord(folder)
+  assert source.kind == "conversation"
+  published_parts.assert_reads(source, captions[0])
+  assert [source.name(i).rpartition("/")[2] for i in (0, 2, 7)] == [
+    "rows-00000-of-00003.array_record:0",
+    "rows-00000-of-00003.array_record:2",
+    "rows-00002-of-00003.array_record:1",
+  ]
+
+
+def test_text_rows_and_several_images_come_back(tmp_path):
+  for index in range(3):
+    image = published_parts.picture(np.random.default_rng(index), "PNG")
+    (tmp_path / f"{index}.png").write_bytes(image)
+  pair = {"question": "q", "chosen": "a", "rejected": "b \u20ac"}
+  given = [None, "0.png", ["1.png", "2.png", "0.png"]]
+  lines = [json.dumps({"image": image, **pair}) for image in given]
+  (tmp_path / "a.jsonl").write_text("\n".join(lines), encoding="utf-8")
+  source = sources.JsonLines(tmp_path / "a.jsonl", image_size=4)
+  _write(source, tmp_path / "set", kind="preference", shards=9)
+  found = array_records.ArrayRecord(tmp_path / "set", image_size=4)
+  for index in range(3):
+    row, expected = found[index], source[index]
+    np.testing.assert_equal(row.pop("image"), expected.pop("image"))
+    assert row == expected
+    assert found.encoded(index) == source.encoded(index)
+  assert [found.text(i)["image"] for i in range(3)] == [None, True, [True] * 3]
+  assert len(list((tmp_path / "set").glob("rows-*"))) == 3  # One a row at most.
+
+
+def test_texts_are_read_without_the_images(captions, folder):
+  for file in folder.glob("rows-*"):
+    file.write_bytes(bytes(file.stat().st_size))
+  source = array_records.ArrayRecord(folder)
+  for index, row in enumerate(captions[0].rows):
+    assert source.text(index) == {**row, "image": True}
+  with pytest.raises(
+    InputError, match="rows-00000-of-00003.array_record:0: the"
+  ):
+    source.encoded(0)
+
+
+def test_labels_of_both_kinds_come_back(tmp_path, test_data):
+  made = published.make_image_folder(tmp_path)
+  _write(
+    sources.ImageFolder(made.path, "train"), tmp_path / "a", kind="classify"
+  )
+  published_parts.assert_reads(array_records.ArrayRecord(tmp_path / "a"), made)
+  streets = sources.SegmentFolder(test_data / "camvid", "val", image_size=16)
+  _write(streets, tmp_path / "b", kind="segment")
+  found = array_records.ArrayRecord(tmp_path / "b", image_size=16)
+  assert len(found) == len(streets) > 0
+  for index in (0, len(found) - 1):
+    row, expected = found[index], streets[index]
+    assert row["id"] == expected["id"]
+    np.testing.assert_array_equal(row["image"], expected["image"])
+    np.testing.assert_array_equal(row["labels"], expected["labels"])
+    assert row["labels"].dtype == np.int32
+    assert found.encoded(index) == streets.encoded(index)
+  text = {"id": streets.text(0)["id"], "image": True, "labels": True}
+  assert found.text(0) == text
+
+
+def test_threads_and_processes_read_any_rows(captions, folder):
+  source = array_records.ArrayRecord(folder, image_size=6)
+  order = np.random.default_rng(0).permutation(np.arange(8).repeat(20)).tolist()
+  with concurrent.futures.ThreadPoolExecutor(8) as pool:
+    found = list(pool.map(source.encoded, order))
+  assert found == [tuple(captions[0].files[i]) for i in order]
+  copy = pickle.loads(pickle.dumps(source))
+  np.testing.assert_array_equal(copy[5]["image"], source[5]["image"])
+
+
+def test_rows_outside_are_no_rows(folder):
+  source = array_records.ArrayRecord(folder)
+  for index in (-1, 8):
+    for read in (source.__getitem__, source.text, source.encoded, source.name):
+      with pytest.raises(IndexError):
+        read(index)
+
+
+def test_bad_rows_are_left_out_up_to_a_share(captions, tmp_path):
+  made, source = captions
+  lost = [
+    made.root / json.loads(made.path.read_text())[i]["image"] for i in (2, 3)
+  ]
+  lost[0].unlink()
+  lost[1].write_bytes(b"<html>404</html>")
+  with pytest.raises(
+    InputError, match="2 of 8 rows are bad, allowed is a share"
+  ):
+    _write(source, tmp_path / "none", max_bad=0.2)
+  with pytest.raises(InputError, match="was written only in part"):
+    array_records.ArrayRecord(tmp_path / "none")
+  written = _write(source, tmp_path / "set", max_bad=0.25, shards=8)
+  assert written.rows == 6
+  assert "json#2: image: " in written.left_out[0]
+  assert "json#3: image: not a readable image" in written.left_out[1]
+  found = array_records.ArrayRecord(tmp_path / "set")
+  kept = [made.rows[i]["id"] for i in (0, 1, 4, 5, 6, 7)]
+  assert [found.text(i)["id"] for i in range(6)] == kept
+  told = json.loads((tmp_path / "set" / "dataset.json").read_text())
+  assert told["left_out"] == list(written.left_out)
+  assert (told["kind"], told["rows"], told["origin"]) == (
+    "conversation",
+    6,
+    "here",
+  )
+
+
+def test_a_label_map_must_be_one(tmp_path):
+  rng = np.random.default_rng(0)
+  for name in ("images", "labels"):
+    (tmp_path / "train" / name).mkdir(parents=True)
+    picture = published_parts.picture(rng, "PNG")  # No label map: RGB.
+    (tmp_path / "train" / name / "a.png").write_bytes(picture)
+  source = sources.SegmentFolder(tmp_path, "train")
+  with pytest.raises(
+    InputError, match="train#0: labels: a label map must hold"
+  ):
+    _write(source, tmp_path / "set", kind="segment")
+
+
+def test_what_cannot_be_written_is_refused(captions, tmp_path):
+  source = captions[1]
+  with pytest.raises(InputError, match="kind 'text' cannot be written; only"):
+    _write(source, tmp_path / "set", kind="text")
+  for shards in (0, 100_000):
+    with pytest.raises(InputError, match=f"shards={shards}: give 1 to 99999"):
+      _write(source, tmp_path / "set", shards=shards)
+  with pytest.raises(InputError, match="is not an empty folder"):
+    _write(source, tmp_path)
+  (tmp_path / "empty.jsonl").write_bytes(b"")
+  with pytest.raises(InputError, match="here: no rows to write"):
+    _write(sources.LlavaJson(tmp_path / "empty.jsonl"), tmp_path / "set")
+  (tmp_path / "bad.jsonl").write_text('{"id": 1}\n')
+  bad = sources.LlavaJson(tmp_path / "bad.jsonl")
+  with pytest.raises(
+    InputError, match="all 1 rows are bad: .*bad.jsonl:1: conv"
+  ):
+    _write(bad, tmp_path / "set", max_bad=1.0)
+
+
+def test_a_row_with_other_files_than_images_is_refused(captions, tmp_path):
+  class Short:
+    __len__ = captions[1].__len__
+    text, name = captions[1].text, captions[1].name
+
+    def encoded(self, index):
+      return ()
+
+  with pytest.raises(InputError, match="json#0: image: 0 files, but 1 are"):
+    _write(Short(), tmp_path / "set")
+
+
+def test_a_folder_without_its_description_was_written_in_part(folder, tmp_path):
+  path = folder / "dataset.json"
+  told = json.loads(path.read_text())
+  path.rename(folder / "dataset.json.tmp")
+  with pytest.raises(InputError, match="set: was written only in part, it has"):
+    array_records.ArrayRecord(folder)
+  path.write_text("{")
+  with pytest.raises(InputError, match="dataset.json: cannot be read"):
+    array_records.ArrayRecord(folder)
+  path.write_text("[]")
+  with pytest.raises(InputError, match="dataset.json: cannot be read"):
+    array_records.ArrayRecord(folder)
+  path.write_text(json.dumps(told | {"version": 2}))
+  with pytest.raises(InputError, match="version 2, not .*, version 1; convert"):
+    array_records.ArrayRecord(folder)
+  with pytest.raises(InputError, match="none: no such folder"):
+    array_records.ArrayRecord(tmp_path / "none")
+  with pytest.raises(InputError, match="images: no dataset.json in it; make"):
+    array_records.ArrayRecord(tmp_path / "LLaVA-Pretrain" / "images")
+
+
+def test_a_shard_that_is_missing_or_cut_is_named(folder):
+  shard = folder / "rows-00001-of-00003.array_record"
+  data = shard.read_bytes()
+  shard.write_bytes(data[:-1])
+  with pytest.raises(
+    InputError, match=f"00003.array_record: {len(data) - 1} byt"
+  ):
+    array_records.ArrayRecord(folder)
+  shard.unlink()
+  with pytest.raises(InputError, match="00001-of-.*: the shard is missing"):
+    array_records.ArrayRecord(folder)
+
+
+def test_a_record_that_does_not_unpack_is_named(folder):
+  shard = folder / "rows-00000-of-00003.array_record"
+  data = bytearray(shard.read_bytes())
+  at = data.index(b"\xff\xd8\xff")  # In the first record's image.
+  data[at : at + 4] = bytes(4)
+  shard.write_bytes(data)
+  source = array_records.ArrayRecord(folder)
+  for read in (source.__getitem__, source.encoded):
+    with pytest.raises(
+      InputError, match="rows-00000-of-.*:0: the record cannot be unpac.*hash"
+    ) as caught:
+      read(0)
+    assert "\n" not in str(caught.value)
+  assert source[1]["image"].ndim == 3
+
+
+@pytest.mark.parametrize("part", ["rows", "texts"])
+@pytest.mark.parametrize("record", [
+  b"\xc1", b"", msgpack.packb({"row": {}})[:-1], msgpack.packb([1]),
+  msgpack.packb({"row": {}}), msgpack.packb({"row": 3, "images": []}),
+])  # fmt: skip
+def test_a_record_of_other_content_is_named(folder, record, part):
+  name = f"{part}-00002-of-00003.array_record"
+  shard = folder / name
+  writer = array_record_module.ArrayRecordWriter(str(shard), "group_size:1")
+  for _ in range(2):
+    writer.write(record)
+  writer.close()
+  told = json.loads((folder / "dataset.json").read_text())
+  told["shards"][2]["bytes"][name] = shard.stat().st_size
+  (folder / "dataset.json").write_text(json.dumps(told))
+  source = array_records.ArrayRecord(folder)
+  read = source.text if part == "texts" else source.encoded
+  with pytest.raises(
+    InputError, match=f"{part}-00002-of-.*:1: the record canno"
+  ):
+    read(7)

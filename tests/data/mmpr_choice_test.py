@@ -1,0 +1,253 @@
+"""Which rows of MMPR make up the paper's sets, in which order, and why not."""
+
+import functools
+import random
+
+import pytest
+from PIL import Image
+
+from pivot_jax.data import mmpr_choice
+from pivot_jax.errors import InputError
+from tests.data import mmpr_files
+
+row, numbered, words = mmpr_files.row, mmpr_files.numbered, mmpr_files.words
+
+
+@pytest.fixture
+def write(tmp_path):
+  """Writes {name: rows} as MMPR is published; returns its meta.json."""
+  return functools.partial(mmpr_files.write, tmp_path)
+
+
+def official(meta, count=words, **wish):
+  return mmpr_choice.select_official(meta, meta.parents[1], count, **wish)
+
+
+def fixed(meta, count=words, **wish):
+  return mmpr_choice.select_fixed(meta, None, count, **wish)
+
+
+def chosen(selection, field="chosen"):
+  source = selection.open()
+  return [source.text(i)[field] for i in range(len(source))]
+
+
+# --- the official selection --------------------------------------------------
+
+
+def test_the_order_is_that_of_shuffling_the_rows_themselves(write):
+  files = {name: numbered(40, chosen=name) for name in ("a", "b", "c")}
+  selection = official(write(files), size=50)
+  rows = [(k, i) for k in range(3) for i in range(40)]
+  random.seed(777)
+  random.shuffle(rows)
+  assert selection.rows == tuple(rows[:50]) and not selection.refused
+  asked = chosen(selection, "question")
+  assert asked == [f"what {i} ?" for _, i in rows[:50]]
+
+
+def test_the_seed_makes_the_order_and_sizes_are_nested(write):
+  meta = write({"a": numbered(60)})
+  rows = official(meta, size=30).rows
+  assert official(meta, size=10).rows == rows[:10]
+  assert official(meta, size=30, seed=1111).rows != rows
+
+
+def test_a_file_ends_at_its_first_list_of_images(write):
+  """Also a list of one; a text that speaks of such a list does not count."""
+  spoken = row(question='"image": ["x.png"]', meta={"image": ["x.png"]})
+  late = [*numbered(3), spoken, row(image=["x.png"]), *numbered(9)]
+  meta = write({"a": late, "b": [row(image=["x.png", "y.jpg"])], "c": [row()]})
+  selection = official(meta, size=5)
+  assert set(selection.rows) == {(0, 0), (0, 1), (0, 2), (0, 3), (2, 0)}
+  with pytest.raises(InputError, match="only 5 of 6 rows can be had"):
+    official(meta, size=6)
+
+
+def test_the_list_may_be_in_the_last_line_without_a_newline(write):
+  meta = write({"a": [*numbered(2), row(image=["x.png"])]})
+  path = meta.parent / "annotations/0.jsonl"
+  path.write_text(path.read_text().rstrip("\n"))
+  assert set(official(meta, size=2).rows) == {(0, 0), (0, 1)}
+
+
+def test_rows_are_refused_for_three_reasons_and_these_are_counted(write):
+  # 1498 words, `<image>` and "q" make 1500, the most that is allowed.
+  fits, long = "w " * 1498, "w " * 1499
+  rows = [
+    row(image="gone.png"),
+    row(image="gone.png", chosen="<image>"),
+    row(chosen="an <image>"),
+    row(rejected="an <image>"),
+    row(question="q", chosen=long),
+    row(question="q", chosen=fits, rejected=long + long),
+    row(question="<image>\nq", chosen=fits),
+    row(chosen="", rejected=""),
+  ]
+  meta = write({"a": rows})
+  assert set(official(meta, size=3).rows) == {(0, 5), (0, 6), (0, 7)}
+  match = "only 3 of 4 .*: 2 <image> in an answer, 2 image missing, 1 too long$"
+  with pytest.raises(InputError, match=match):
+    official(meta, size=4)
+
+
+def test_what_is_refused_is_counted_only_as_far_as_it_was_walked(write):
+  meta = write({"a": [row(image="gone.png"), *numbered(19)]})
+  order = list(range(20))
+  random.Random(777).shuffle(order)
+  place = order.index(0)
+  assert official(meta, size=place).refused == {}
+  assert official(meta, size=place + 1).refused == {"image missing": 1}
+
+
+@pytest.mark.parametrize(
+  ("image", "match"),
+  [
+    (None, "no image: the released script stops"),
+    ("z.webp", "stops at .*webp"),
+  ],
+)
+def test_the_script_stops_where_it_is_said_to(write, image, match):
+  meta = write({"a": [row(image=image)]})
+  with pytest.raises(InputError, match=rf"0\.jsonl:1: .*{match}"):
+    official(meta, size=1)
+
+
+def test_a_gif_is_taken_for_its_jpg(write):
+  meta = write({"a": [row(image="y.gif"), row(image="x.gif")]})
+  Image.new("L", (5, 5)).save(meta.parent / "images/0/x.gif")
+  selection = official(meta, size=1)
+  assert chosen(selection, "image") == ["images/0/y.jpg"]
+  assert selection.open()[0]["image"].shape == (2, 3, 3)
+
+
+def test_images_that_are_nowhere_are_one_error(write):
+  meta = write({"a": numbered(3)}, root="pictures")
+  with pytest.raises(InputError, match="has no folder pictures.*give the fold"):
+    official(meta, size=1)
+  with pytest.raises(InputError, match="has no folder pictures"):
+    fixed(meta, size=1)
+
+
+# --- the fixed selection -----------------------------------------------------
+
+
+def test_without_trouble_both_choose_the_same(write):
+  meta = write({"a": numbered(40), "b": numbered(40)})
+  assert fixed(meta, size=50).rows == official(meta, size=50).rows
+
+
+def test_rows_are_refused_one_by_one_for_counted_reasons(write):
+  long = "w " * 1500
+  bad = {
+    "cannot be read": ["{broken", row(chosen=3), "[]"],
+    "several images": [row(image=["x.png", "y.jpg"])],
+    "no image": [row(image=None)],
+    "image missing": [row(image="gone.png"), row(image="../../up.png")],
+    "unknown kind of image": [row(image="x.svg")],
+    "other number of <image> than of images": [row(question="<image><image>")],
+    "empty answer": [row(rejected=" \n")],
+    "equal answers": [row(chosen="a", rejected="a")],
+    "special token in an answer": [
+      row(chosen="an <image>"),
+      row(rejected="a<|im_end|>"),
+    ],
+    "too long": [row(chosen=long), row(rejected=long)],
+  }
+  good = [row(image=["x.png"]), row(image="z.webp"), row(question="<image>?")]
+  rows = [one for many in bad.values() for one in many] + good
+  meta = write({"a": rows})
+  assert {i for _, i in fixed(meta, size=3).rows} == {15, 16, 17}
+  counted = ", ".join(f"{len(bad[why])} {why}" for why in sorted(bad))
+  with pytest.raises(InputError) as caught:
+    fixed(meta, size=4)
+  assert str(caught.value).endswith(
+    f"only 3 of 4 rows can be had; refused are: {counted}"
+  )
+
+
+def test_text_and_several_images_are_taken_if_asked_for(write):
+  rows = [row(image=None), row(image=["x.png", "y.jpg"]), row()]
+  meta = write({"a": rows})
+  for options, there in (
+    (dict(), {2}),
+    (dict(text_only=True), {0, 2}),
+    (dict(several=True), {1, 2}),
+    (dict(text_only=True, several=True), {0, 1, 2}),
+  ):
+    selection = fixed(meta, size=len(there), **options)
+    assert {i for _, i in selection.rows} == there
+
+
+# --- the sets of 4.6 and 4.7 -------------------------------------------------
+
+
+@pytest.mark.parametrize(
+  ("answer", "new"),
+  [
+    ("w " * 100, False),
+    ("w " * 101, True),
+    ("<think> so </think> yes", True),
+    ("<review>\nso\n</review> yes", True),
+    ("I think so", False),
+  ],
+)
+def test_new_answers_are_long_or_think_aloud(answer, new):
+  assert mmpr_choice.is_new(answer) == new
+
+
+@pytest.fixture
+def mixed(write):
+  """60 rows: every third is long, every fourth thinks aloud, short or not."""
+  return write({
+    "a": [
+      row(
+        chosen=("<think> </think> " if i % 4 == 0 else "")
+        + "w " * (120 if i % 3 == 0 else 20 + i % 30)
+      )
+      for i in range(60)
+    ]
+  })  # fmt: skip
+
+
+@pytest.mark.parametrize("select", [official, fixed])
+@pytest.mark.parametrize(("share", "new"), [(0, 0), (0.5, 10), (0.8, 16)])
+def test_a_share_of_the_rows_is_new_in_the_seeded_order(
+  mixed, select, share, new
+):
+  selection = select(mixed, size=20, new_fraction=share)
+  marks = [mmpr_choice.is_new(answer) for answer in chosen(selection)]
+  assert sum(marks) == new and len(marks) == 20
+  everything = [i for _, i in select(mixed, size=60).rows]
+  taken = [i for _, i in selection.rows]
+  for mark in (True, False):
+    of_kind = [i for i in everything if (i % 3 == 0 or i % 4 == 0) == mark]
+    own = [i for i, m in zip(taken, marks) if m == mark]
+    assert own == of_kind[: len(own)]
+  assert taken == sorted(taken, key=everything.index)
+
+
+@pytest.mark.parametrize("select", [official, fixed])
+def test_friendly_sets_are_all_that_is_short_and_does_not_think(mixed, select):
+  # Row 8 has 28 words and two tags, which count as words: 30.
+  short = {1, 2, 4, 5, 7, 31, 32, 34, 35, 37, 38}
+  assert {i for _, i in select(mixed, size=11, only="under30").rows} == short
+  plain = {i for i in range(60) if i % 3 and i % 4}
+  assert {i for _, i in select(mixed, size=30, only="nothink").rows} == plain
+  for only, size in (("under30", 12), ("nothink", 31)):
+    with pytest.raises(InputError, match=f"only {size - 1} of {size} rows"):
+      select(mixed, size=size, only=only)
+
+
+@pytest.mark.parametrize(
+  ("wish", "match"),
+  [
+    (dict(size=0), "size=0"),
+    (dict(only="over30"), "only='over30': choose one of"),
+    (dict(new_fraction=2.0), r"new_fraction=2\.0: give one in 0 \.\. 1"),
+    (dict(new_fraction=0.5, only="under30"), "not both"),
+  ],
+)
+def test_wishes_that_cannot_be_are_refused(mixed, wish, match):
+  with pytest.raises(InputError, match=match):
+    official(mixed, **wish)

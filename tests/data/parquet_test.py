@@ -1,0 +1,342 @@
+import concurrent.futures
+import pickle
+import sys
+
+import numpy as np
+import pyarrow
+import pytest
+from pyarrow import parquet as arrow_parquet
+
+from pivot_jax.data import images, parquet, parquet_files
+from pivot_jax.errors import InputError
+from tests.data import published, published_evaluations, published_parts
+
+PAIR = {"question": "<image>\nWhat?", "chosen": "yes", "rejected": "no"}
+ASKED = {"question": "What?", "answer": "yes"}
+
+
+def _png(level: int = 0) -> bytes:
+  return published_parts.encode(np.full((4, 6, 3), level, np.uint8), "PNG")
+
+
+def _image(level: int = 0) -> dict:
+  return {"bytes": _png(level), "path": None}
+
+
+def _write(path, *records, schema=None, row_group_size=2):
+  path.parent.mkdir(parents=True, exist_ok=True)
+  table = pyarrow.Table.from_pylist(list(records), schema)
+  arrow_parquet.write_table(table, path, row_group_size=row_group_size)
+  return path
+
+
+def _zeros(path, column: str) -> None:
+  """Overwrites the data of a column's leaf in every row group."""
+  footer = arrow_parquet.read_metadata(path)
+  data = bytearray(path.read_bytes())
+  for group in range(footer.num_row_groups):
+    for number in range(footer.num_columns):
+      chunk = footer.row_group(group).column(number)
+      if chunk.path_in_schema == column:
+        begin = chunk.dictionary_page_offset or chunk.data_page_offset
+        size = chunk.total_compressed_size
+        data[begin : begin + size] = bytes(size)
+  path.write_bytes(data)
+
+
+def test_onevision_and_next_are_read_as_published(tmp_path):
+  for made in (
+    published.make_onevision(tmp_path), published.make_llava_next(tmp_path)
+  ):  # fmt: skip
+    source = parquet.Parquet(made.path)
+    assert source.kind == "conversation"
+    published_parts.assert_reads(source, made)
+
+
+@pytest.mark.parametrize("name", published_evaluations.EVALUATIONS)
+def test_evaluation_sets_are_read_as_published(tmp_path, name):
+  made = published.make_evaluation(tmp_path, name=name)
+  source = parquet.Parquet(made.path)
+  assert source.kind == "eval"
+  published_parts.assert_reads(source, made)
+
+
+def test_preference_rows_are_read_with_their_images(tmp_path):
+  path = _write(
+    tmp_path / "pairs.parquet",
+    {"id": "a", **PAIR, "image": _image(1)},
+    {"id": None, **PAIR, "image": None},
+  )
+  source = parquet.Parquet(path, image_size=2)
+  assert source.kind == "preference"
+  assert source[0]["image"].shape == (2, 2, 3) and source[0]["image"].max() == 1
+  assert source.text(0) == {"id": "a", "image": True, **PAIR}
+  assert source[1] == {"id": "pairs-1", "image": None, **PAIR}
+  assert source.encoded(1) == ()
+  prompt = {"prompt": "q", "chosen": "a", "rejected": "b"}
+  source = parquet.Parquet(_write(tmp_path / "prompt.parquet", prompt))
+  expected = {"question": "q", "chosen": "a", "rejected": "b"}
+  assert source[0] == {"id": "prompt-0", "image": None, **expected}
+
+
+def test_classified_images_are_read_with_their_labels(tmp_path):
+  path = _write(
+    tmp_path / "train-00000-of-00001.parquet",
+    {"image": _image(7), "label": 3},
+    {"image": _image(8), "label": -1},
+  )
+  source = parquet.Parquet(path)
+  assert source.kind == "classify"
+  assert source[0]["label"] == 3 and source[0]["image"].max() == 7
+  with pytest.raises(InputError, match="parquet:1: label: .* not -1"):
+    source[1]
+
+
+def test_several_images_come_as_a_list_and_one_alone(tmp_path):
+  path = _write(
+    tmp_path / "a.parquet",
+    {**PAIR, "images": [_image(1), _image(2)]},
+    {**PAIR, "images": [_image(3)]},
+    {**PAIR, "images": []},
+    {**PAIR, "images": [_image(4), None]},
+  )
+  source = parquet.Parquet(path, image_size=3)
+  assert [source.text(i)["image"] for i in range(3)] == [
+    [True, True], True, None
+  ]  # fmt: skip
+  for one, level in zip(source[0]["image"], (1, 2), strict=True):
+    square = images.decode(_png(level), name="image", size=3, pad=True)
+    np.testing.assert_array_equal(one, square)
+    assert one[0].max() > level  # The grey of a border.
+  assert source[1]["image"].max() == 3 and source[2]["image"] is None
+  with pytest.raises(InputError, match=r"a.parquet:3: images\[1\]: is null"):
+    source[3]
+
+
+def test_opening_reads_footers_and_text_reads_no_image(tmp_path):
+  made = published.make_onevision(tmp_path, shards=1)
+  (file,) = made.path.glob("*.parquet")
+  _zeros(file, "image.bytes")
+  source = parquet.Parquet(made.path)
+  texts = [source.text(i) for i in range(len(source))]
+  assert [text.pop("image") is None for text in texts] == [
+    not files for files in made.files
+  ]
+  assert texts == made.rows
+  with pytest.raises(InputError, match="-of-00001.parquet:3: parquet that can"):
+    source[3]
+  _zeros(file, "conversations.list.element.value")
+  source = parquet.Parquet(made.path)
+  assert len(source) == len(made.rows)
+  with pytest.raises(InputError, match="parquet:2: parquet that cannot"):
+    source.text(2)
+
+
+def test_threads_read_any_rows_and_few_groups_are_kept(tmp_path, monkeypatch):
+  monkeypatch.setattr(parquet_files, "CACHED", 0)
+  made = published.make_onevision(tmp_path, rows=40)
+  source = parquet.Parquet(made.path)
+  order = np.random.default_rng(0).permutation(np.arange(40).repeat(4)).tolist()
+  with concurrent.futures.ThreadPoolExecutor(8) as pool:
+    found = list(pool.map(source.encoded, order))
+    texts = list(pool.map(source.text, order))
+  assert found == [tuple(made.files[i]) for i in order]
+  assert [text["id"] for text in texts] == [made.rows[i]["id"] for i in order]
+  # Groups not yet read when another was asked for may remain.
+  assert len(source._files._cache) <= 8
+  for index in range(40):
+    source.text(index)
+  assert len(source._files._cache) == 1
+
+
+def test_a_group_is_read_once_while_there_is_room(tmp_path, monkeypatch):
+  made = published.make_llava_next(tmp_path, rows=3, shards=1)
+  reads = []
+  read = arrow_parquet.ParquetFile.read_row_group
+  monkeypatch.setattr(
+    arrow_parquet.ParquetFile,
+    "read_row_group",
+    lambda *given, **named: reads.append(given[1]) or read(*given, **named),
+  )
+  source = parquet.Parquet(made.path)
+  assert reads == []
+  for _ in range(2):
+    for index in range(3):
+      source[index]
+  assert reads == [0, 0]  # Texts and images of the one group.
+
+
+def test_a_source_travels_to_other_processes(tmp_path):
+  made = published.make_onevision(tmp_path)
+  source = parquet.Parquet(made.path, image_size=5)
+  source.text(0)
+  copy = pickle.loads(pickle.dumps(source))
+  assert copy.text(1) == source.text(1)
+  np.testing.assert_array_equal(copy[1]["image"], source[1]["image"])
+
+
+def test_repeated_ids_are_numbered(tmp_path):
+  ids = ["a", "b", None, "a", "a#2", "a", None, "b"]
+  for number in range(2):
+    part = ids[4 * number : 4 * number + 4]
+    _write(
+      tmp_path / f"train-{number:05d}-of-00002.parquet",
+      *({"id": i, **PAIR} for i in part),
+    )
+  source = parquet.Parquet(tmp_path)
+  assert [source.text(i)["id"] for i in range(8)] == [
+    "a", "b", "train-00000-of-00002-2", "a#3",
+    "a#2", "a#4", "train-00001-of-00002-2", "b#2",
+  ]  # fmt: skip
+  assert source.name(5) == f"{tmp_path}/train-00001-of-00002.parquet:1"
+
+
+def test_numbers_are_ids_and_other_values_are_refused(tmp_path):
+  path = _write(tmp_path / "a.parquet", {"id": 7, **PAIR}, {"id": 7, **PAIR})
+  source = parquet.Parquet(path)
+  assert [source.text(i)["id"] for i in range(2)] == ["7", "7#2"]
+  path = _write(tmp_path / "a.parquet", {"id": 7.5, **PAIR})
+  with pytest.raises(InputError, match="a.parquet:0: id: must be text"):
+    parquet.Parquet(path).text(0)
+  path = _write(tmp_path / "a.parquet", {"id": [7], **PAIR})
+  with pytest.raises(InputError, match="a.parquet: parquet that cannot be"):
+    parquet.Parquet(path).text(0)
+
+
+@pytest.mark.parametrize("answer, expected", [
+  ("yes", "yes"), (3, "3"), (["b", "a", "a"], "a"), (["b", "a"], "b"),
+])  # fmt: skip
+def test_an_answer_is_text_a_number_or_the_commonest(
+  tmp_path, answer, expected
+):
+  for field in ("answer", "answers"):
+    path = _write(tmp_path / "q.parquet", {"question": "q", field: answer})
+    row = parquet.Parquet(path)[0]
+    assert row["answer"] == expected
+    assert row["columns"] == {"question": "q", field: answer}
+    assert (row["category"], row["kind"]) == ("q", "q")
+
+
+@pytest.mark.parametrize("answer, message", [
+  (None, "is empty; this split has no answers"),
+  ([], "is empty; this split has no answers"),
+  (1.5, "must be text, not 1.5"),
+  ([1], "must be text, not 1"),
+  (True, "must be text, not True"),
+])  # fmt: skip
+def test_a_split_without_answers_is_refused(tmp_path, answer, message):
+  path = _write(tmp_path / "q.parquet", {"question": "q", "answer": answer})
+  with pytest.raises(InputError, match=f"q.parquet:0: answer: {message}"):
+    parquet.Parquet(path)[0]
+
+
+@pytest.mark.parametrize("change, message", [
+  ({"chosen": None}, "chosen: must be text, not None"),
+  ({"image": {"bytes": b"no", "path": None}}, "image: not a readable image"),
+  ({"image": {"bytes": None, "path": "a.jpg"}}, "image: no bytes, only the pa"),
+])  # fmt: skip
+def test_a_bad_value_is_named_with_its_row(tmp_path, change, message):
+  good = {"image": _image(), **PAIR}
+  path = _write(tmp_path / "a.parquet", good, good | change)
+  source = parquet.Parquet(path)
+  assert source[0]["chosen"] == "yes"
+  with pytest.raises(InputError, match=f"a.parquet:1: {message}"):
+    source[1]
+
+
+def test_a_bad_turn_is_named_with_its_row(tmp_path):
+  turns = [{"from": "human", "value": None}]
+  path = _write(tmp_path / "a.parquet", {"conversations": turns})
+  with pytest.raises(
+    InputError, match=r"a.parquet:0: conversations\[0\].value: .* missing"
+  ):
+    parquet.Parquet(path).text(0)
+  path = _write(tmp_path / "a.parquet", {"conversations": "Hi"})
+  with pytest.raises(InputError, match="a.parquet:0: conversations: must be"):
+    parquet.Parquet(path).text(0)
+
+
+def test_an_image_too_large_is_refused(tmp_path):
+  path = _write(tmp_path / "a.parquet", {"image": _image(), **PAIR})
+  with pytest.raises(InputError, match="a.parquet:0: image: 6x4 pixels"):
+    parquet.Parquet(path, max_pixels=23)[0]
+
+
+@pytest.mark.parametrize("record, message", [
+  ({"text": "a"}, "the columns text make no rows: needed are conversations"),
+  ({**PAIR, "image": "a.jpg"}, "image: must be struct.* not string"),
+  ({**PAIR, "image": {"path": "a"}}, "image: must be struct.*, not struct"),
+  ({**PAIR, "image": _image(), "images": [_image()]}, "images in image and in"),
+  ({**ASKED, "imageId": "7"}, "imageId names pictures that are in other files"),
+])  # fmt: skip
+def test_columns_that_make_no_rows_are_refused(tmp_path, record, message):
+  path = _write(tmp_path / "a.parquet", record)
+  with pytest.raises(InputError, match=f"a.parquet: {message}"):
+    parquet.Parquet(path)
+
+
+def test_shards_are_those_of_one_split_and_all_of_them(tmp_path):
+  data = tmp_path / "data"
+  for name in ("test-00000-of-00001-75b6649fb044d38b", "train-00000-of-00002"):
+    _write(data / f"{name}.parquet", {"id": name, **PAIR})
+  with pytest.raises(InputError, match=r"splits; name one of .*data/test-\*, "):
+    parquet.Parquet(data)
+  source = parquet.Parquet(data / "test-*")
+  assert source.text(0)["id"] == "test-00000-of-00001-75b6649fb044d38b"
+  with pytest.raises(InputError, match="1 of 2 shards are missing, the first"):
+    parquet.Parquet(data / "train-*")
+  # A file that is asked for by name is read alone.
+  assert len(parquet.Parquet(data / "train-00000-of-00002.parquet")) == 1
+  with pytest.raises(InputError, match="no .parquet file in it; name one of "):
+    parquet.Parquet(tmp_path)
+  with pytest.raises(InputError, match="none: no such file or folder"):
+    parquet.Parquet(tmp_path / "none")
+  with pytest.raises(InputError, match="val-.*: no file is called so"):
+    parquet.Parquet(data / "val-*")
+  _write(data / "train-00002-of-00003.parquet", PAIR)
+  with pytest.raises(InputError, match="shards of 2 and of 3 lie together"):
+    parquet.Parquet(data / "train-*")
+
+
+def test_shards_with_other_columns_are_refused(tmp_path):
+  _write(tmp_path / "a.parquet", PAIR)
+  _write(tmp_path / "b.parquet", {**PAIR, "id": "x"})
+  with pytest.raises(
+    InputError, match="b.parquet: has the columns .*, id, but"
+  ):
+    parquet.Parquet(tmp_path)
+
+
+def test_a_file_that_is_no_parquet_is_refused(tmp_path):
+  path = _write(tmp_path / "a.parquet", PAIR)
+  path.write_bytes(path.read_bytes()[:-9])
+  with pytest.raises(InputError, match="a.parquet: parquet that cannot be"):
+    parquet.Parquet(path)
+
+
+def test_rows_outside_are_no_rows(tmp_path):
+  source = parquet.Parquet(_write(tmp_path / "a.parquet", PAIR))
+  for index in (-1, 1):
+    for read in (source.__getitem__, source.text, source.encoded, source.name):
+      with pytest.raises(IndexError):
+        read(index)
+  empty = _write(
+    tmp_path / "b.parquet",
+    schema=pyarrow.schema([(name, pyarrow.string()) for name in PAIR]),
+  )
+  assert len(parquet.Parquet(empty)) == 0
+
+
+def test_a_missing_package_is_named_with_its_command(tmp_path, monkeypatch):
+  monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+  path = tmp_path / "a.parquet"
+  path.write_bytes(b"")
+  with pytest.raises(InputError, match=r'pip install "pivot_jax\[parquet\]"'):
+    parquet.Parquet(path)
+
+
+def test_settings_are_those_of_other_sources(tmp_path):
+  path = _write(tmp_path / "a.parquet", PAIR)
+  with pytest.raises(InputError, match="'cubic' is none of bicubic"):
+    parquet.Parquet(path, resample="cubic")
+  assert images.MAX_PIXELS == parquet.Parquet(path)._pictures.max_pixels
