@@ -32,7 +32,7 @@ MAY_IMPORT = (
   (r"data\.scenes", r"data\.(drawing|layout|questions|misnaming)"),
   (r"data\.chat", r"data\.tokens"),
   (r"data\.sources", r"data\.(images|records|indexed)"),
-  (r"data\.(showing.*|checking.*)", _BASE + r"|html"),
+  (r"data\.(showing.*|checking.*)", _BASE + r"|html|addresses"),
   (r"data\..+|objectives|generate|logistic|segmentation", _BASE),
   (r"files|addresses|speed", r""),
   (r"flops", r"models\..+|data\.work"),
