@@ -8,10 +8,9 @@ import ml_collections
 
 ConfigDict = ml_collections.ConfigDict
 
-# Rows over max_length: "error", "drop" (counted), or "truncate_answer".
-_TEXT = dict(
-  template="qwen_1_5", mask="paper", max_length=2048, long="error"
-)
+# Rows over max_length are an "error", or "drop" (counted), or "truncate_answer";
+# "auto" drops them from published mixtures and MMPR alone.
+_TEXT = dict(template="qwen_1_5", mask="paper", max_length=2048, long="auto")
 
 _DEFAULTS = dict(
   # paper 2.1 and 2.2: AdamW, cosine to 0, 3 % warmup, clip 1.0, no decay; SFT
@@ -117,13 +116,17 @@ def given_sources(given: ConfigDict) -> dict:
     )
 
   images = dict(image_root=given.get_ref("images"))
+  decoder = dict(decoder=given.get_ref("decoder"))
+  rows = images | decoder | dict(bad=given.get_ref("bad"))
   return dict(
-    text=source("llava_text", "pretrain", **images),
+    text=source("llava_text", "pretrain", **rows),
     **{
-      name: source("llava", "pretrain", **images)
+      name: source("llava", "pretrain", **rows)
       for name in ("pretrain", "caption", "chat")
     },
-    preference=source("preference", "preference", **images),
+    preference=source(
+      "preference", "preference", group=given.get_ref("group"), **rows
+    ),
     eval=source("eval", "eval", **images),
     classify_train=source("classify", "classify", split="train"),
     classify_test=source("classify", "classify", split="val"),

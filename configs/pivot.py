@@ -10,7 +10,8 @@
   configs/pivot.py:files         your own files: --config.files.pretrain=... etc.
 
 Arms: `original` (the encoder as it came), `stage1` (no post-training), `sft`,
-`dpo` (PIVOT). Override anything with --config.path.to.key=value.
+`dpo` (PIVOT). Override anything with --config.path.to.key=value;
+--config.new_fraction=0.5 has half of the preference pairs think aloud.
 """
 
 from configs import common
@@ -55,6 +56,9 @@ def toy() -> ConfigDict:
   c.profile = ""
   # How images are brought to the encoder's size, in training and measuring.
   c.resample = "bicubic"
+  # The share of preference rows whose answers are of a kind that stage 1 never
+  # showed, longer and with `<think> ... </think>` (paper 4.6); 0 to 1.
+  c.new_fraction = 0.0
   c.tokenizer = "package:toy"
   # `init` is an address: package:toy:vision, hf:DIR, DIR:vision, @stage:vision.
   # The sizes are those of a model that starts at random.
@@ -82,6 +86,7 @@ def toy() -> ConfigDict:
     initializer_range=0.1,
   )
   c.sources = scenes()
+  c.sources.preference.new_fraction = c.get_ref("new_fraction")
   stage0(c)
   stage1(c)
   stage2(c)
@@ -216,12 +221,16 @@ def stage2(c: ConfigDict) -> None:
     "score", inputs=dict(init="@stage1_full"), data="preference"
   )
   # Both by the one rule of docs/sweep.md.
-  c.stage2_sft = post_training(objective="sft", lr=((".*", 3e-4),))
-  c.stage2_dpo = post_training(objective="dpo", lr=((".*", 3e-4),))
+  c.stage2_sft = post_training(c, objective="sft", lr=((".*", 3e-4),))
+  c.stage2_dpo = post_training(c, objective="dpo", lr=((".*", 3e-4),))
 
 
-def post_training(*, objective: str, lr) -> ConfigDict:
+def post_training(c: ConfigDict, *, objective: str, lr) -> ConfigDict:
   """Returns one arm of stage 2; the arms differ in objective and rate alone."""
+  # The row lengths that leave the least padding; they change no number. A pair
+  # that thinks aloud takes up to 322 tokens; -(-x // 1) rounds up.
+  thinking = -(-c.get_ref("new_fraction") // 1)
+  row = (224 + 224 * thinking).to_int() if objective == "dpo" else 512
   inputs = dict(init="@stage1_full")
   if objective == "dpo":
     inputs["reference"] = "@reference"
@@ -234,8 +243,7 @@ def post_training(*, objective: str, lr) -> ConfigDict:
     batch=64,
     steps=93,
     lr=lr,
-    # The row lengths that leave the least padding; they change no number.
-    pack=dict(row=224 if objective == "dpo" else 512),
+    pack=dict(row=row),
   )
 
 
@@ -327,7 +335,7 @@ def sweep(c: ConfigDict) -> ConfigDict:
     for rate in SWEEP:
       name = f"{objective}_{rate:.0e}".replace("-", "m")
       c[f"stage2_{name}"] = post_training(
-        objective=objective, lr=((".*", rate),)
+        c, objective=objective, lr=((".*", rate),)
       )
       c[f"evaluate_{name}"] = stage(
         "evaluate", inputs=dict(init=f"@stage2_{name}"), data="validation"
@@ -361,6 +369,10 @@ def files(c: ConfigDict) -> ConfigDict:
   segment_background ("none", or the index of the background class)
   files.max_bad  the share of rows of a file that may be left out, and is named,
   because a field or the image cannot be read; 0: the first one is an error
+  files.bad  the bad.jsonl of `python -m pivot_jax.data check`: rows to leave out
+  files.long  rows over max_length: error, drop, truncate_answer, or auto
+  files.group  trains pairs that share image and question as one example
+  files.decoder  pil, or simplejpeg: faster, other pixels (docs/data.md)
   """
   c.files = dict(
     pretrain="",
@@ -372,9 +384,15 @@ def files(c: ConfigDict) -> ConfigDict:
     segment_ignore=-1,
     segment_background="none",
     max_bad=0.0,
+    bad="",
+    long="auto",
+    group=False,
+    decoder="pil",
   )
 
   c.sources = common.given_sources(c.files)
+  # Given rows are what they are: setting it is an error, and not in vain.
+  del c.new_fraction
   c.report.title = "PIVOT on given files"
   c.report.lead = (
     "This page makes no claim: compare accuracies with the majority answer, and "
@@ -389,6 +407,8 @@ def files(c: ConfigDict) -> ConfigDict:
       section.pack.update(dict(tokens=0, losses=0, row=0))
       if name != "stage0_llm" and not isinstance(section.data, str):
         section.data = (("chat", 1.0),)
+    if section.kind in ("train", "score"):
+      section.long = c.files.get_ref("long")
     if section.kind == "evaluate":
       section.blind = ""
     if section.kind == "segment_probe":

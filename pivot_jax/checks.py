@@ -50,7 +50,7 @@ _CHOICES = {
   "mask": chat.MASKS,
   "schedule": optim.SCHEDULES,
   "moments": optim.MOMENTS,
-  "long": examples.LONG,
+  "long": ("auto", *examples.LONG),
 }
 
 

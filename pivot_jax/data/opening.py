@@ -3,7 +3,6 @@
 A config says its kind (`registry.py`); this is for the command line.
 """
 
-import json
 import os
 import pathlib
 from typing import Any
@@ -11,16 +10,8 @@ from typing import Any
 from pivot_jax.data import indexed, registry
 from pivot_jax.errors import InputError
 
-# What a row of a kind of source is.
-ROWS = {
-  "llava": "conversation",
-  "mixture": "conversation",
-  "preference": "preference",
-  "mmpr": "preference",
-  "eval": "eval",
-  "classify": "classify",
-  "segment": "segment",
-}
+# What the rows of the other formats are.
+_ROWS = registry.ROWS | {"mixture": "conversation", "mmpr": "preference"}
 
 
 def open_path(
@@ -43,63 +34,43 @@ def open_path(
   if not place.exists():
     raise InputError(f"{place}: no such file or folder")
   spec = _spec(place, images)
-  if flawed and spec["kind"] in ("llava", "preference", "eval"):
+  if flawed and spec["kind"] in ("llava", "preference", "eval", "mmpr"):
     spec["flawed"] = True
   source = registry.open_source(spec)
   if spec["kind"] in ("parquet", "array_record"):
     return source.kind, source
-  return ROWS[spec["kind"]], source
+  return _ROWS[spec["kind"]], source
 
 
 def _spec(place: pathlib.Path, images: str | None) -> dict[str, Any]:
   """Returns the config entry for a path."""
+  rooted = {} if images is None else {"image_root": images}
+  known = registry.format_of(place)
+  if known:
+    rooted = rooted if known in ("mixture", "mmpr") else {}
+    return dict(kind=known, path=str(place), **rooted)
   if place.is_dir():
     return _folder(place)
-  rooted = {} if images is None else {"image_root": images}
-  if place.suffix in (".yaml", ".yml"):
-    return dict(kind="mixture", path=str(place), **rooted)
-  if place.suffix == ".parquet":
-    return dict(kind="parquet", path=str(place))
   if place.suffix not in (".json", ".jsonl"):
     raise InputError(
       f"{place}: give .json, .jsonl, .yaml or .parquet, or a folder"
     )
-  if place.suffix == ".json" and _is_meta(place):
-    return dict(kind="mmpr", path=str(place), **rooted)
   return dict(kind=_kind(place), path=str(place), **rooted)
 
 
 def _folder(place: pathlib.Path) -> dict[str, Any]:
-  if (place / "dataset.json").is_file():
-    return dict(kind="array_record", path=str(place))
-  if any(place.glob("*.parquet")):
-    return dict(kind="parquet", path=str(place))
   splits = ("train", "val")
   whole = any((place / split).is_dir() for split in splits)
-  folder = place if whole else place.parent
-  split = next((s for s in splits if (place / s).is_dir()), place.name)
   if not whole and place.name not in splits:
     raise InputError(
       f"{place}: no data set; a folder holds .parquet files, what `data "
       "convert` wrote, or train and val"
     )
+  folder = place if whole else place.parent
+  split = next((s for s in splits if (place / s).is_dir()), place.name)
   inside = {path.name for path in (folder / split).iterdir()}
   kind = "segment" if {"images", "labels"} <= inside else "classify"
   return dict(kind=kind, path=str(folder), split=split)
-
-
-def _is_meta(place: pathlib.Path) -> bool:
-  """Returns whether a file is an MMPR meta.json: an object of objects."""
-  with place.open("rb") as file:
-    if file.read(64).lstrip(b"\xef\xbb\xbf \t\r\n")[:1] != b"{":
-      return False
-  try:
-    found = json.loads(place.read_bytes())
-  except ValueError:
-    return False
-  return isinstance(found, dict) and all(
-    isinstance(one, dict) and "annotation" in one for one in found.values()
-  )
 
 
 def _kind(place: pathlib.Path) -> str:

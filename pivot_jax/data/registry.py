@@ -12,12 +12,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pivot_jax.data import (
+  array_records,
   examples,
   grouping,
   indexed,
+  mixtures,
+  mmpr_sets,
+  parquet,
   scenes,
   sources,
   streams,
+  tfds_source,
 )
 from pivot_jax.errors import InputError
 
@@ -80,6 +85,21 @@ def open_stream(
   )
 
 
+def long_rows(asked: str, specs: Sequence[Mapping[str, Any]]) -> str:
+  """Returns what becomes of rows over the limit, "auto" being resolved.
+
+  Of a published mixture nobody can shorten a row; one's own files one can.
+  """
+  if asked != "auto":
+    return asked
+  kinds = {
+    (spec["kind"] in ROWS and format_of(pathlib.Path(spec["path"])))
+    or spec["kind"]
+    for spec in specs
+  }
+  return "drop" if kinds & {"mixture", "mmpr"} else "error"
+
+
 def _key(spec: Mapping[str, Any]) -> str:
   """Returns what tells the content of a source in one large file, "" if none."""
   path = pathlib.Path(spec.get("path", ""))
@@ -100,32 +120,92 @@ def _bad_rows(spec: str, max_bad: float) -> tuple[int, ...]:
   return tuple(index for index, _ in found)
 
 
+# What the rows of an entry's kind are, where files of several formats hold them.
+ROWS = {
+  "llava": "conversation",
+  "llava_text": "conversation",
+  "preference": "preference",
+  "eval": "eval",
+  "classify": "classify",
+  "segment": "segment",
+}
+
+
+def format_of(place: pathlib.Path) -> str:
+  """Returns the kind of a file or folder that is of one format, else ""."""
+  if place.suffix in (".yaml", ".yml"):
+    return "mixture"
+  if place.suffix == ".parquet" or any(place.glob("*.parquet")):
+    return "parquet"
+  if (place / "dataset.json").is_file():
+    return "array_record"
+  return "mmpr" if place.suffix == ".json" and _is_meta(place) else ""
+
+
+def _is_meta(place: pathlib.Path) -> bool:
+  """Returns whether a file is an MMPR meta.json: an object of objects."""
+  if not place.is_file():
+    return False
+  with place.open("rb") as file:
+    if file.read(64).lstrip(b"\xef\xbb\xbf \t\r\n")[:1] != b"{":
+      return False
+  try:
+    found = json.loads(place.read_bytes())
+  except ValueError:
+    return False
+  return isinstance(found, dict) and all(
+    isinstance(one, dict) and "annotation" in one for one in found.values()
+  )
+
+
 def _open(spec: Mapping[str, Any]) -> Any:
   kinds = {
     "scenes": scenes.Scenes,
     "llava": sources.LlavaJson,
-    "llava_text": WithoutImages,
     "preference": sources.JsonLines,
     "eval": sources.EvalJson,
     "classify": sources.ImageFolder,
     "segment": sources.SegmentFolder,
+    "mixture": mixtures.Mixture,
+    "mmpr": mmpr_sets.open_set,
+    "parquet": parquet.Parquet,
+    "array_record": array_records.ArrayRecord,
+    "tfds": tfds_source.Tfds,
   }
   fields = dict(spec)
-  kind = fields.pop("kind")
+  asked = kind = fields.pop("kind")
   fields.pop("given_by", None)
   max_bad = fields.pop("max_bad", 0.0)
   bad, group = fields.pop("bad", ""), fields.pop("group", False)
-  if kind not in kinds:
-    raise InputError(f"data kind {kind!r}: choose one of {sorted(kinds)}")
-  if kind in ("classify", "segment"):
+  if kind not in (*kinds, "llava_text"):
+    raise InputError(
+      f"data kind {kind!r}: choose one of {sorted((*kinds, 'llava_text'))}"
+    )
+  if kind in ROWS:
+    kind = format_of(pathlib.Path(fields["path"])) or kind
+  kind = "llava" if kind == "llava_text" else kind
+  if kind in ("classify", "segment", "array_record"):
     fields["folder"] = fields.pop("path")
-  if kind in ("llava", "llava_text", "preference") and max_bad:
+  if kind in ("llava", "preference", "mixture", "mmpr") and max_bad:
     fields["flawed"] = True
-  if fields.get("image_root") == "":
-    fields["image_root"] = None
+  if kind in ("parquet", "array_record"):
+    # Their images are inside, and a split is a folder.
+    fields.pop("image_root", None)
+    fields.pop("split", None)
+  for name in ("root", "image_root"):
+    if fields.get(name) == "":
+      fields[name] = None
   source = kinds[kind](**fields)
   if len(source) == 0:
     raise InputError(f"{spec.get('path', kind)}: the data is empty")
+  if kind in ("parquet", "array_record") and asked in ROWS:
+    if source.kind != ROWS[asked]:
+      raise InputError(
+        f"{spec['path']}: holds {source.kind} rows; {ROWS[asked]} rows are "
+        "needed here"
+      )
+  if asked == "llava_text":
+    source = WithoutImages(source)
   if bad:
     source = Readable(source, _listed(source, pathlib.Path(bad)))
   return grouping.Grouped(source) if group else source
@@ -166,12 +246,10 @@ class Readable:
 
 
 class WithoutImages:
-  """The conversations of a LLaVA file as text alone, for a language model."""
+  """Conversations as text alone, for a language model."""
 
-  def __init__(
-    self, path: str, image_root: str | None = None, *, flawed: bool = False
-  ):
-    self._source = sources.LlavaJson(path, image_root, flawed=flawed)
+  def __init__(self, source: Any):
+    self._source = source
 
   def __len__(self) -> int:
     return len(self._source)

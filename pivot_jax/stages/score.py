@@ -37,6 +37,7 @@ def run(
   model = checkpoint.load_model(
     inputs["init"], needs=(*checkpoint.PARTS, "tokenizer"), compute=compute
   )
+  spec = config.sources[config.data].to_dict()
   coder = pipeline.Coder(
     tokenizer=model.tokenizer,
     template=config.template,
@@ -46,9 +47,8 @@ def run(
     patches=model.mllm.vision.num_patches,
     resample=config.resample,
     max_length=config.max_length,
-    long=config.long,
+    long=registry.long_rows(config.long, [spec]),
   )
-  spec = config.sources[config.data].to_dict()
   stream = registry.open_stream([(spec, 1.0)], coder, seed=config.data_seed)
   mesh = sharding.make_mesh(config.mesh)
   with jax.set_mesh(mesh), layers.logical_rules(sharding.ACTIVATION_RULES):

@@ -79,20 +79,21 @@ def make_coder(config, tokenizer, model: mllm.MLLM) -> pipeline.Coder:
     patches=model.vision.num_patches if model.vision else 1,
     resample=config.resample,
     max_length=config.max_length,
-    long=config.long,
+    long=registry.long_rows(config.long, [spec for spec, _ in specs(config)]),
   )
 
 
 def make_stream(config, coder, logps=None) -> pipeline.Stream:
   """Returns the stage's stream; `data` is one name or (name, weight) pairs."""
-  mix = ((config.data, 1.0),) if isinstance(config.data, str) else config.data
-  specs = {name: config.sources[name].to_dict() for name, _ in mix}
   return registry.open_stream(
-    [(specs[name], weight) for name, weight in mix],
-    coder,
-    seed=config.data_seed,
-    reference=logps,
+    specs(config), coder, seed=config.data_seed, reference=logps
   )
+
+
+def specs(config) -> list[tuple[dict[str, Any], float]]:
+  """Returns the (entry, weight) pairs of a stage's data."""
+  mix = ((config.data, 1.0),) if isinstance(config.data, str) else config.data
+  return [(config.sources[name].to_dict(), weight) for name, weight in mix]
 
 
 def read_reference(inputs, prints, config, tokenizer):

@@ -1,0 +1,42 @@
+"""Looks at data before it costs anything.
+
+  python -m pivot_jax.data check CONFIG-or-FILES [--images=DIR]
+  python -m pivot_jax.data show FILES [--n 5]
+  python -m pivot_jax.data convert SRC DST
+
+Each says more with --help.
+"""
+
+import logging
+import sys
+from collections.abc import Sequence
+
+from pivot_jax.data import checking, converting, showing
+from pivot_jax.errors import InputError
+
+COMMANDS = {
+  "check": checking.main,
+  "show": showing.main,
+  "convert": converting.main,
+}
+
+
+def main(argv: Sequence[str]) -> int:
+  """Runs a command; returns the exit status."""
+  if not argv or argv[0] not in COMMANDS:
+    sys.stderr.write(f"{__doc__}\n")
+    return 0 if argv and argv[0] in ("-h", "--help") else 2
+  logging.basicConfig(level=logging.INFO, format="%(message)s")
+  try:
+    return COMMANDS[argv[0]](argv[1:])
+  except InputError as error:
+    sys.stderr.write(f"{error}\n")
+    return 2
+  except BrokenPipeError:
+    # The reader, as `head`, has seen enough.
+    sys.stderr.close()
+    return 0
+
+
+if __name__ == "__main__":
+  sys.exit(main(sys.argv[1:]))
