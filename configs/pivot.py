@@ -85,7 +85,7 @@ def toy() -> ConfigDict:
     tie_word_embeddings=True,
     initializer_range=0.1,
   )
-  c.sources = scenes()
+  c.sources = common.scenes()
   c.sources.preference.new_fraction = c.get_ref("new_fraction")
   stage0(c)
   stage1(c)
@@ -130,31 +130,6 @@ def order() -> tuple[str, ...]:
     *each("pivot_full"),
     *each("evaluate_pivot"),
     "report",
-  )
-
-
-def scenes() -> ConfigDict:
-  """Returns the embedded data by name; `split` keeps them apart."""
-
-  def source(task, split, size, **fields):
-    return dict(kind="scenes", task=task, split=split, size=size, **fields)
-
-  return ConfigDict(
-    dict(
-      text=source("text", "train", 100_000, turns=5),
-      pretrain=source("caption", "pretrain", 100_000),
-      caption=source("caption", "train", 20_000),
-      chat=source("chat", "train", 100_000, turns=4),
-      preference=source("preference", "train", 2_000),
-      validation=source("eval", "val", 1_200),
-      eval=source("eval", "test", 1_200),
-      blind=source("eval", "train", 5_000),
-      classify_train=source("classify", "probe_train", 2_000),
-      classify_test=source("classify", "probe_test", 2_000),
-      segment_train=source("segment", "probe_train", 1_000),
-      segment_test=source("segment", "probe_test", 500),
-      gradcam=source("preference", "gradcam", 240),
-    )
   )
 
 

@@ -130,7 +130,9 @@ def encode_pair(
   ]
   answers, targets = zip(*branches)
   if np.array_equal(*answers):
-    raise InputError("chosen and rejected are equal; remove the pair")
+    raise InputError(
+      "chosen and rejected are equal; remove the pair", kind="equal_pair"
+    )
   return Encoded(prompt, prompt_targets, answers, targets)
 
 
@@ -157,10 +159,15 @@ def _check_answer(field: str, text: str) -> None:
   if not isinstance(text, str):
     raise InputError(f"{field}: an answer must be text, not {text!r}")
   if not text.strip():
-    raise InputError(f"{field}: an answer is empty; remove the row")
+    raise InputError(
+      f"{field}: an answer is empty; remove the row", kind="empty_answer"
+    )
   for name in (IMAGE, *tokens.SPECIALS):
     if name in text:
-      raise InputError(f"{field}: an answer contains {name}; remove it")
+      raise InputError(
+        f"{field}: an answer contains {name}; remove it",
+        kind="placeholders" if name == IMAGE else "special_token",
+      )
 
 
 def _read_turns(conversations) -> list[tuple[str, str]]:
@@ -218,7 +225,10 @@ def _place_in_question(question: str, images: int, *, strip: bool) -> str:
 def _check_count(tags: int, images: int) -> None:
   if tags not in (0, images):
     have = {0: "no image", 1: "one image"}.get(images, f"{images} images")
-    raise InputError(f"the text has {tags} {IMAGE} but the row has {have}")
+    raise InputError(
+      f"the text has {tags} {IMAGE} but the row has {have}",
+      kind="placeholders",
+    )
 
 
 def _to_front(content: str) -> str:

@@ -1,4 +1,4 @@
-"""How a picture becomes square: squashed, or scaled to cover it and cropped.
+"""How a picture becomes square: squashed, scaled and cropped, or padded.
 
 Here are the words of a `resample` setting and the pixels they stand for:
 Pillow's filters on uint8, and sides rounded as transformers' processors round
@@ -28,6 +28,8 @@ _GRAMMAR = re.compile(
 # An image of 1 x 50000 pixels has to grow to thousands of millions before its
 # centre is cut out; no file may take that much memory.
 _MAX_COVERED = 100_000_000
+# int(255 * mean) with a mean of 0.5 a channel (paper.md 1.3).
+_GREY = (127, 127, 127)
 
 
 class Resample(NamedTuple):
@@ -85,8 +87,9 @@ def resize(
     InputError: an unknown resample, an edge below `size`, or an image too
       elongated to be cropped.
   """
-  how = parse_resample(resample)
-  return _frame(image, size, how, _FILTERS[how.filter])
+  return frame(
+    Image.fromarray(image), size, resample=resample, of=image.shape[1::-1]
+  )
 
 
 def resize_labels(
@@ -97,15 +100,94 @@ def resize_labels(
 ) -> Int32[np.ndarray, "S S"]:
   """Resizes a label map by nearest pixel, framed as `resize` frames."""
   how = parse_resample(resample)
-  return _frame(labels, size, how, Image.Resampling.NEAREST)
+  image = Image.fromarray(labels)
+  return _squash_or_crop(
+    image, image.size, (0, 0, *image.size), size, how, Image.Resampling.NEAREST
+  )
 
 
-def _frame(array: np.ndarray, size: int, how: Resample, kernel: int):
-  if array.shape[:2] == (size, size) and how.edge in (None, size):
-    return array.copy()
-  image = Image.fromarray(array)
+def pad_square(image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "s s 3"]:
+  """Centres an image on a grey square of its longer side (paper.md 1.3).
+
+  An odd pixel of border is below the image, or right of it, as in LLaVA's
+  `expand2square`.
+  """
+  return np.array(_padded(Image.fromarray(image)))
+
+
+def shrinkage(
+  of: tuple[int, int], size: int, *, resample: str, pad: bool = False
+) -> int:
+  """Returns how many times smaller a picture may be decoded before `frame`.
+
+  That is 8, 4, 2 or 1: the most that leaves the picture, of width and height
+  `of`, on no side smaller than `frame` makes it there. A picture that is padded
+  keeps its edges where they are only if they fall between pixels.
+  """
+  how = parse_resample(resample)
+  least = size if how.edge is None else how.edge
+  # Padded, the longer side becomes the square's, and the other goes with it.
+  side = max(of) if pad else min(of)
+  edges = (*of, *_margins(*of)) if pad else ()
+  fits = (
+    times
+    for times in (8, 4, 2)
+    if side >= times * least and not any(edge % times for edge in edges)
+  )
+  return next(fits, 1)
+
+
+def frame(
+  image: Image.Image,
+  size: int,
+  *,
+  resample: str,
+  of: tuple[int, int],
+  times: int = 1,
+  pad: bool = False,
+) -> UInt8[np.ndarray, "S S 3"]:
+  """Makes an RGB image square; see `resize` for the meaning of `resample`.
+
+  Args:
+    of: width and height of the picture. They are `image`'s, but if it was
+      decoded `times` smaller, rounded up: all is placed as in the picture, to
+      a fraction of a pixel.
+    pad: whether to pad as `pad_square` does and then resize.
+
+  Raises:
+    InputError: as `resize`.
+  """
+  how = parse_resample(resample)
+  if pad:
+    image, of = _padded(image), (max(of), max(of))
+  box = (0, 0, of[0] / times, of[1] / times)
+  return _squash_or_crop(image, of, box, size, how, _FILTERS[how.filter])
+
+
+def _margins(width: int, height: int) -> tuple[int, int]:
+  side = max(width, height)
+  return (side - width) // 2, (side - height) // 2
+
+
+def _padded(image: Image.Image) -> Image.Image:
+  if image.width == image.height:
+    return image
+  square = Image.new("RGB", (max(image.size), max(image.size)), _GREY)
+  square.paste(image, _margins(*image.size))
+  return square
+
+
+def _squash_or_crop(
+  image: Image.Image,
+  of: tuple[int, int],
+  box: tuple[float, float, float, float],
+  size: int,
+  how: Resample,
+  kernel: Image.Resampling,
+) -> np.ndarray:
+  """Frames a picture of size `of`, which is `box` of the image."""
   if not how.crop:
-    return np.array(image.resize((size, size), kernel))
+    return np.array(image.resize((size, size), kernel, box))
   edge = size if how.edge is None else how.edge
   if edge < size:
     raise InputError(
@@ -113,14 +195,13 @@ def _frame(array: np.ndarray, size: int, how: Resample, kernel: int):
       f" pixels than the {size} of the square; give {size} or more"
     )
   # The long side is rounded down, as in transformers.
-  short = min(image.size)
-  covered = [int(edge * side / short) for side in image.size]
+  covered = [int(edge * side / min(of)) for side in of]
   if covered[0] * covered[1] > _MAX_COVERED:
     raise InputError(
-      f"an image of {image.width}x{image.height} pixels would grow to"
+      f"an image of {of[0]}x{of[1]} pixels would grow to"
       f" {covered[0]}x{covered[1]} before its centre is cut out; leave it out"
       " or take a resample without crop_"
     )
-  resized = np.array(image.resize(covered, kernel))
   left, top = ((side - size) // 2 for side in covered)
-  return resized[top : top + size, left : left + size].copy()
+  resized = image.resize(covered, kernel, box)
+  return np.array(resized.crop((left, top, left + size, top + size)))

@@ -1,14 +1,16 @@
 """Files and PIL images to uint8 pixels, as large as an encoder expects them.
 
-Decoding and resampling are Pillow's on uint8, as in the paper's code; scaling
-to [-1, 1] happens on the device. An image file is never trusted: its size is
-limited before it is decoded, and a row's path cannot leave the image root. It
-knows nothing of rows: errors name the path, and the source adds the row. How
-an image is made square is `framing.py`'s.
+Decoding and resampling are Pillow's on uint8, as in the paper's code, unless
+another of `decoders.py` is named; scaling to [-1, 1] happens on the device. An
+image file is never trusted: its size is limited before it is decoded, and a
+row's path cannot leave the image root. It knows nothing of rows: errors name
+the path, and the source adds the row. How an image is made square is
+`framing.py`'s.
 
 Axes: H, W height and width in pixels.
 """
 
+import contextlib
 import io
 import os
 import pathlib
@@ -20,7 +22,7 @@ import numpy as np
 from jaxtyping import Int32, UInt8
 from PIL import Image
 
-from pivot_jax.data import framing
+from pivot_jax.data import decoders, framing
 from pivot_jax.errors import InputError
 
 MAX_PIXELS = 50_000_000
@@ -37,10 +39,10 @@ parse_resample = framing.parse_resample
 resize = framing.resize
 resize_labels = framing.resize_labels
 
+_BOMB = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 _UNREADABLE = (
   OSError, SyntaxError, ValueError, TypeError, IndexError, KeyError,
-  OverflowError, struct.error, zlib.error, MemoryError,
-  Image.DecompressionBombError, Image.DecompressionBombWarning,
+  OverflowError, struct.error, zlib.error, MemoryError, *_BOMB,
 )  # fmt: skip
 
 
@@ -52,28 +54,35 @@ def resolve(root: str | os.PathLike, relative: str) -> pathlib.Path:
       of `root`, or no such file.
   """
   if not isinstance(relative, str) or not relative or "\0" in relative:
-    raise InputError(f"image: {relative!r} is not a path")
+    raise InputError(f"image: {relative!r} is not a path", kind="missing_image")
   if "://" in relative or relative.startswith("data:"):
     raise InputError(
-      f"image: {relative!r} is a URL; download it into the image root"
+      f"image: {relative!r} is a URL; download it into the image root",
+      kind="outside_root",
     )
   # Both kinds of path, so that a data set means the same on every system.
   kinds = (pathlib.PurePosixPath(relative), pathlib.PureWindowsPath(relative))
   if any(path.anchor or ".." in path.parts for path in kinds):
     raise InputError(
-      f"image: {relative!r} escapes the image root; use a relative path"
+      f"image: {relative!r} escapes the image root; use a relative path",
+      kind="outside_root",
     )
   root = pathlib.Path(root)
   path = root / relative
   try:
     real = path.resolve()
     if not real.is_relative_to(root.resolve()):
-      raise InputError(f"image: {relative!r} escapes the image root by a link")
+      raise InputError(
+        f"image: {relative!r} escapes the image root by a link",
+        kind="outside_root",
+      )
     found = real.is_file()
   except (OSError, RuntimeError) as error:  # A loop of links, a long name.
-    raise InputError(f"image: {path}: {_reason(error)}") from None
+    raise InputError(
+      f"image: {path}: {_reason(error)}", kind="missing_image"
+    ) from None
   if not found:
-    raise InputError(f"image: {path}: no such file")
+    raise InputError(f"image: {path}: no such file", kind="missing_image")
   return path
 
 
@@ -95,11 +104,38 @@ def read(
 
 
 def decode(
-  data: bytes, *, name: str, max_pixels: int = MAX_PIXELS
+  data: bytes,
+  *,
+  name: str,
+  max_pixels: int = MAX_PIXELS,
+  size: int | None = None,
+  resample: str = "bicubic",
+  decoder: str = "pil",
+  pad: bool = False,
 ) -> UInt8[np.ndarray, "H W 3"]:
-  """Decodes the bytes of an image file; see `read`. `name` is for messages."""
+  """Decodes the bytes of an image file; see `read` for colours and errors.
+
+  Args:
+    name: what messages call the image.
+    size: side of the square to return, or None for the image's own size.
+    resample: see `framing.resize`.
+    decoder: see `decoders.py`.
+    pad: whether to pad to a square before it is resized, if there is a `size`.
+  """
+  decoders.check(decoder)
   image = _open(data, name=name, formats=FORMATS, max_pixels=max_pixels)
-  return _to_rgb(image, name)
+  of, times = image.size, 1
+  if size is not None and decoder != "pil" and decoders.can_shrink(image):
+    times = framing.shrinkage(of, size, resample=resample, pad=pad)
+  if times > 1:
+    image, times = decoders.shrink(image, data, decoder=decoder, times=times)
+  _load(image, name=name, length=len(data))
+  image = _rgb(image, name)
+  if size is None:
+    return np.array(image)
+  return framing.frame(
+    image, size, resample=resample, of=of, times=times, pad=pad
+  )
 
 
 def read_labels(
@@ -110,20 +146,30 @@ def read_labels(
   Raises:
     InputError: as `read`, or a file whose pixels are not plain indices.
   """
-  data = _read_bytes(path)
-  image = _open(data, name=str(path), formats=("PNG",), max_pixels=max_pixels)
-  if image.mode not in ("L", "P", "1") and not image.mode.startswith("I"):
-    raise InputError(
-      f"{path}: a label map must hold one index a pixel (grey or palette PNG),"
-      f" not mode {image.mode}"
-    )
-  # Bytes 24 and 25 of a PNG: bits a sample, colour type. Pillow stretches 2-
-  # and 4-bit grey to 0..255, which would turn index 1 into 85 or 17.
-  if data[25] == 0 and data[24] in (2, 4):
-    raise InputError(
-      f"{path}: label maps with {data[24]}-bit grey are ambiguous; save 8 bits"
-    )
+  return decode_labels(_read_bytes(path), name=str(path), max_pixels=max_pixels)
+
+
+def decode_labels(
+  data: bytes, *, name: str, max_pixels: int = MAX_PIXELS
+) -> Int32[np.ndarray, "H W"]:
+  """Decodes the bytes of a label map; see `read_labels`."""
+  image = _open_labels(data, name=name, max_pixels=max_pixels)
+  _load(image, name=name, length=len(data))
   return np.asarray(image).astype(np.int32)
+
+
+def check_header(
+  data: bytes,
+  *,
+  name: str,
+  max_pixels: int = MAX_PIXELS,
+  labels: bool = False,
+) -> None:
+  """Raises what can be known of an image, or label map, from its header."""
+  if labels:
+    _open_labels(data, name=name, max_pixels=max_pixels)
+  else:
+    _open(data, name=name, formats=FORMATS, max_pixels=max_pixels)
 
 
 def preprocess(
@@ -165,19 +211,51 @@ class Pictures:
     image_size: int | None,
     resample: str,
     max_pixels: int,
+    decoder: str = "pil",
   ):
     parse_resample(resample)
+    decoders.check(decoder)
     self.root = pathlib.Path(root)
     self.size = image_size
     self.resample = resample
     self.max_pixels = max_pixels
+    self.decoder = decoder
 
   def read(self, relative: str) -> np.ndarray:
-    return self.fit(self.read_native(relative))
+    return self._read(relative, pad=False)
+
+  def read_many(self, relatives: Sequence[str]) -> list[np.ndarray]:
+    """Reads the images of a row; of several each is padded to a square."""
+    pad = len(relatives) > 1
+    return [self._read(relative, pad=pad) for relative in relatives]
 
   def read_native(self, relative: str) -> np.ndarray:
     path = resolve(self.root, relative)
-    return read(path, max_pixels=self.max_pixels)
+    data = _read_bytes(path)
+    return decode(
+      data, name=str(path), max_pixels=self.max_pixels, decoder=self.decoder
+    )
+
+  def read_bytes(self, relative: str) -> bytes:
+    """Returns an image's file as it is on disk."""
+    return _read_bytes(resolve(self.root, relative))
+
+  def decode(self, data: bytes, *, name: str, pad: bool = False) -> np.ndarray:
+    """Decodes an image's file as `read` does, padded to a square or not."""
+    return decode(
+      data,
+      name=name,
+      max_pixels=self.max_pixels,
+      size=self.size,
+      resample=self.resample,
+      decoder=self.decoder,
+      pad=pad,
+    )
+
+  def decode_labels(self, data: bytes, *, name: str) -> np.ndarray:
+    """Decodes a label map's file, and resizes it by nearest pixel."""
+    labels = decode_labels(data, name=name, max_pixels=self.max_pixels)
+    return self.fit_labels(labels)
 
   def fit(self, image: np.ndarray) -> np.ndarray:
     if self.size is None:
@@ -189,11 +267,17 @@ class Pictures:
       return labels
     return resize_labels(labels, self.size, resample=self.resample)
 
+  def _read(self, relative: str, *, pad: bool) -> np.ndarray:
+    path = resolve(self.root, relative)
+    return self.decode(_read_bytes(path), name=str(path), pad=pad)
+
 
 def _read_bytes(path: str | os.PathLike) -> bytes:
   try:
     with open(path, "rb") as file:
-      data = file.read(MAX_BYTES + 1)
+      # Python sets aside all the memory that it is asked to fill.
+      size = os.fstat(file.fileno()).st_size
+      data = file.read(min(size, MAX_BYTES) + 1)
   except OSError as error:
     raise InputError(f"{path}: {_reason(error)}") from None
   if not data:
@@ -206,26 +290,58 @@ def _read_bytes(path: str | os.PathLike) -> bytes:
 def _open(
   data: bytes, *, name: str, formats: tuple[str, ...], max_pixels: int
 ) -> Image.Image:
-  """Decodes after looking at the size in the header."""
-  try:
+  """Reads the header alone and looks at the size in it."""
+  with _refusing(name, len(data), formats):
     image = Image.open(io.BytesIO(data), formats=formats)
-    width, height = image.size
-    if width * height > max_pixels:
-      raise InputError(
-        f"{name}: {width}x{height} pixels are more than {max_pixels};"
-        " shrink the image or raise max_pixels"
-      )
+  width, height = image.size
+  if width * height > max_pixels:
+    raise InputError(
+      f"{name}: {width}x{height} pixels are more than {max_pixels};"
+      " shrink the image or raise max_pixels",
+      kind="too_many_pixels",
+    )
+  return image
+
+
+def _open_labels(data: bytes, *, name: str, max_pixels: int) -> Image.Image:
+  """Reads the header of a label map, whose pixels must be plain indices."""
+  image = _open(data, name=name, formats=("PNG",), max_pixels=max_pixels)
+  if image.mode not in ("L", "P", "1") and not image.mode.startswith("I"):
+    raise InputError(
+      f"{name}: a label map must hold one index a pixel (grey or palette PNG),"
+      f" not mode {image.mode}"
+    )
+  # Bytes 24 and 25 of a PNG: bits a sample, colour type. Pillow stretches 2-
+  # and 4-bit grey to 0..255, which would turn index 1 into 85 or 17.
+  if data[25] == 0 and data[24] in (2, 4):
+    raise InputError(
+      f"{name}: label maps with {data[24]}-bit grey are ambiguous; save 8 bits"
+    )
+  return image
+
+
+def _load(image: Image.Image, *, name: str, length: int) -> None:
+  with _refusing(name, length, ()):
     image.load()
-  except InputError:
-    raise
+
+
+@contextlib.contextmanager
+def _refusing(name: str, length: int, formats: tuple[str, ...]):
+  """Turns what Pillow raises about a file of `length` bytes into InputError."""
+  try:
+    yield
   except Image.UnidentifiedImageError:
     kinds = ", ".join(formats)
     raise InputError(f"{name}: not a readable image ({kinds})") from None
+  except _BOMB as error:
+    raise InputError(
+      f"{name}: cannot decode the image ({length} bytes): {_reason(error)}",
+      kind="too_many_pixels",
+    ) from None
   except _UNREADABLE as error:
     raise InputError(
-      f"{name}: cannot decode the image ({len(data)} bytes): {_reason(error)}"
+      f"{name}: cannot decode the image ({length} bytes): {_reason(error)}"
     ) from None
-  return image
 
 
 def _reason(error: BaseException) -> str:
@@ -257,13 +373,15 @@ def _pixels(
     raise InputError(
       f"{name}: cannot decode the image: {_reason(error)}"
     ) from None
-  return _to_rgb(image, name)
+  return np.array(_rgb(image, name))
 
 
-def _to_rgb(image: Image.Image, name: str) -> UInt8[np.ndarray, "H W 3"]:
-  """Returns the pixels of an image of any mode; `read` defines the colours."""
+def _rgb(image: Image.Image, name: str) -> Image.Image:
+  """Returns an image of any mode as RGB; `read` defines the colours."""
+  if image.mode == "RGB":
+    return image
   if image.mode.startswith("I"):
-    return _scale_16_bit(np.asarray(image), name)
+    return Image.fromarray(_scale_16_bit(np.asarray(image), name))
   if image.mode == "F":
     raise InputError(
       f"{name}: float pixels (mode F) have no known range; save 8 bits a channel"
@@ -272,7 +390,7 @@ def _to_rgb(image: Image.Image, name: str) -> UInt8[np.ndarray, "H W 3"]:
   if image.mode in ("P", "PA"):
     image = image.convert("RGBA")
   try:
-    return np.array(image.convert("RGB"))
+    return image.convert("RGB")
   except ValueError:
     raise InputError(
       f"{name}: mode {image.mode} has no conversion to RGB; convert the image"

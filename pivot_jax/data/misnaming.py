@@ -1,10 +1,11 @@
-"""Makes captions that are wrong in exactly one detail.
+"""Makes captions and thoughts that are wrong in exactly one detail.
 
 A wrong caption is the true caption of a scene that differs in one thing, never
 an edit of the text, so it reads as any other: in the canonical order and with
 the right number of objects named. Each change is a move that leads back with
 the same chance, which leaves the uniform distribution of scenes as it is: wrong
-captions are distributed as right ones.
+captions are distributed as right ones. A wrong answer's thought is the caption
+of a scene in which that answer is right, by moves of the same kind.
 """
 
 import dataclasses
@@ -29,6 +30,42 @@ def describe(
   )
 
 
+def think(
+  description: layout.Description,
+  asked: questions.Question,
+  rng: np.random.Generator,
+) -> questions.Question:
+  """Returns a question whose answers both open with a thought.
+
+  The thought reads everything in the scene aloud, between `<think>` and
+  `</think>`, words that occur in no other row; that of the wrong answer reads
+  `believed`.
+  """
+  if asked.kind == "describe":
+    thoughts = asked.answer, asked.rejected
+  else:
+    scenes = description, believed(description, asked, rng)
+    thoughts = tuple(map(questions.caption, scenes))
+  return dataclasses.replace(
+    asked,
+    answer=f"<think> {thoughts[0]} </think> {asked.answer}",
+    rejected=f"<think> {thoughts[1]} </think> {asked.rejected}",
+  )
+
+
+def believed(
+  description: layout.Description,
+  asked: questions.Question,
+  rng: np.random.Generator,
+) -> layout.Description:
+  """Returns a scene in which the wrong answer to a question would be right.
+
+  For all kinds but "describe", which has no one answer, and "fact", which no
+  picture shows.
+  """
+  return _BELIEFS[asked.kind](description, asked, rng)
+
+
 def misname(
   description: layout.Description, rng: np.random.Generator
 ) -> tuple[layout.Description, tuple[int, ...]]:
@@ -46,10 +83,14 @@ def misname(
 
 def _exchange(description, rng, field, options):
   """Gives an object another value; whoever had that value takes the old."""
+  i = int(rng.integers(len(description.objects)))
+  old = _fields(description.objects[i])[field]
+  return _give(description, i, field, questions.other(rng, options, old))
+
+
+def _give(description, i, field, new):
   objects = list(description.objects)
-  i = int(rng.integers(len(objects)))
   old = _fields(objects[i])[field]
-  new = questions.other(rng, options, old)
   owners = [i + 1]
   for j, one in enumerate(objects):
     if _fields(one)[field] == new:
@@ -166,6 +207,102 @@ def _drop_object(description, rng):
   return _with_objects(description, rest), (i + 1,)
 
 
+def _believe_exist(description, asked, rng):
+  """A colour that is not there is another object's, as in the question."""
+  i = asked.owners[0] - 1
+  if asked.rejected == "yes":
+    colour = asked.question.split()[3]
+  else:
+    others = [one.colour for one in description.objects]
+    options = others if len(others) > 1 else layout.COLOURS
+    colour = questions.other(rng, options, others[i])
+  return _give(description, i, "colour", colour)[0]
+
+
+def _believe_colour(description, asked, rng):
+  del rng
+  return _give(description, asked.owners[0] - 1, "colour", asked.rejected)[0]
+
+
+def _believe_texture(description, asked, rng):
+  del rng
+  return _replaced(description, asked.owners[0] - 1, texture=asked.rejected)
+
+
+def _believe_sign(description, asked, rng):
+  del rng
+  sign = {"digit": description.digit, "letter": description.letter}[asked.kind]
+  changed = dataclasses.replace(sign, character=asked.rejected)
+  return dataclasses.replace(description, **{asked.kind: changed})
+
+
+def _believe_bar(description, asked, rng):
+  """Exchanges the heights of the two bars."""
+  del rng
+  heights = dict(description.chart.bars)
+  one, two = asked.answer, asked.rejected
+  heights[one], heights[two] = heights[two], heights[one]
+  chart = dataclasses.replace(description.chart, bars=tuple(heights.items()))
+  return dataclasses.replace(description, chart=chart)
+
+
+def _believe_count(description, asked, rng):
+  count = questions.COUNTS.index(asked.rejected) + 1
+  while len(description.objects) != count:
+    fewer = len(description.objects) > count
+    change = _drop_object if fewer else _add_object
+    description, _ = change(description, rng)
+  return description
+
+
+def _believe_relation(description, asked, rng):
+  del rng
+  i, j = (owner - 1 for owner in asked.owners)
+  return _moved(description, i, description.objects[j].cell)
+
+
+def _believe_size(description, asked, rng):
+  """As one object is large, another becomes so, or ceases to be."""
+  i = asked.owners[0] - 1
+  sizes = [one.size for one in description.objects]
+  large = sizes.index("large")
+  new = i if large != i else questions.other(rng, range(len(sizes)), i)
+  return _replaced(
+    _replaced(description, large, size="small"), new, size="large"
+  )
+
+
+def _believe_where(description, asked, rng):
+  del rng
+  cell = questions.CELLS.index(asked.rejected)
+  return _moved(description, asked.owners[0] - 1, cell)
+
+
+def _moved(description, i, cell):
+  """Moves an object to a cell; what is there takes the object's."""
+  old = description.objects[i].cell
+  places = {old: cell, cell: old}
+
+  def move(thing):
+    if thing is None:
+      return None
+    return dataclasses.replace(thing, cell=places.get(thing.cell, thing.cell))
+
+  return layout.Description(
+    objects=layout.reading_order(list(map(move, description.objects))),
+    digit=move(description.digit),
+    letter=move(description.letter),
+    chart=move(description.chart),
+  )
+
+
+def _replaced(description, i, **fields):
+  """Changes an object in what does not move it."""
+  objects = list(description.objects)
+  objects[i] = dataclasses.replace(objects[i], **fields)
+  return _with_objects(description, objects)
+
+
 def _unused(rng, options, used):
   rest = [option for option in options if option not in used]
   return rest[rng.integers(len(rest))]
@@ -193,3 +330,15 @@ _CHANGES = {
   "fewer": _drop_object,
 }
 _ALWAYS = ("colour", "shape", "texture", "place")
+_BELIEFS = {
+  "exist": _believe_exist,
+  "colour": _believe_colour,
+  "texture": _believe_texture,
+  "digit": _believe_sign,
+  "letter": _believe_sign,
+  "bar": _believe_bar,
+  "count": _believe_count,
+  "relation": _believe_relation,
+  "size": _believe_size,
+  "where": _believe_where,
+}

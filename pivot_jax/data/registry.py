@@ -135,7 +135,8 @@ def format_of(place: pathlib.Path) -> str:
   """Returns the kind of a file or folder that is of one format, else ""."""
   if place.suffix in (".yaml", ".yml"):
     return "mixture"
-  if place.suffix == ".parquet" or any(place.glob("*.parquet")):
+  shards = "*" in place.name or any(place.glob("*.parquet"))
+  if place.suffix == ".parquet" or shards:
     return "parquet"
   if (place / "dataset.json").is_file():
     return "array_record"

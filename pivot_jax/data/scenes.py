@@ -7,10 +7,12 @@ scene holds, how it looks and what is said of it live in `layout.py`,
 knows no token and no template.
 """
 
+import io
 import zlib
 from typing import NamedTuple
 
 import numpy as np
+from PIL import Image
 
 from pivot_jax import errors
 from pivot_jax.data import layout, misnaming, questions
@@ -43,7 +45,9 @@ class Scenes:
   Tasks and what their rows hold beside `id` and `image` (uint8 [48, 48, 3]):
     caption: conversations, one turn: "<image>\\n", then the caption.
     chat: conversations of `turns` questions about one image.
-    preference: question, chosen, rejected, category, kind, object_mask.
+    preference: question, chosen, rejected, category, kind, object_mask. A
+      share `new_fraction` of the rows is of a kind that no other task shows:
+      both answers think aloud first (`misnaming.think`).
     eval: question, answer, category, kind, object_mask; category i % 4. No
       other task asks of a picture what its letter stands for.
     classify: label, the shape of the one large object (8 classes).
@@ -60,6 +64,7 @@ class Scenes:
     split: str = "train",
     size: int = 10_000,
     turns: int = 4,
+    new_fraction: float = 0.0,
   ):
     """Makes a source.
 
@@ -69,6 +74,9 @@ class Scenes:
       split: any name; each has its own scenes.
       size: the number of rows.
       turns: questions of a "chat" or "text" conversation, 1 to 8.
+      new_fraction: share of "preference" rows whose answers think aloud, 0 to
+        1. Rows that do at one share do so at a greater one, word for word, and
+        a row that does not is the same at any.
     """
     if task not in TASKS:
       raise errors.InputError(
@@ -84,9 +92,19 @@ class Scenes:
       raise errors.InputError(
         f"scenes: turns is {turns}; give one in 1 .. {_MAX_TURNS}"
       )
+    if not 0 <= new_fraction <= 1:
+      raise errors.InputError(
+        f"scenes: new_fraction is {new_fraction}; give one in 0 .. 1"
+      )
+    if new_fraction and task != "preference":
+      raise errors.InputError(
+        f"scenes: new_fraction is {new_fraction}; only the task preference has"
+        f" such rows, not {task}"
+      )
     self._name = f"scenes/{task}/{split}/{seed}"
     self.task, self.seed, self.split = task, seed, split
     self.size, self.turns = size, turns
+    self.new_fraction = new_fraction
 
   def __len__(self) -> int:
     return self.size
@@ -115,6 +133,14 @@ class Scenes:
         row["labels"] = one.labels
     return row
 
+  def encoded(self, index: int) -> tuple[bytes, ...]:
+    """Returns the row's picture, and its label map, as PNG files."""
+    row = self[index]
+    if row["image"] is None:
+      return ()
+    maps = [row["labels"].astype(np.uint8)] if "labels" in row else []
+    return tuple(map(_png, (row["image"], *maps)))
+
   def _said(self, index):
     if not 0 <= index < self.size:
       raise IndexError(f"row {index} of {self.size}")
@@ -123,6 +149,12 @@ class Scenes:
   def _row(self, index, said):
     image = None if said.description is None else True
     return {"id": self.name(index), "image": image, **said.fields}
+
+
+def _png(pixels: np.ndarray) -> bytes:
+  file = io.BytesIO()
+  Image.fromarray(pixels).save(file, "png")
+  return file.getvalue()
 
 
 class _Said(NamedTuple):
@@ -214,6 +246,10 @@ def _text_row(source, index):
 
 def _preference_row(source, index):
   description, asked = pair(source.seed, source.split, index)
+  if source.new_fraction:
+    rng = _stream(source.seed, source.split, index, "new")
+    if rng.random() < source.new_fraction:
+      asked = misnaming.think(description, asked, rng)
   fields = {
     "question": asked.question,
     "chosen": asked.answer,

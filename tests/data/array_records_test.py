@@ -160,6 +160,8 @@ def test_what_cannot_be_written_is_refused(captions, tmp_path):
   for shards in (0, 100_000):
     with pytest.raises(InputError, match=f"shards={shards}: give 1 to 99999"):
       _write(source, tmp_path / "set", shards=shards)
+  with pytest.raises(InputError, match="max_bad=2: give a share of 0 to 1"):
+    _write(source, tmp_path / "set", max_bad=2)
   with pytest.raises(InputError, match="is not an empty folder"):
     _write(source, tmp_path)
   (tmp_path / "empty.jsonl").write_bytes(b"")
@@ -171,6 +173,19 @@ def test_what_cannot_be_written_is_refused(captions, tmp_path):
     InputError, match="all 1 rows are bad: .*bad.jsonl:1: conv"
   ):
     _write(bad, tmp_path / "set", max_bad=1.0)
+
+
+def test_a_full_disk_is_named(captions, tmp_path, monkeypatch):
+  class Full:
+    def __init__(self, path, options):
+      pass
+
+    def write(self, record):
+      raise RuntimeError("write() failed: No space left on device")
+
+  monkeypatch.setattr(array_record_module, "ArrayRecordWriter", Full)
+  with pytest.raises(InputError, match="set: cannot be written: .*No space"):
+    _write(captions[1], tmp_path / "set")
 
 
 def test_a_row_with_other_files_than_images_is_refused(captions, tmp_path):

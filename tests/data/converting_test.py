@@ -102,3 +102,10 @@ def test_the_source_is_not_opened_for_a_folder_that_exists(tmp_path):
     converting.main([str(tmp_path / "none.json"), str(tmp_path)])
   with pytest.raises(InputError, match="none.json: no such file"):
     converting.main([str(tmp_path / "none.json"), str(tmp_path / "set")])
+
+
+def test_a_place_that_cannot_be_written_is_named(made):
+  with pytest.raises(
+    InputError, match="json/set: cannot be written: .*Not a d"
+  ):
+    _run(made, made.path / "set")

@@ -7,7 +7,7 @@ import pytest
 
 from configs import paper_data
 from pivot_jax import checkpoint
-from pivot_jax.data import mmpr_choice, mmpr_sets
+from pivot_jax.data import mmpr_choice, mmpr_sets, registry
 from pivot_jax.errors import InputError
 from tests.data import mmpr_files
 
@@ -41,10 +41,9 @@ def test_a_config_entry_opens_as_the_rows_chosen(mixed, selection):
     str(mixed), tokenizer=str(TOKENIZER), name="new_50", selection=selection,
     size=20,
   )  # fmt: skip
-  assert (spec.pop("kind"), spec.pop("image_root")) == ("mmpr", "")
-  source = mmpr_sets.open_set(**spec, image_size=8)
+  source = registry.open_source(spec | dict(image_size=8))
   assert len(source) == 20 and source[0]["image"].shape == (8, 8, 3)
-  again = mmpr_sets.open_set(**spec)
+  again = registry.open_source(spec)
   for i in range(20):
     assert source.text(i) == again.text(i)
     assert source.name(i) == again.name(i)

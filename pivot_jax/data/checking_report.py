@@ -1,0 +1,273 @@
+"""The faults that data can have, and the files and lines that tell of them.
+
+`KINDS` is the vocabulary of `python -m pivot_jax.data check`. A row has at most
+one fault; what is found of the rows themselves is `checking_rows.py`'s.
+"""
+
+import collections
+import json
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from pivot_jax.data import checking_rows
+
+_QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.999)
+_TOP = 10  # Sizes of images that are named.
+_BARS = 16  # Of a histogram.
+_BAR = 30  # Characters of the longest bar.
+
+
+class Kind(NamedTuple):
+  """What a fault is, and what to do about it."""
+
+  meaning: str
+  remedy: str
+
+
+KINDS = {
+  "schema": Kind(
+    "The record is no object, lacks a field (id, image, category and kind may be"
+    " absent), has one of a wrong type (an id is text or an integer, an image"
+    " text, a list of texts or null), or its conversations are empty, have an"
+    " unknown role, no question or no answer. Of a whole file: it is JSON and no"
+    " list, or has no rows.",
+    "mend the field that is named: its type, or what it lacks",
+  ),
+  "missing_image": Kind(
+    "An image path inside the image folder at which there is no file. In a list"
+    " of images one such is enough.",
+    "put the file there, correct the path, or give the folder by --images",
+  ),
+  "undecodable_image": Kind(
+    "An image file that is empty, no image, or cut short.",
+    "get the file again, or leave the row out",
+  ),
+  "too_many_pixels": Kind(
+    "An image whose header says more pixels than max_pixels (50 million),"
+    " whether or not they are there.",
+    "shrink the image, or leave the row out",
+  ),
+  "outside_root": Kind(
+    "An image path that leaves the image folder: by .., absolute, a URL, or a"
+    " symbolic link.",
+    "copy the image into the folder and name it by its path there",
+  ),
+  "placeholders": Kind(
+    "The questions have another number of <image> tags than the row has images"
+    " (one image needs no tag), or an answer has a tag.",
+    "write one <image> into the questions for each image of the row",
+  ),
+  "empty_answer": Kind(
+    "An answer is empty, or nothing but white space.",
+    "write the answer, or leave the row out",
+  ),
+  "equal_pair": Kind(
+    "The chosen and the rejected answer are the same.",
+    "leave the row out: there is nothing to prefer",
+  ),
+  "special_token": Kind(
+    "An answer holds <|im_start|>, <|im_end|> or <|endoftext|>.",
+    "remove the token from the answer",
+  ),
+  "too_long": Kind(
+    "The prompt with its images and an answer have more tokens than max_length.",
+    "shorten the row, raise max_length, or train with long=drop",
+  ),
+  "duplicate_id": Kind(
+    "An earlier row of the same file has the id.",
+    "give each row of a file its own id",
+  ),
+  "lone_surrogate": Kind(
+    "A text holds half a surrogate pair, spelled as a JSON escape.",
+    "write the character that was cut, or remove the escape",
+  ),
+  "bad_json": Kind(
+    "A line of a .jsonl file is not one JSON value. Of a whole file: a .json"
+    " file is not JSON.",
+    "write the line or the file again; a file of JSON lines ends in .jsonl",
+  ),
+  "bad_utf8": Kind(
+    "A line of a .jsonl file is not UTF-8. Of a whole file: a .json file is not"
+    " UTF-8.",
+    "save the file as UTF-8",
+  ),
+}
+
+
+class Summary:
+  """What was found of one file."""
+
+  def __init__(self, path: str):
+    self.path = path
+    self.rows = 0
+    self.bad: collections.Counter[str] = collections.Counter()
+    self.unreadable = False
+    self._first: dict[str, checking_rows.Fault] = {}
+    self._tokens: collections.Counter[int] = collections.Counter()
+    self._sizes: collections.Counter[checking_rows.Size] = collections.Counter()
+
+  def add(self, part: checking_rows.Part) -> None:
+    """Counts what was found of some rows."""
+    self.rows += part.rows
+    for fault in part.faults:
+      self._count(fault)
+    self._tokens.update(part.tokens)
+    self._sizes.update(part.sizes)
+
+  def add_unreadable(self, fault: checking_rows.Fault) -> None:
+    """Counts a fault of the whole file."""
+    self.unreadable = True
+    self._count(fault)
+
+  @property
+  def bad_rows(self) -> int:
+    return 0 if self.unreadable else self.bad.total()
+
+  def as_json(self) -> dict[str, Any]:
+    """Returns what `check.json` says of the file."""
+    return {
+      "file": self.path,
+      "readable": not self.unreadable,
+      "rows": self.rows,
+      "good": self.rows - self.bad_rows,
+      "bad": {kind: self.bad[kind] for kind in KINDS if self.bad[kind]},
+      "images": self._sizes.total(),
+      "distinct_image_sizes": len(self._sizes),
+      "image_sizes": [
+        {"width": width, "height": height, "images": count}
+        for (width, height), count in self._top()
+      ],
+      "tokens": lengths(self._tokens),
+    }
+
+  def lines(self) -> list[str]:
+    """Returns the file's part of the text on the terminal."""
+    good = self.rows - self.bad_rows
+    rows = "cannot be read" if self.unreadable else f"{self.rows} rows"
+    said = [f"{self.path}: {rows}, {good} good"]
+    for kind, count in self.bad.most_common():
+      first = self._first[kind]
+      said += [
+        f"  {count:>6} {kind}: {KINDS[kind].remedy}",
+        f"         as {first.why if self.unreadable else f'{first.name}: {first.why}'}",
+      ]
+    if self._sizes:
+      sizes = ", ".join(
+        f"{width}x{height} ({count})"
+        for (width, height), count in self._top()[:3]
+      )
+      more = ", ..." if len(self._sizes) > 3 else ""
+      said.append(
+        f"  {self._sizes.total()} images of {len(self._sizes)} sizes: {sizes}"
+        f"{more}"
+      )
+    return said + _drawn(lengths(self._tokens))
+
+  def _count(self, fault: checking_rows.Fault) -> None:
+    self.bad[fault.kind] += 1
+    self._first.setdefault(fault.kind, fault)
+
+  def _top(self) -> list[tuple[checking_rows.Size, int]]:
+    ordered = sorted(self._sizes.items(), key=lambda one: (-one[1], one[0]))
+    return ordered[:_TOP]
+
+
+def lengths(counts: collections.Counter[int]) -> dict[str, Any] | None:
+  """Returns the distribution of lengths in tokens, None of no rows.
+
+  A quantile q is the smallest length that a share q of the rows is not over.
+  The bars of the histogram are equally wide, but for the last, which has all
+  that are longer.
+  """
+  if not counts:
+    return None
+  rows = counts.total()
+  total = sum(length * count for length, count in counts.items())
+  quantiles = _quantiles(counts)
+  return {
+    "rows": rows,
+    "total": total,
+    "mean": round(total / rows, 2),
+    "min": min(counts),
+    "max": max(counts),
+    "quantiles": quantiles,
+    "histogram": _histogram(counts, high=quantiles["0.999"]),
+  }
+
+
+def _quantiles(counts: collections.Counter[int]) -> dict[str, int]:
+  rows, below = counts.total(), 0
+  wanted, found = list(_QUANTILES), {}
+  for length in sorted(counts):
+    below += counts[length]
+    while wanted and below >= wanted[0] * rows:
+      found[f"{wanted.pop(0):g}"] = length
+  return found
+
+
+def _histogram(counts: collections.Counter[int], high: int) -> list[Any]:
+  """Returns up to `_BARS` bars from the shortest row to one of `high` tokens."""
+  width = 1
+  while high // width - min(counts) // width >= _BARS:
+    width *= 2
+  bars: collections.Counter[int] = collections.Counter()
+  for length, count in counts.items():
+    bars[min(length, high) // width] += count
+  found = [
+    {"from": bar * width, "to": bar * width + width - 1, "rows": bars[bar]}
+    for bar in range(min(bars), max(bars) + 1)
+  ]
+  found[-1]["to"] = max(found[-1]["to"], max(counts))
+  return found
+
+
+def _drawn(found: dict[str, Any] | None) -> list[str]:
+  """Returns a distribution of lengths as lines of text."""
+  if found is None:
+    return []
+  at = found["quantiles"]
+  said = [
+    f"  tokens a row: {found['min']} to {found['max']}, half up to {at['0.5']},"
+    f" 90 % up to {at['0.9']}, 99 % up to {at['0.99']}"
+  ]
+  most = max(bar["rows"] for bar in found["histogram"])
+  for bar in found["histogram"]:
+    if not bar["rows"]:
+      continue
+    length = -(-_BAR * bar["rows"] // most)
+    span = f"{bar['from']}-{bar['to']}"
+    said.append(f"  {span:>15} {'#' * length:<{_BAR}} {bar['rows']}")
+  return said
+
+
+def line(fault: checking_rows.Fault, row: bool = True) -> str:
+  """Returns a fault as a line of `bad.jsonl`; `row`: not of a whole file."""
+  at = checking_rows.place(fault.name) if row else None
+  said = {
+    "file": at.file if at else fault.name,
+    "row": at.row if at else None,
+    "name": fault.name,
+    "id": fault.id,
+    "kind": fault.kind,
+    "why": fault.why,
+    "remedy": KINDS[fault.kind].remedy,
+  }
+  # Escaped, since names of files and ids need not be text in UTF-8.
+  return json.dumps(said) + "\n"
+
+
+def summary(
+  files: Sequence[Summary], *, settings: dict[str, Any]
+) -> dict[str, Any]:
+  """Returns what `check.json` says."""
+  bad: collections.Counter[str] = collections.Counter()
+  for file in files:
+    bad.update(file.bad)
+  return {
+    "settings": settings,
+    "rows": sum(file.rows for file in files),
+    "bad_rows": sum(file.bad_rows for file in files),
+    "unreadable_files": sum(file.unreadable for file in files),
+    "bad": {kind: bad[kind] for kind in KINDS if bad[kind]},
+    "files": [file.as_json() for file in files],
+  }

@@ -1,0 +1,357 @@
+"""Mixtures of LLaVA files, as LLaVA-OneVision writes them down in YAML.
+
+  datasets:
+  - json_path: OneVisionData/sroie/sroie_data_33626.json
+    sampling_strategy: first:10%    # all, first:N, end:N, random:N; N or p%
+    expected: 33626                 # rows of the file, if known (ours)
+    epochs: 2                       # how often its rows come (ours)
+
+A `Mixture` is one source: the chosen rows of each file, one file after the
+other. Of the rows only their numbers are held.
+"""
+
+import bisect
+import fractions
+import logging
+import math
+import os
+import pathlib
+import re
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import yaml
+
+from pivot_jax.data import images, sources
+from pivot_jax.errors import InputError
+
+LOG = logging.getLogger("pivot_jax")
+
+Row = dict[str, Any]
+
+_KEYS = {"json_path", "sampling_strategy", "expected", "epochs", "weight"}
+_STRATEGY = re.compile(r"(first|end|random):(\d+|\d+(?:\.\d+)?%)")
+
+
+class Entry(NamedTuple):
+  """One file of a mixture.
+
+  Attributes:
+    expected: the rows that the file is known to have, None if that is not.
+    epochs: how often each chosen row comes.
+    weight: the share of the mixture, relative to the other entries'.
+  """
+
+  json_path: str
+  strategy: str = "all"
+  expected: int | None = None
+  epochs: int = 1
+  weight: float | None = None
+
+  @property
+  def name(self) -> str:
+    """The file's name without its suffix, which opens the ids of its rows."""
+    return pathlib.PurePosixPath(self.json_path).stem
+
+  def count(self, rows: int) -> int:
+    """Returns how many rows of that many are chosen, p% being rounded up."""
+    if self.strategy == "all":
+      return rows
+    number = self.strategy.partition(":")[2]
+    if number.endswith("%"):
+      return math.ceil(fractions.Fraction(number[:-1]) * rows / 100)
+    return int(number)
+
+
+class Line(NamedTuple):
+  """A line of `describe`: rows of the file, and rows of the mixture from it."""
+
+  name: str
+  rows: int
+  taken: int
+  expected: int | None
+
+
+def read(path: str | os.PathLike) -> tuple[Entry, ...]:
+  """Returns the entries of a mixture's YAML file; opens none of their files.
+
+  Raises:
+    InputError: no such file, no YAML, or an entry that is none.
+  """
+  path = pathlib.Path(path)
+  if not path.is_file():
+    raise InputError(f"{path}: no such file")
+  try:
+    found = yaml.safe_load(path.read_bytes())
+  except yaml.YAMLError as error:
+    said = " ".join(str(error).split())
+    raise InputError(f"{path}: not valid YAML: {said}") from None
+  listed = found.get("datasets") if isinstance(found, dict) else None
+  if not isinstance(listed, list) or not listed:
+    raise InputError(f"{path}: datasets: must be a list of entries")
+  entries = tuple(
+    _entry(one, f"{path}: datasets[{index}]")
+    for index, one in enumerate(listed)
+  )
+  weighted = [entry.weight is not None for entry in entries]
+  if any(weighted) and not all(weighted):
+    lacking = entries[weighted.index(False)].json_path
+    raise InputError(f"{path}: {lacking}: weight: give all entries one or none")
+  return entries
+
+
+class Mixture:
+  """The conversations of a mixture as one source.
+
+  Ids are FILE/ID after the file's name without suffix; where that name is used
+  again, by further epochs or another entry, FILE#2/ID and so on.
+  """
+
+  def __init__(
+    self,
+    path: str | os.PathLike,
+    root: str | os.PathLike | None = None,
+    image_root: str | os.PathLike | None = None,
+    *,
+    seed: int = 0,
+    strict: bool = True,
+    image_size: int | None = None,
+    resample: str = "bicubic",
+    max_pixels: int = images.MAX_PIXELS,
+    decoder: str = "pil",
+    flawed: bool = False,
+  ):
+    """Opens the files of a mixture; indexes those never seen before.
+
+    Args:
+      root: the folder that each `json_path` is relative to; the YAML file's own
+        if not given.
+      image_root: the folder that all images are relative to; `root` if not
+        given.
+      seed: of `random:N` and of the parts of epochs that weights ask for.
+      strict: whether another number of rows than expected is an error, or a
+        line in the log.
+      flawed: lines that are no records are an error only when they are read.
+
+    Raises:
+      InputError: all files that are not there, or all of another length.
+    """
+    self.path = pathlib.Path(path)
+    self.entries = read(self.path)
+    root = self.path.parent if root is None else pathlib.Path(root)
+    _check_there(self.path, root, self.entries)
+    self._files = [
+      sources.LlavaJson(
+        root / entry.json_path,
+        root if image_root is None else image_root,
+        image_size=image_size,
+        resample=resample,
+        max_pixels=max_pixels,
+        decoder=decoder,
+        flawed=flawed,
+      )
+      for entry in self.entries
+    ]
+    _check_lengths(self.path, root, self.entries, self._files, strict=strict)
+    self._parts = _parts(self.path, self.entries, self._files, seed)
+    self._ends = np.cumsum([len(part.rows) for part in self._parts]).tolist()
+
+  def __len__(self) -> int:
+    return self._ends[-1]
+
+  def __getitem__(self, index: int) -> Row:
+    part, row = self._at(index)
+    return self._named(part, self._files[part.file][row])
+
+  def text(self, index: int) -> Row:
+    """Returns the row with its images' paths in place of their pixels."""
+    part, row = self._at(index)
+    return self._named(part, self._files[part.file].text(row))
+
+  def encoded(self, index: int) -> tuple[bytes, ...]:
+    """Returns the bytes of the row's image files."""
+    part, row = self._at(index)
+    return self._files[part.file].encoded(row)
+
+  def name(self, index: int) -> str:
+    """Returns where a row stands in its file."""
+    part, row = self._at(index)
+    return self._files[part.file].name(row)
+
+  def taken(self, entry: int) -> int:
+    """Returns how many rows of the mixture come from an entry."""
+    return sum(len(p.rows) for p in self._parts if p.file == entry)
+
+  def rows(self, entry: int) -> int:
+    """Returns how many rows the file of an entry has."""
+    return len(self._files[entry])
+
+  def _at(self, index: int) -> tuple["_Part", int]:
+    if not 0 <= index < len(self):
+      raise IndexError(index)
+    place = bisect.bisect_right(self._ends, index)
+    part = self._parts[place]
+    return part, int(part.rows[index - self._ends[place] + len(part.rows)])
+
+  def _named(self, part: "_Part", row: Row) -> Row:
+    return row | {"id": f"{part.name}/{row['id']}"}
+
+
+def describe(mixture: Mixture) -> tuple[Line, ...]:
+  """Returns what a mixture takes of each of its files."""
+  return tuple(
+    Line(entry.name, mixture.rows(i), mixture.taken(i), entry.expected)
+    for i, entry in enumerate(mixture.entries)
+  )
+
+
+class _Part(NamedTuple):
+  """Rows of one file that come one after the other, and their ids' opening."""
+
+  file: int
+  name: str
+  rows: np.ndarray
+
+
+def _entry(found: Any, where: str) -> Entry:
+  """Returns a checked entry of the YAML file."""
+  if not isinstance(found, Mapping) or "json_path" not in found:
+    raise InputError(f"{where}: must have the key json_path")
+  unknown = sorted(map(str, set(found) - _KEYS))
+  if unknown:
+    raise InputError(
+      f"{where}: {unknown[0]}: unknown; keys are {sorted(_KEYS)}"
+    )
+  path = found["json_path"]
+  if not isinstance(path, str) or not path.endswith((".json", ".jsonl")):
+    raise InputError(f"{where}: json_path: must name a .json or .jsonl file")
+  strategy = str(found.get("sampling_strategy", "all"))
+  if strategy != "all" and not _STRATEGY.fullmatch(strategy):
+    raise InputError(
+      f"{where}: sampling_strategy: {strategy!r} is none of all, first:N,"
+      " end:N, random:N, where N is a number or p%"
+    )
+  _check_number(found, "expected", where, of=int)
+  _check_number(found, "epochs", where, of=int)
+  _check_number(found, "weight", where, of=(int, float))
+  if "epochs" in found and "weight" in found:
+    raise InputError(f"{where}: give epochs or weight, not both")
+  return Entry(
+    path,
+    strategy,
+    found.get("expected"),
+    found.get("epochs", 1),
+    found.get("weight"),
+  )
+
+
+def _check_number(
+  found: Mapping[str, Any], key: str, where: str, *, of
+) -> None:
+  if key not in found:
+    return
+  value = found[key]
+  if isinstance(value, bool) or not isinstance(value, of) or not value > 0:
+    raise InputError(f"{where}: {key}: {value!r} is no number over 0")
+
+
+def _check_there(path, root: pathlib.Path, entries: Sequence[Entry]) -> None:
+  missing = [e for e in entries if not (root / e.json_path).is_file()]
+  if missing:
+    more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+    first = ", ".join(entry.json_path for entry in missing[:3])
+    raise InputError(
+      f"{path}: {len(missing)} of {len(entries)} files are not in {root}:"
+      f" {first}{more}"
+    )
+
+
+def _check_lengths(path, root, entries, files, *, strict: bool) -> None:
+  wrong = [
+    f"{root / entry.json_path}: {len(file)} rows, expected {entry.expected}"
+    for entry, file in zip(entries, files)
+    if entry.expected not in (None, len(file))
+  ]
+  if wrong and strict:
+    more = f"; and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+    raise InputError(
+      f"{path}: {'; '.join(wrong[:5])}{more}: mend `expected`, or set"
+      " strict=False to go on"
+    )
+  for one in wrong:
+    LOG.warning("%s", one)
+
+
+def _parts(path, entries, files, seed: int) -> list[_Part]:
+  """Returns the rows of every epoch of every entry, in the mixture's order."""
+  rngs = [_rng(seed, entry, i) for i, entry in enumerate(entries)]
+  chosen = [
+    _choose(path, entry, len(file), rng)
+    for entry, file, rng in zip(entries, files, rngs)
+  ]
+  parts, uses = [], {}
+  for i, total in enumerate(_totals(path, entries, chosen)):
+    for first in range(0, total, max(1, len(chosen[i]))):
+      rows = chosen[i]
+      if total - first < len(rows):
+        rows = _some(rows, total - first, rngs[i])
+      parts.append(_Part(i, _unused(uses, entries[i].name), rows))
+  if not parts:
+    raise InputError(f"{path}: the mixture is empty")
+  return parts
+
+
+def _choose(path, entry: Entry, rows: int, rng) -> np.ndarray:
+  """Returns the rows that an entry's strategy takes of a file, in its order."""
+  count = entry.count(rows)
+  if count > rows:
+    raise InputError(
+      f"{path}: {entry.json_path}: {entry.strategy} of {rows} rows cannot be"
+    )
+  every = np.arange(rows, dtype=np.int32)
+  if entry.strategy.startswith("random"):
+    return _some(every, count, rng)
+  if entry.strategy.startswith("end"):
+    return every[rows - count :]
+  return every[:count]
+
+
+def _some(rows: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+  return np.sort(rng.choice(rows, count, replace=False))
+
+
+def _totals(path, entries, chosen: Sequence[np.ndarray]) -> list[int]:
+  """Returns how many rows each entry gives, epochs or weights counted in.
+
+  With weights the mixture is as long as without, and shared out by weight;
+  of what is left over by rounding, entries in front get one row more.
+  """
+  lengths = [len(rows) for rows in chosen]
+  if entries[0].weight is None:
+    return [e.epochs * length for e, length in zip(entries, lengths)]
+  if 0 in lengths:
+    empty = entries[lengths.index(0)].json_path
+    raise InputError(f"{path}: {empty}: has a weight and no rows")
+  weights = [fractions.Fraction(entry.weight) for entry in entries]
+  share = fractions.Fraction(sum(lengths)) / sum(weights)
+  totals = [math.floor(weight * share) for weight in weights]
+  for i in range(sum(lengths) - sum(totals)):
+    totals[i] += 1
+  return totals
+
+
+def _rng(seed: int, entry: Entry, place: int) -> np.random.Generator:
+  return np.random.default_rng([seed, zlib.crc32(entry.name.encode()), place])
+
+
+def _unused(uses: dict[str, int], name: str) -> str:
+  """Returns `name`, `name#2` and so on, none of them twice."""
+  number = uses.get(name, 0) + 1
+  numbered = name
+  while number > 1 and (numbered := f"{name}#{number}") in uses:
+    number += 1
+  uses[name] = number
+  uses.setdefault(numbered, 1)
+  return numbered

@@ -1,0 +1,245 @@
+"""MMPR, millions of preference pairs in many files, as one source.
+
+It reads whatever a `meta.json` lists and holds no text. Which of the rows make
+up the paper's training sets is `mmpr_choice.py`'s to say.
+"""
+
+import bisect
+import logging
+import os
+import pathlib
+import posixpath
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from pivot_jax.data import images, indexed, records
+from pivot_jax.errors import InputError
+
+LOG = logging.getLogger("pivot_jax")
+
+Row = dict[str, Any]
+
+
+class Part(NamedTuple):
+  """One entry of a `meta.json`: its file, and where its rows begin."""
+
+  name: str
+  root: str
+  file: indexed.File
+  begin: int
+  has_ids: bool
+
+
+class Mmpr:
+  """Preference rows of all files of a `meta.json`, in its order.
+
+  A row has `id` (NAME/ID, or NAME/INDEX in a file without ids), `image` (None,
+  one or a list), `question`, `chosen`, `rejected` and `data_source`, the NAME.
+
+  Attributes:
+    parts: the entries.
+    root: the folder that the entries' `root`s are in.
+  """
+
+  def __init__(
+    self,
+    meta: str | os.PathLike,
+    image_root: str | os.PathLike | None = None,
+    *,
+    image_size: int | None = None,
+    resample: str = "bicubic",
+    max_pixels: int = images.MAX_PIXELS,
+    decoder: str = "pil",
+    gif_as_jpg: bool = False,
+    flawed: bool = False,
+  ):
+    """Opens the files that `meta` names; indexes those never seen before.
+
+    Annotations are looked for beside `meta.json`, then beside its folder (the
+    published paths start with the folder's name), then by their name alone in
+    `annotations/`: some were published with the path of another machine.
+
+    Args:
+      image_root: the folder that holds each entry's `root`; if not given,
+        `meta.json`'s own or the one above, whichever has one of them.
+      gif_as_jpg: a `.gif` is read as the `.jpg` beside it, as in the released
+        script; otherwise only one that is not there.
+      flawed: lines that are no records are an error only when they are read.
+    """
+    self.path = pathlib.Path(meta)
+    entries = _read_meta(self.path)
+    folder = self.path.parent
+    self.parts = _open_parts(folder, entries, flawed=flawed)
+    self._begins = [part.begin for part in self.parts]
+    self._size = sum(len(part.file) for part in self.parts)
+    self._gif_as_jpg = gif_as_jpg
+    roots = [part.root for part in self.parts]
+    self._pictures = images.Pictures(
+      _image_root(folder, roots) if image_root is None else image_root,
+      image_size=image_size,
+      resample=resample,
+      max_pixels=max_pixels,
+      decoder=decoder,
+    )
+    self.root = self._pictures.root
+
+  def __len__(self) -> int:
+    return self._size
+
+  def __getitem__(self, index: int) -> Row:
+    row = self.text(index)
+    with records.located(self.name(index)):
+      if isinstance(row["image"], list):
+        row["image"] = self._pictures.read_many(row["image"])
+      elif row["image"] is not None:
+        row["image"] = self._pictures.read(row["image"])
+    return row
+
+  def text(self, index: int) -> Row:
+    """Returns the row with paths, relative to `root`, in place of pixels."""
+    part, number = self._at(index)
+    with records.located(part.file.name(number)):
+      record = part.file.record(number)
+      found = records.image_paths(record)
+      if isinstance(found, list):
+        image = [self._relative(part, path) for path in found]
+      else:
+        image = None if found is None else self._relative(part, found)
+      own = part.file.id(record, number) if part.has_ids else number
+      fields = ("question", "chosen", "rejected")
+      row: Row = {"id": f"{part.name}/{own}", "image": image}
+      row |= {name: records.text(record, name) for name in fields}
+      return row | {"data_source": part.name}
+
+  def encoded(self, index: int) -> tuple[bytes, ...]:
+    """Returns the bytes of the row's image files."""
+    paths = records.listed(self.text(index)["image"])
+    with records.located(self.name(index)):
+      return tuple(self._pictures.read_bytes(path) for path in paths)
+
+  def check_image(self, path: str) -> None:
+    """Raises for an image of a row that is not a file inside `root`."""
+    images.resolve(self.root, path)
+
+  def name(self, index: int) -> str:
+    """Returns `file:line`."""
+    part, number = self._at(index)
+    return part.file.name(number)
+
+  def place(self, index: int) -> tuple[int, int]:
+    """Returns (entry of `meta.json`, row of its file), both from 0."""
+    if not 0 <= index < self._size:
+      raise IndexError(index)
+    entry = bisect.bisect_right(self._begins, index) - 1
+    return entry, int(index) - self._begins[entry]
+
+  def _at(self, index: int) -> tuple[Part, int]:
+    entry, number = self.place(index)
+    return self.parts[entry], number
+
+  def _relative(self, part: Part, path: str) -> str:
+    path = posixpath.join(part.root, path)
+    stem, suffix = posixpath.splitext(path)
+    if suffix.lower() != ".gif":
+      return path
+    there = not self._gif_as_jpg and (self.root / path).is_file()
+    return path if there else f"{stem}.jpg"
+
+
+class Selected:
+  """Some rows of a source, in an order of their own; names stay the file's."""
+
+  def __init__(self, source: Any, indices: Sequence[int] | np.ndarray):
+    self.source = source
+    self.indices = np.asarray(indices, np.int64)
+
+  def __len__(self) -> int:
+    return len(self.indices)
+
+  def __getitem__(self, index: int) -> Row:
+    return self.source[self._own(index)]
+
+  def text(self, index: int) -> Row:
+    """Returns a row without its pixels."""
+    return self.source.text(self._own(index))
+
+  def encoded(self, index: int) -> tuple[bytes, ...]:
+    """Returns the bytes of a row's image files."""
+    return self.source.encoded(self._own(index))
+
+  def name(self, index: int) -> str:
+    """Returns where a row stands in its file."""
+    return self.source.name(self._own(index))
+
+  def _own(self, index: int) -> int:
+    if not 0 <= index < len(self):
+      raise IndexError(index)
+    return int(self.indices[index])
+
+
+def _read_meta(path: pathlib.Path) -> Mapping[str, Mapping[str, Any]]:
+  """Returns the entries of a `meta.json`, checked for what is used of them."""
+  if not path.is_file():
+    raise InputError(f"{path}: no such file")
+  with records.located(str(path)):
+    entries = records.parse(path.read_bytes())
+  if not entries:
+    raise InputError(f"{path}: lists no annotations")
+  for name, entry in entries.items():
+    with records.located(f"{path}: {name}"):
+      if not isinstance(entry, dict):
+        raise InputError("must have the keys root and annotation")
+      records.text(entry, "root")
+      if not records.text(entry, "annotation").endswith(".jsonl"):
+        raise InputError("annotation: must be a file of JSON lines, .jsonl")
+  return entries
+
+
+def _open_parts(folder, entries, *, flawed: bool) -> tuple[Part, ...]:
+  paths = {
+    name: _annotation(folder, entry["annotation"])
+    for name, entry in entries.items()
+  }
+  missing = [entries[name]["annotation"] for name, p in paths.items() if not p]
+  if missing:
+    more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+    raise InputError(
+      f"{folder / 'meta.json'}: {len(missing)} of {len(paths)} annotations are"
+      f" not there, as {', '.join(missing[:3])}{more}: put them into"
+      f" {folder / 'annotations'}"
+    )
+  parts, begin = [], 0
+  for name, path in paths.items():
+    file = indexed.File(path)
+    if file.flaws and not flawed:
+      index, why = file.flaws[0]
+      raise InputError(f"{file.name(index)}: {why}")
+    length = entries[name].get("length", len(file))
+    if length != len(file):
+      LOG.warning("%s: %d rows, %s in meta.json", path, len(file), length)
+    root = entries[name]["root"]
+    parts.append(Part(name, root, file, begin, _has_ids(file)))
+    begin += len(file)
+  return tuple(parts)
+
+
+def _annotation(folder: pathlib.Path, path: str) -> pathlib.Path | None:
+  name = posixpath.basename(path)
+  places = (folder / path, folder.parent / path, folder / "annotations" / name)
+  return next((place for place in places if place.is_file()), None)
+
+
+def _has_ids(file: indexed.File) -> bool:
+  """Returns whether the first record has an id; then all are taken to have."""
+  if not len(file) or any(flaw.index == 0 for flaw in file.flaws):
+    return False
+  return "id" in file.record(0)
+
+
+def _image_root(folder: pathlib.Path, roots: Iterable[str]) -> pathlib.Path:
+  for place in (folder, folder.parent):
+    if any((place / root).is_dir() for root in roots):
+      return place
+  return folder

@@ -1,0 +1,357 @@
+"""Hugging Face's parquet files as rows, their images inside.
+
+`Parquet` reads at random, and for that a row group (100 rows or more) at a
+time: to train in random order, `python -m pivot_jax.data convert` them first.
+Which columns it knows, and what it makes of them, is in its docstring.
+"""
+
+import os
+import pathlib
+import re
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from pivot_jax.data import embedded, images, parquet_files, records
+from pivot_jax.errors import InputError
+
+# The columns that may hold the id; the first that is there counts.
+IDS = ("question_id", "questionId", "id", "index")
+_NUMBERED = re.compile(r"image_(\d+)")
+
+Row = dict[str, Any]
+
+
+class Parquet:
+  """Rows of one .parquet file, or of a folder of shards in order of name.
+
+  The columns tell the kind:
+    conversation: `conversations`, a list of struct<from, value> or struct<role,
+      content>, as lmms-lab publishes LLaVA-OneVision-Data and LLaVA-NeXT-Data.
+    preference: `chosen`, `rejected`, and `question` or `prompt`.
+    eval: `question`, and `answer` or `answers`, as lmms-lab publishes MME,
+      MMBench, ScienceQA, textvqa, DocVQA, SEED-Bench, MMMU and others. The
+      answer is text. A whole number becomes text (ScienceQA's is a place in
+      `choices`); of a list (textvqa, DocVQA) the answer that occurs most counts
+      and of those the earliest. `category` and `kind` are the set's name where
+      there is no such column. The row's `columns` has all columns of text,
+      numbers, truth values and lists of those, as a prompt may need options
+      and hints and a score all answers.
+    classify: `image`, and a whole number `label`.
+
+  Images are struct<bytes, path>, one or a list, in `image` or in `images`, or
+  one each in `image_1`, `image_2` and so on (MMMU); rows without any are text
+  alone. The id is the first of `IDS` that is a column; used again it becomes
+  `id#2` (MME asks twice about an image), and a row without one is called after
+  its file and row. `name` is FILE:ROW, counted from 0 in the file.
+
+  Attributes:
+    path: as given.
+    kind: "conversation", "preference", "eval" or "classify".
+  """
+
+  def __init__(
+    self,
+    path: str | os.PathLike,
+    *,
+    image_size: int | None = None,
+    resample: str = "bicubic",
+    max_pixels: int = images.MAX_PIXELS,
+    decoder: str = "pil",
+  ):
+    """Opens the files; only their footers are read.
+
+    Args:
+      path: a file, a folder, or a folder and a pattern as the cards of data
+        sets name the shards of a split: `FOLDER/train-*`.
+
+    Raises:
+      InputError: as `parquet_files.Files`, or columns that make no rows.
+    """
+    self.path = pathlib.Path(path)
+    self._given = {
+      "image_size": image_size,
+      "resample": resample,
+      "max_pixels": max_pixels,
+      "decoder": decoder,
+    }
+    self._pictures = images.Pictures(self.path, **self._given)
+    self._files = parquet_files.Files(self.path)
+    names = self._files.schema.names
+    where = self._files.paths[0]
+    self.kind = _kind(names, where)
+    self._images = _image_columns(self._files.schema, where)
+    if self.kind == "eval" and not self._images and "imageId" in names:
+      raise InputError(
+        f"{where}: imageId names pictures that are in other files; join them"
+        " into a column image"
+      )
+    self._id = next((name for name in IDS if name in names), None)
+    self._fields = _field_columns(self._files.schema, self.kind)
+    texts = {*self._fields, *([] if self._id is None else [self._id])}
+    paths = _leaves_of(self._files.leaves, self._images, "path")
+    self._texts = (*sorted(texts), *(paths or self._images))
+    self._renamed: dict[int, str] | None = None
+    self._lock = threading.Lock()
+
+  def __len__(self) -> int:
+    return len(self._files)
+
+  def __getitem__(self, index: int) -> Row:
+    row = self.text(index)
+    files = self.encoded(index)
+    with records.located(self.name(index)):
+      return row | {"image": embedded.pixels(self._pictures, files)}
+
+  def text(self, index: int) -> Row:
+    """Returns the row with True in the place of each image."""
+    with records.located(self.name(index)):
+      record = self._files.record(index, self._texts)
+      count = len(_structs(record, self._images))
+      row: Row = {
+        "id": self._row_id(record, index),
+        "image": embedded.present(count),
+      }
+      return row | self._row_fields(record)
+
+  def encoded(self, index: int) -> tuple[bytes, ...]:
+    """Returns the bytes of the row's images, as the file has them."""
+    with records.located(self.name(index)):
+      if not self._images:
+        return ()
+      record = self._files.record(index, self._images)
+      found = _structs(record, self._images)
+      for name, struct in found:
+        if not struct["bytes"]:
+          raise InputError(
+            f"{name}: no bytes, only the path {struct.get('path')!r}; get the"
+            " files that have the images inside",
+            kind="missing_image",
+          )
+      return tuple(struct["bytes"] for _, struct in found)
+
+  def name(self, index: int) -> str:
+    """Returns FILE:ROW, counted from 0 in the file."""
+    return str(self._files.place(index))
+
+  def __reduce__(self):
+    # Locks do not travel to other processes.
+    return _reopened, (self.path, self._given)
+
+  def _row_id(self, record: Mapping[str, Any], index: int) -> str:
+    place = self._files.place(index)
+    if self._id is None:
+      return f"{place.path.stem}-{place.row}"
+    with self._lock:
+      if self._renamed is None:
+        self._renamed = _repeated(self._files, self._id)
+    if index in self._renamed:
+      return self._renamed[index]
+    default = f"{place.path.stem}-{place.row}"
+    return records.given_id({"id": record[self._id]}, default)
+
+  def _row_fields(self, record: Mapping[str, Any]) -> Row:
+    if self.kind == "conversation":
+      return {"conversations": _turns(record)}
+    if self.kind == "classify":
+      return {"label": _label(record["label"])}
+    asked = "question" if "question" in self._fields else "prompt"
+    row = {"question": records.text(record, asked)}
+    if self.kind == "preference":
+      for field in ("chosen", "rejected"):
+        row[field] = records.text(record, field)
+      return row
+    row["answer"] = _answer(record)
+    for field in ("category", "kind"):
+      given = record.get(field) is not None
+      row[field] = records.text(record, field) if given else self._set_name()
+    return row | {"columns": {name: record[name] for name in self._fields}}
+
+  def _set_name(self) -> str:
+    """Returns what the set is called: the file, or the folder of shards."""
+    if self.path.is_file():
+      return self.path.stem
+    folder = (self.path if self.path.is_dir() else self.path.parent).resolve()
+    return folder.parent.name if folder.name == "data" else folder.name
+
+
+def _reopened(path: pathlib.Path, given: dict[str, Any]) -> Parquet:
+  return Parquet(path, **given)
+
+
+def _kind(names: list[str], where: pathlib.Path) -> str:
+  found = set(names)
+  if "conversations" in found:
+    return "conversation"
+  if {"chosen", "rejected"} <= found and {"question", "prompt"} & found:
+    return "preference"
+  if "question" in found and {"answer", "answers"} & found:
+    return "eval"
+  if {"image", "label"} <= found:
+    return "classify"
+  raise InputError(
+    f"{where}: the columns {', '.join(names)} make no rows: needed are"
+    " conversations; or question, chosen and rejected; or question and answer;"
+    " or image and label"
+  )
+
+
+def _image_columns(schema: Any, where: pathlib.Path) -> tuple[str, ...]:
+  """Returns the columns that hold images, which must have bytes."""
+  numbered = [name for name in schema.names if _NUMBERED.fullmatch(name)]
+  numbered.sort(key=lambda name: int(name.removeprefix("image_")))
+  ways = [("image",), ("images",), tuple(numbered)]
+  ways = [way for way in ways if way and way[0] in schema.names]
+  if len(ways) > 1:
+    raise InputError(f"{where}: images in {ways[0][0]} and in {ways[1][0]}")
+  columns = ways[0] if ways else ()
+  for name in columns:
+    found = schema.field(name).type
+    one = found.value_type if _is_list(found) else found
+    if not _is_image(one):
+      raise InputError(
+        f"{where}: {name}: must be struct<bytes, path> or a list of such, not"
+        f" {found}"
+      )
+  return columns
+
+
+def _is_list(found: Any) -> bool:
+  types = parquet_files.pyarrow().types
+  return types.is_list(found) or types.is_large_list(found)
+
+
+def _is_image(found: Any) -> bool:
+  types = parquet_files.pyarrow().types
+  if types.is_null(found):
+    return True
+  if not types.is_struct(found):
+    return False
+  kept = {field.name: field.type for field in found}
+  data = kept.get("bytes")
+  return data is not None and (
+    types.is_binary(data) or types.is_large_binary(data) or types.is_null(data)
+  )
+
+
+def _field_columns(schema: Any, kind: str) -> tuple[str, ...]:
+  """Returns the columns whose values make the fields of a row."""
+  if kind == "conversation":
+    return ("conversations",)
+  if kind == "classify":
+    return ("label",)
+  if kind == "preference":
+    asked = "question" if "question" in schema.names else "prompt"
+    return (asked, "chosen", "rejected")
+  return tuple(field.name for field in schema if _is_plain(field.type))
+
+
+def _is_plain(found: Any) -> bool:
+  """Whether a column's values are text, numbers, truth values, or lists."""
+  types = parquet_files.pyarrow().types
+  if _is_list(found):
+    return _is_plain(found.value_type)
+  tests = (
+    types.is_string, types.is_large_string, types.is_integer,
+    types.is_floating, types.is_boolean, types.is_null,
+  )  # fmt: skip
+  return any(test(found) for test in tests)
+
+
+def _leaves_of(
+  leaves: tuple[str, ...], columns: tuple[str, ...], last: str
+) -> tuple[str, ...]:
+  """Returns the leaves called `last` if each of the columns has one."""
+  found = [leaf for leaf in leaves if leaf.endswith(f".{last}")]
+  of = [[f for f in found if f.split(".")[0] == name] for name in columns]
+  return tuple(one[0] for one in of) if all(of) else ()
+
+
+def _structs(
+  record: Mapping[str, Any], columns: tuple[str, ...]
+) -> list[tuple[str, dict[str, Any]]]:
+  """Returns the images of a row, each with what messages call it."""
+  found = []
+  for name in columns:
+    value = record[name]
+    if not isinstance(value, list):
+      found += [] if value is None else [(name, value)]
+      continue
+    for index, one in enumerate(value):
+      if one is None:
+        raise InputError(f"{name}[{index}]: is null in a list of images")
+      found.append((f"{name}[{index}]", one))
+  return found
+
+
+def _turns(record: Mapping[str, Any]) -> list[dict[str, str]]:
+  found = record["conversations"]
+  if isinstance(found, list):
+    # Arrow gives every turn the keys of all, those that it lacks as null.
+    found = [
+      {key: value for key, value in turn.items() if value is not None}
+      if isinstance(turn, dict)
+      else turn
+      for turn in found
+    ]
+  return records.turns({"conversations": found})
+
+
+def _label(found: Any) -> int:
+  if not isinstance(found, int) or found < 0:
+    raise InputError(f"label: must be a number of 0 or more, not {found!r}")
+  return found
+
+
+def _answer(record: Mapping[str, Any]) -> str:
+  field = "answer" if "answer" in record else "answers"
+  found = record[field]
+  if found is None or found == []:
+    raise InputError(f"{field}: is empty; this split has no answers to score")
+  if isinstance(found, list):
+    texts = [records.text({field: one}, field) for one in found]
+    return max(texts, key=texts.count)
+  if isinstance(found, int) and not isinstance(found, bool):
+    return str(found)
+  return records.text(record, field)
+
+
+def _repeated(files: parquet_files.Files, column: str) -> dict[int, str]:
+  """Returns new ids for the rows whose id an earlier row has.
+
+  Of millions of ids only hashes are held; those with one hash are looked at.
+  """
+  hashes = np.concatenate(
+    [
+      np.array([hash(one) for one in files.column(column, file)], np.int64)
+      for file in range(len(files.paths))
+    ]
+  )
+  known, places, counts = np.unique(
+    hashes, return_inverse=True, return_counts=True
+  )
+  again = np.flatnonzero((counts > 1)[places])
+  uses: dict[str, int] = {}
+  renamed = {}
+  of = files.files_of(again)
+  for file in np.unique(of).tolist():
+    ids = files.column(column, file)
+    for index in again[of == file].tolist():
+      given = ids[index - files.start(file)]
+      if given is None:
+        continue
+      if given not in uses:
+        uses[given] = 1
+        continue
+      uses[given] += 1
+      while _holds(known, f"{given}#{uses[given]}"):
+        uses[given] += 1
+      renamed[index] = f"{given}#{uses[given]}"
+  return renamed
+
+
+def _holds(known: np.ndarray, name: str) -> bool:
+  place = int(np.searchsorted(known, hash(name)))
+  return place < len(known) and int(known[place]) == hash(name)

@@ -1,0 +1,242 @@
+"""TensorFlow Datasets' ImageNet and ADE20K as rows, without TensorFlow.
+
+tensorflow_datasets 4.9.10 imports and reads sets in the format `array_record`
+in an environment that has no TensorFlow; to prepare one in that format it does
+need TensorFlow, once and anywhere:
+
+    tfds build imagenet2012 --file_format=array_record
+
+Images are taken undecoded (`tfds.decode.SkipDecoding`), so that their pixels
+are those of every other source.
+"""
+
+import json
+import os
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from pivot_jax.data import images, records
+from pivot_jax.errors import InputError
+
+_FOLDER = "~/tensorflow_datasets"  # Where tfds itself looks.
+_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+# Byte 25 of a PNG: how its samples make colours.
+_GREY, _RGB = 0, 2
+
+_NEEDED = {
+  "classify": {"image", "label"},
+  "segment": {"image", "annotation"},
+}
+
+Row = dict[str, Any]
+
+
+class Tfds:
+  """Rows of a prepared TensorFlow Datasets split, read through its data source.
+
+  The features tell the kind:
+    classify: `image` and `label`, as in `imagenet2012`; the id is `file_name`.
+    segment: `image` and `annotation`, as in `scene_parse150`.
+
+  The annotations of `scene_parse150` are not the 150 classes of the scene
+  parsing benchmark (paper.md 5.2): its builder takes `annotations_instance`,
+  RGB images whose red is one of 100 categories of things and whose green counts
+  the instances. They are refused unless `instances` says that these categories
+  are wanted. A set of the same name with grey 8-bit annotations has labels as
+  they are.
+
+  Attributes:
+    path: the folder of the version that is read.
+    kind: "classify" or "segment".
+  """
+
+  def __init__(
+    self,
+    name: str,
+    split: str,
+    data_dir: str | os.PathLike | None = None,
+    *,
+    instances: bool = False,
+    image_size: int | None = None,
+    resample: str = "bicubic",
+    max_pixels: int = images.MAX_PIXELS,
+    decoder: str = "pil",
+  ):
+    """Opens a split; no record is read.
+
+    Args:
+      name: as tfds has it; `imagenet2012:5.1.0` names a version, otherwise it
+        is the latest there is.
+      split: as tfds has it, `train[:10%]` included.
+      data_dir: what holds the sets, by default $TFDS_DATA_DIR or
+        ~/tensorflow_datasets.
+      instances: takes the red of RGB annotations for the labels.
+
+    Raises:
+      InputError: tensorflow_datasets is not installed, the set is not there,
+        not in the format array_record, in part, or of other features.
+    """
+    given: dict[str, Any] = {
+      "image_size": image_size,
+      "resample": resample,
+      "max_pixels": max_pixels,
+      "decoder": decoder,
+    }
+    self._named = (name, split, data_dir)
+    self._given = given | {"instances": instances}
+    self._split, self._instances = split, instances
+    tfds = _package()
+    self.path = _find(name, data_dir)
+    self._pictures = images.Pictures(self.path, **given)
+    builder = _builder(tfds, self.path)
+    features = set(builder.info.features)
+    kinds = (kind for kind, needed in _NEEDED.items() if needed <= features)
+    self.kind = next(kinds, "")
+    if not self.kind:
+      raise InputError(
+        f"{self.path}: has the features {', '.join(sorted(features))}; needed"
+        " are image and label, or image and annotation"
+      )
+    self._records = _opened(tfds, builder, split, self.kind)
+
+  def __len__(self) -> int:
+    return len(self._records)
+
+  def __getitem__(self, index: int) -> Row:
+    record = self._record(index)
+    with records.located(self.name(index)):
+      image = self._pictures.decode(record["image"], name="image")
+      row = self._row(record, index, image)
+      if self.kind == "segment":
+        labels = self._labels(record["annotation"])
+        row["labels"] = self._pictures.fit_labels(labels)
+      return row
+
+  def text(self, index: int) -> Row:
+    """Returns the row with True in the place of its pixels."""
+    record = self._record(index)
+    with records.located(self.name(index)):
+      return self._row(record, index, True)
+
+  def encoded(self, index: int) -> tuple[bytes, ...]:
+    """Returns the bytes of the row's image, and of its annotation."""
+    record = self._record(index)
+    if self.kind == "classify":
+      return (record["image"],)
+    return record["image"], record["annotation"]
+
+  def name(self, index: int) -> str:
+    """Returns FOLDER/SPLIT:ROW, counted from 0."""
+    if not 0 <= index < len(self):
+      raise IndexError(index)
+    return f"{self.path}/{self._split}:{index}"
+
+  def __reduce__(self):
+    return _reopened, (self._named, self._given)
+
+  def _record(self, index: int) -> dict[str, Any]:
+    with records.located(self.name(index)):
+      try:
+        return self._records[index]
+      except (RuntimeError, KeyError, ValueError) as error:
+        why = " ".join(str(error).split())
+        raise InputError(f"cannot be read: {why}") from None
+
+  def _row(self, record: dict[str, Any], index: int, image: Any) -> Row:
+    given = record.get("file_name")
+    name = f"{self._split}-{index}" if given is None else given.decode()
+    row: Row = {"id": name, "image": image}
+    if self.kind == "segment":
+      return row | {"labels": True}
+    if record["label"] < 0:
+      raise InputError("label: is -1; this split has no labels")
+    return row | {"label": int(record["label"])}
+
+  def _labels(self, data: bytes) -> np.ndarray:
+    """Returns int32 [H, W] of an annotation."""
+    is_png = data.startswith(_SIGNATURE) and len(data) > 25
+    depth, colour = (data[24], data[25]) if is_png else (0, 0)
+    if depth != 8 or colour not in (_GREY, _RGB):
+      raise InputError("annotation: must be a grey or RGB PNG of 8 bits")
+    if colour == _RGB and not self._instances:
+      raise InputError(
+        "annotation: RGB, so its red is one of 100 categories of things, not of"
+        " the 150 classes; take an image folder of ADEChallengeData2016, or"
+        " instances=True for these"
+      )
+    if colour == _GREY and self._instances:
+      raise InputError("annotation: grey, but instances=True is for RGB")
+    pixels = images.decode(
+      data, name="annotation", max_pixels=self._pictures.max_pixels
+    )
+    return pixels[:, :, 0].astype(np.int32)
+
+
+def _reopened(named: tuple, given: dict[str, Any]) -> Tfds:
+  return Tfds(*named, **given)
+
+
+def _package() -> Any:
+  try:
+    import tensorflow_datasets
+  except ImportError as error:
+    raise InputError(
+      'TensorFlow Datasets need their package: pip install "pivot_jax[tfds]"'
+    ) from error
+  return tensorflow_datasets
+
+
+def _builder(tfds: Any, path: pathlib.Path) -> Any:
+  try:
+    # The package reports a file that is no JSON in its own ways.
+    json.loads((path / "dataset_info.json").read_text(encoding="utf-8"))
+    return tfds.builder_from_directory(path)
+  except (OSError, ValueError) as error:
+    why = " ".join(str(error).split())
+    raise InputError(f"{path}: cannot be opened: {why}") from None
+
+
+def _opened(tfds: Any, builder: Any, split: str, kind: str) -> Any:
+  """Returns a split's data source, which gives images undecoded."""
+  path = builder.data_path
+  skipped = _NEEDED[kind] - {"label"}
+  decoders = {name: tfds.decode.SkipDecoding() for name in skipped}
+  try:
+    found = builder.as_data_source(split, decoders=decoders)
+    files = builder.info.splits[split].filepaths
+  except NotImplementedError:
+    raise InputError(
+      f"{path}: is in the format {builder.info.file_format.value}, which cannot"
+      " be read at random; prepare it by tfds build --file_format=array_record"
+    ) from None
+  except ValueError as error:
+    why = str(error).splitlines()[0]
+    raise InputError(f"{path}: split {split!r}: {why}") from None
+  missing = [str(file) for file in files if not file.exists()]
+  if missing:
+    raise InputError(
+      f"{path}: {len(missing)} shards of {split} are missing, the first is"
+      f" {pathlib.Path(missing[0]).name}"
+    )
+  return found
+
+
+def _find(name: str, data_dir: str | os.PathLike | None) -> pathlib.Path:
+  """Returns the folder of a set's version."""
+  given = data_dir or os.environ.get("TFDS_DATA_DIR") or _FOLDER
+  name, _, version = name.partition(":")
+  folder = pathlib.Path(given).expanduser() / name
+  found = sorted(
+    (path.parent for path in folder.glob("*/dataset_info.json")),
+    key=lambda path: [int(p) for p in path.name.split(".") if p.isdecimal()],
+  )
+  if version:
+    found = [path for path in found if path.name == version]
+  if not found:
+    raise InputError(
+      f"{folder / version}: no prepared set (dataset_info.json) there; make it"
+      f" by tfds build {name} --file_format=array_record, or give data_dir"
+    )
+  return found[-1]

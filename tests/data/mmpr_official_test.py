@@ -1,0 +1,65 @@
+"""The official selection, row for row, against its independent re-computation.
+
+`mmpr_by_the_paper.py` was written from paper.md 4.5 alone.
+"""
+
+import json
+
+import pytest
+
+from pivot_jax.data import mmpr_choice, mmpr_sets
+from pivot_jax.errors import InputError
+from tests.data import mmpr_by_the_paper
+
+
+def count(text):
+  return len(text.split())
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory):
+  """Returns (meta.json, the folder that holds MMPR-v1.2)."""
+  folder = tmp_path_factory.mktemp("datasets")
+  return mmpr_by_the_paper.make_copy(folder, rows_per_file=120), folder
+
+
+@pytest.mark.parametrize("size, seed", [(100, 777), (60, 1111), (7, 0)])
+def test_the_same_rows_in_the_same_order(copy, tmp_path, size, seed):
+  meta, datasets = copy
+  wanted = mmpr_by_the_paper.select(
+    meta, datasets, count, size=size, seed=seed
+  )
+  found = mmpr_choice.select_official(
+    meta, datasets, count, size=size, seed=seed
+  )
+  assert len(found.indices) == size == len(wanted[0])
+  mmpr_sets.write_paper_files(found, tmp_path)
+  for kind, records in zip(("sft", "dpo"), wanted):
+    path = tmp_path / f"{kind}_mmpr_{size}_{seed}.json"
+    written = json.loads(path.read_text("utf-8"))
+    # What pairs are called is open: there by number, here as in their files.
+    assert len({one["id"] for one in written}) == size
+    for one, other in zip(written, records, strict=True):
+      assert {k: v for k, v in one.items() if k != "id"} == {
+        k: v for k, v in other.items() if k != "id"
+      }
+
+
+def test_both_sets_are_in_lock_step(copy, tmp_path):
+  meta, datasets = copy
+  found = mmpr_choice.select_official(meta, datasets, count, size=50)
+  mmpr_sets.write_paper_files(found, tmp_path)
+  sft, dpo = (
+    json.loads((tmp_path / f"{kind}_mmpr_50_777.json").read_text("utf-8"))
+    for kind in ("sft", "dpo")
+  )
+  for one, other in zip(sft, dpo, strict=True):
+    turns = [turn["value"] for turn in one["conversations"]]
+    assert turns == [other["prompt"], other["chosen"]]
+    assert one["image"] == other["image"]
+
+
+def test_fewer_rows_than_asked_for_are_an_error_and_not_a_smaller_set(copy):
+  meta, datasets = copy
+  with pytest.raises(InputError, match="10000"):
+    mmpr_choice.select_official(meta, datasets, count, size=10_000)
