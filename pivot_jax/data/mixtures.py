@@ -157,6 +157,7 @@ class Mixture:
     _check_lengths(self.path, root, self.entries, self._files, strict=strict)
     self._parts = _parts(self.path, self.entries, self._files, seed)
     self._ends = np.cumsum([len(part.rows) for part in self._parts]).tolist()
+    self.paths = [file.path for file in self._files]
 
   def __len__(self) -> int:
     return self._ends[-1]

@@ -79,6 +79,7 @@ class Parquet:
     }
     self._pictures = images.Pictures(self.path, **self._given)
     self._files = parquet_files.Files(self.path)
+    self.paths = self._files.paths
     names = self._files.schema.names
     where = self._files.paths[0]
     self.kind = _kind(names, where)

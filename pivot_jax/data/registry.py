@@ -17,6 +17,7 @@ from pivot_jax.data import (
   grouping,
   indexed,
   mixtures,
+  mmpr,
   mmpr_sets,
   parquet,
   scenes,
@@ -75,13 +76,16 @@ def open_stream(
   reference: examples.Reference | None = None,
 ) -> streams.Stream:
   """Returns the stream of (entry, weight) pairs; see `streams.Stream`."""
+  opened = [open_source(spec) for spec, _ in specs]
   return streams.Stream(
-    [(open_source(spec), weight) for spec, weight in specs],
+    [(one, weight) for one, (_, weight) in zip(opened, specs, strict=True)],
     coder,
     seed=seed,
     reference=reference,
     max_bad=max(spec.get("max_bad", 0.0) for spec, _ in specs),
-    keys=[_key(spec) for spec, _ in specs],
+    keys=[
+      _key(spec, one) for one, (spec, _) in zip(opened, specs, strict=True)
+    ],
   )
 
 
@@ -100,12 +104,26 @@ def long_rows(asked: str, specs: Sequence[Mapping[str, Any]]) -> str:
   return "drop" if kinds & {"mixture", "mmpr"} else "error"
 
 
-def _key(spec: Mapping[str, Any]) -> str:
-  """Returns what tells the content of a source in one large file, "" if none."""
-  path = pathlib.Path(spec.get("path", ""))
-  if not path.is_file() or path.stat().st_size < indexed.CACHED:
+def _key(spec: Mapping[str, Any], source: Any) -> str:
+  """Returns what tells the rows of a source of large files, "" of any other."""
+  paths = _texts(source)
+  if sum(path.stat().st_size for path in paths) < indexed.CACHED:
     return ""
-  return json.dumps([dict(spec), indexed.stamp(path)], sort_keys=True)
+  stamps = [[str(path), indexed.stamp(path)] for path in paths]
+  return json.dumps([dict(spec), stamps], sort_keys=True)
+
+
+def _texts(source: Any) -> Sequence[pathlib.Path]:
+  """Returns the files that hold the texts of a source, as far as is known."""
+  if isinstance(source, mmpr.Selected):
+    return _texts(source.source)
+  if isinstance(source, mmpr.Mmpr):
+    return [part.file.path for part in source.parts]
+  if isinstance(source, (mixtures.Mixture, parquet.Parquet)):
+    return source.paths
+  if isinstance(source, (sources.LlavaJson, sources.JsonLines)):
+    return [source.path]
+  return []
 
 
 @functools.cache

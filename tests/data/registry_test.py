@@ -8,8 +8,9 @@ import pytest
 from PIL import Image
 
 from pivot_jax import checkpoint
-from pivot_jax.data import chat, pipeline, registry
+from pivot_jax.data import chat, indexed, lengths, pipeline, registry
 from pivot_jax.errors import InputError
+from tests.data import published
 
 TOKENIZER = chat.load_tokenizer(checkpoint.tokenizer_folder("package:toy"))
 
@@ -90,3 +91,41 @@ def test_rows_left_out_are_named_and_the_others_keep_their_places(
 def test_all_rows_cannot_be_allowed_to_be_bad(half_bad, share):
   with pytest.raises(InputError, match="give a share, 0 or more and under 1"):
     registry.open_source(half_bad | dict(max_bad=share))
+
+
+def test_lengths_of_large_files_are_measured_once(tmp_path, monkeypatch):
+  monkeypatch.setenv("PIVOT_JAX_CACHE", str(tmp_path / "cache"))
+  monkeypatch.setattr(indexed, "CACHED", 100)
+  mixture = published.make_onevision_mixture(tmp_path)
+  paths = dict(path=str(mixture.path), image_root=str(mixture.root))
+  spec = dict(kind="llava", **paths)
+  coder = pipeline.Coder(
+    tokenizer=TOKENIZER,
+    template="qwen_1_5",
+    mask="paper",
+    pairs=False,
+    image_size=48,
+    patches=36,
+    max_length=180,
+    long="drop",
+  )
+
+  def opened():
+    return registry.open_stream([(spec, 1.0)], coder, seed=0)
+
+  first = opened()
+  assert 0 < first.rows(0) < 15
+
+  def refuse(*_):
+    raise AssertionError("measured again")
+
+  with monkeypatch.context() as patch:
+    patch.setattr(lengths, "part", refuse)
+    assert opened().every() == first.every()
+  # Another text is measured anew.
+  path = mixture.path.parent / "llava_next_738k.json"
+  path.write_text(path.read_text().replace("the", "of the"))
+  with monkeypatch.context() as patch:
+    patch.setattr(lengths, "part", refuse)
+    with pytest.raises(AssertionError, match="measured again"):
+      opened()
