@@ -98,8 +98,6 @@ def _check(
     if target
     for i in range(0, len(target.source), _CHUNK)
   ]
-  # A mixture may have a row several times; it is listed once.
-  listed: set[str] = set()
   bar = tqdm.tqdm(
     total=rows,
     desc="checking",
@@ -110,10 +108,7 @@ def _check(
   with bar, contextlib.closing(parts):
     for task, part in zip(tasks, parts):
       found[task.number].add(part)
-      for fault in part.faults:
-        if fault.name not in listed:
-          listed.add(fault.name)
-          bad.write(checking_report.line(fault))
+      bad.writelines(map(checking_report.line, part.faults))
       bar.update(part.rows)
 
 
@@ -207,7 +202,7 @@ def _wanted(
     )
   return checking_config.Wanted(
     entries,
-    given.tokenizer or defaults.tokenizer,
+    given.tokenizer or defaults.tokenizer or TOKENIZER,
     given.patches or defaults.patches,
   )
 

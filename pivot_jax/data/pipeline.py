@@ -18,6 +18,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from pivot_jax import sharding
 from pivot_jax.data import (
@@ -106,6 +107,11 @@ def choose_layout(
       f"batch={batch} does not divide over {hosts} processes: the nearest are "
       f"{batch // hosts * hosts} and {-(-batch // hosts) * hosts}"
     )
+  if sum(stream.counts) < batch:
+    raise InputError(
+      f"the data has {sum(stream.counts)} rows, fewer than batch={batch}: lower "
+      "the batch or give more rows"
+    )
   if pack["tokens"]:
     return _rows_of_one(coder, pack, batch, shards)
   sizes = [stream.size(position) for position in range(batch * steps)]
@@ -141,6 +147,23 @@ def _rows_of_one(coder, pack, batch: int, shards: int) -> packing.Layout:
     losses=pack["losses"],
     pairs=1 if coder.pairs else 0,
   )
+
+
+def check_processes(stream: Stream) -> None:
+  """Raises InputError unless all processes see the same rows, by their number.
+
+  A process with a file less, or with an old copy, would read another order.
+  """
+  if jax.process_count() == 1:
+    return
+  own = np.asarray(stream.counts, np.int64)
+  everyone = multihost_utils.process_allgather(own)
+  other = np.flatnonzero((everyone != everyone[0]).any(axis=1))
+  if len(other):
+    raise InputError(
+      f"process {other[0]} sees {everyone[other[0]].tolist()} rows, process 0 "
+      f"{everyone[0].tolist()}: give all of them the same files"
+    )
 
 
 def updates(

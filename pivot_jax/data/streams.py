@@ -80,6 +80,11 @@ class Stream:
     kept = self._kept[part]
     return len(self._sources[part]) if kept is None else len(kept)
 
+  @property
+  def counts(self) -> list[int]:
+    """How many rows of each source are trained on."""
+    return [self.rows(part) for part in range(len(self._sources))]
+
   def place(self, position: int) -> tuple[int, int]:
     """Returns (source number, row index) at a position of the stream."""
     part, index = self._order[position]

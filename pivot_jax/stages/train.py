@@ -58,6 +58,7 @@ def run(
   mesh = sharding.make_mesh(config.mesh)
   logps = read_reference(inputs, prints, config, tokenizer)
   stream = make_stream(config, coder, logps)
+  pipeline.check_processes(stream)
   job = _Job(config, out, start, stream, coder, mesh)
   with jax.set_mesh(mesh), layers.logical_rules(sharding.ACTIVATION_RULES):
     state, rows = job.run()

@@ -342,3 +342,15 @@ def test_pairs_on_one_image_become_one_example(tmp_path):
   how = coder(pairs=False)
   for group in opened(spec, how, group=True).examples(range(6)):
     assert len(group.answers) == len(group.pair_ids) and group.pairs == 0
+
+
+def test_a_batch_of_more_rows_than_there_are_is_refused():
+  with pytest.raises(InputError, match="40 rows, fewer than batch=41: lower"):
+    pipeline.choose_layout(
+      stream(),
+      coder(),
+      pack=dict(tokens=0, losses=0),
+      batch=41,
+      steps=1,
+      shards=1,
+    )
