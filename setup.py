@@ -39,8 +39,8 @@ setuptools.setup(
   ],
   extras_require={
     # The peers that benchmarks compare with.
-    "bench": ["scikit-learn", "torch==2.13.0", "trl==1.16.0"],
-    # JPEGs decoded smaller: two to three times as fast, other pixels.
+    "bench": ["scikit-learn", "simplejpeg>=1.8", "torch==2.13.0", "trl==1.16.0"],
+    # JPEGs decoded smaller, as Pillow's draft mode does, too (docs/data.md).
     "fast-images": ["simplejpeg>=1.8"],
     "parquet": ["pyarrow>=18"],
     "tensorboard": ["tensorboardX>=2.6"],

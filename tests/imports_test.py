@@ -21,9 +21,9 @@ MAY_IMPORT = (
   (r"models\.attention", r"models\.layers"),
   (r"models\.(vit|qwen2|heads)", r"models\.(layers|attention|sequences)"),
   (r"models\.mllm", r"models\.(layers|attention|sequences|vit|qwen2|heads)"),
-  (r"data\.(tokens|framing|records|fitting|drawing|decoders)", r""),
+  (r"data\.(tokens|framing|records|fitting|drawing|decoders|places)", r""),
   (r"data\.packing", r"data\.fitting"),
-  (r"data\.images", r"data\.(framing|decoders)"),
+  (r"data\.images", r"data\.(framing|decoders|places)"),
   (r"data\.indexed", r"data\.records"),
   (r"data\.work", r"data\.packing"),
   (r"data\.layout", r"data\.drawing"),
@@ -61,6 +61,7 @@ ONLY_IN = {
   "transformers": r"pivot_jax/(convert/hf|data/tokens)\.py|(tests|bench)/.+",
   "torch": r"(tests/parity|bench)/.+",
   "sklearn": r"(tests|bench)/.+",
+  "simplejpeg": r"pivot_jax/data/decoders\.py|(tests|bench)/.+",
   "tensorflow": r"",
 }
 

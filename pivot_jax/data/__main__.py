@@ -7,18 +7,15 @@
 Each says more with --help.
 """
 
+import importlib
 import logging
 import sys
 from collections.abc import Sequence
 
-from pivot_jax.data import checking, converting, showing
 from pivot_jax.errors import InputError
 
-COMMANDS = {
-  "check": checking.main,
-  "show": showing.main,
-  "convert": converting.main,
-}
+# Only the one that is asked for is imported.
+COMMANDS = {"check": "checking", "show": "showing", "convert": "converting"}
 
 
 def main(argv: Sequence[str]) -> int:
@@ -27,8 +24,9 @@ def main(argv: Sequence[str]) -> int:
     sys.stderr.write(f"{__doc__}\n")
     return 0 if argv and argv[0] in ("-h", "--help") else 2
   logging.basicConfig(level=logging.INFO, format="%(message)s")
+  command = importlib.import_module(f"pivot_jax.data.{COMMANDS[argv[0]]}")
   try:
-    return COMMANDS[argv[0]](argv[1:])
+    return command.main(argv[1:])
   except InputError as error:
     sys.stderr.write(f"{error}\n")
     return 2

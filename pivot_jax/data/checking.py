@@ -16,7 +16,8 @@ import multiprocessing
 import os
 import pathlib
 import sys
-from collections.abc import Iterator, Sequence
+import textwrap
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent import futures
 from typing import Any, NamedTuple, TextIO
 
@@ -59,10 +60,21 @@ def main(argv: Sequence[str]) -> int:
     wanted.patches,
     given.decode,
   )
+  # Made here whoever uses it: a wrong tokenizer is answered at once.
+  checker = checking_rows.Checker(settings)
   found = [checking_report.Summary(entry.path) for entry in wanted.entries]
   with _rewriting(out / BAD) as bad:
     targets = _open(wanted.entries, found, bad)
-    _check(targets, settings, found, bad, workers=given.workers)
+    tasks = _tasks(targets)
+    rows = sum(len(task.rows) for task in tasks)
+    workers = given.workers
+    if workers < 0:
+      workers = (os.cpu_count() or 1) if rows >= _FEW else 0
+    if workers and tasks:
+      parts = _parts_of_others(targets, settings, tasks, workers)
+    else:
+      parts = (checker.part(targets[task.number], task.rows) for task in tasks)
+    _count(zip(tasks, parts), rows, found, bad)
   report = checking_report.summary(
     found,
     settings={
@@ -80,47 +92,39 @@ def main(argv: Sequence[str]) -> int:
   return 0 if allowed and not report["unreadable_files"] else 1
 
 
-def _check(
-  targets: Sequence[checking_rows.Target | None],
-  settings: checking_rows.Settings,
-  found: Sequence[checking_report.Summary],
-  bad: TextIO,
-  *,
-  workers: int,
-) -> None:
-  """Looks at all rows, in order; counts and writes what is found."""
-  rows = sum(len(target.source) for target in targets if target)
-  if workers < 0:
-    workers = (os.cpu_count() or 1) if rows >= _FEW else 0
-  tasks = [
+def _tasks(targets: Sequence[checking_rows.Target | None]) -> list[Task]:
+  return [
     Task(number, range(i, min(i + _CHUNK, len(target.source))))
     for number, target in enumerate(targets)
     if target
     for i in range(0, len(target.source), _CHUNK)
   ]
+
+
+def _count(
+  parts: Iterable[tuple[Task, checking_rows.Part]],
+  rows: int,
+  found: Sequence[checking_report.Summary],
+  bad: TextIO,
+) -> None:
+  """Counts and writes what is found, in the order of the rows."""
   bar = tqdm.tqdm(
     total=rows,
     desc="checking",
     unit="row",
     disable=None if rows >= _FEW else True,
   )
-  parts = _parts(targets, settings, tasks, workers)
-  with bar, contextlib.closing(parts):
-    for task, part in zip(tasks, parts):
+  with bar:
+    for task, part in parts:
       found[task.number].add(part)
       bad.writelines(map(checking_report.line, part.faults))
       bar.update(part.rows)
 
 
-def _parts(
+def _parts_of_others(
   targets, settings, tasks: Sequence[Task], workers: int
 ) -> Iterator[checking_rows.Part]:
-  """Yields what is found of the rows of each task, in order."""
-  if not workers or not tasks:
-    checker = checking_rows.Checker(settings)
-    for task in tasks:
-      yield checker.part(targets[task.number], task.rows)
-    return
+  """Yields what other processes find of the rows of each task, in order."""
   pool = futures.ProcessPoolExecutor(
     min(workers, len(tasks)),
     # Not forked: this process has threads.
@@ -156,7 +160,7 @@ def _open(
   found: Sequence[checking_report.Summary],
   bad: TextIO,
 ) -> list[checking_rows.Target | None]:
-  """Opens what is to be checked; of a file without a row None, and its fault."""
+  """Opens what is to be checked; None stands for a file that has a fault."""
   targets = []
   for entry, summary in zip(entries, found):
     try:
@@ -168,6 +172,8 @@ def _open(
       bad.write(checking_report.line(fault, row=False))
       targets.append(None)
       continue
+    except OSError as error:
+      raise InputError(f"{entry.path}: {error.strerror}") from None
     targets.append(
       checking_rows.Target(
         entry.path, source, entry.max_length, entry.max_pixels
@@ -257,7 +263,11 @@ def _say(found, report, max_bad: float, out, tokenizer: str) -> None:
 
 def _parser() -> argparse.ArgumentParser:
   kinds = "\n".join(
-    f"  {name:<18} {kind.meaning}"
+    textwrap.fill(
+      f"{name:<18} {kind.meaning}",
+      initial_indent="  ",
+      subsequent_indent=" " * 21,
+    )
     for name, kind in checking_report.KINDS.items()
   )
   parser = argparse.ArgumentParser(

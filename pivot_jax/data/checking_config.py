@@ -159,12 +159,16 @@ def _load(config: str, overrides: Sequence[str]) -> ConfigDict:
     values(argv)
     found = values["config"].value
   except AttributeError as error:
-    words = " ".join(str(error).replace("\\n", " ").split())
+    # The words of a KeyError, quoted once or twice.
+    words = " ".join(re.findall(r"[\w.]+", str(error).replace(r"\n", " ")))
     raise InputError(f"{config}: has no value {words}") from None
+  except flags.Error as error:
+    last = str(error).strip().splitlines()[-1]
+    raise InputError(f"{config}: {last}") from None
   # A config file is a program and may raise anything.
   except Exception as error:  # noqa: BLE001
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    raise InputError(f"{config}: {lines[-1]}") from None
+    words = " ".join(f"{type(error).__name__}: {error}".split())
+    raise InputError(f"{config}: {words}") from None
   if not isinstance(found, ConfigDict):
     raise InputError(f"{config}: its get_config returns no ConfigDict")
   return found

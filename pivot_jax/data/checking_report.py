@@ -147,9 +147,10 @@ class Summary:
     said = [f"{self.path}: {rows}, {good} good"]
     for kind, count in self.bad.most_common():
       first = self._first[kind]
+      where = "" if self.unreadable else f"{first.name}: "
       said += [
         f"  {count:>6} {kind}: {KINDS[kind].remedy}",
-        f"         as {first.why if self.unreadable else f'{first.name}: {first.why}'}",
+        f"         as {where}{first.why}",
       ]
     if self._sizes:
       sizes = ", ".join(
@@ -206,7 +207,7 @@ def _quantiles(counts: collections.Counter[int]) -> dict[str, int]:
 
 
 def _histogram(counts: collections.Counter[int], high: int) -> list[Any]:
-  """Returns up to `_BARS` bars from the shortest row to one of `high` tokens."""
+  """Returns up to `_BARS` bars, from the shortest row to `high` tokens."""
   width = 1
   while high // width - min(counts) // width >= _BARS:
     width *= 2

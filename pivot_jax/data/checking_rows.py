@@ -125,19 +125,19 @@ def open_file(path: str, root: str | None) -> Any:
     if not _holds_records(file):
       raise
     refused = error
-  lines = _lines(file, refused)
-  return _Unknown(lines)
+  return _Unknown(_lines(file, refused))
 
 
 def open_entry(spec: Mapping[str, Any]) -> Any:
   """Returns the source of a config's entry; raises as `open_file`."""
+  file = pathlib.Path(spec["path"])
   try:
     return registry.open_source(spec)
   except InputError as error:
-    if not _holds_records(pathlib.Path(spec["path"])):
+    if not _holds_records(file) or registry.format_of(file):
       raise
     refused = error
-  _lines(pathlib.Path(spec["path"]), refused)
+  _lines(file, refused)
   # The file has rows, and something else of the entry is wrong.
   raise refused
 
@@ -151,6 +151,7 @@ def _lines(path: pathlib.Path, refused: InputError) -> indexed.File:
   try:
     found = indexed.File(path)
   except InputError as error:
+    # Anything but a list is refused as JSON that is none.
     is_json = error.kind == "bad_json" and _is_json(path)
     kind = "schema" if is_json else error.kind
     raise Unreadable(str(refused), kind=kind) from None
@@ -353,7 +354,7 @@ def claimed(data: bytes) -> Size:
 
   Of the other formats Pillow reads a header that has nothing behind it.
   """
-  if data.startswith(b"\x89PNG\r\n\x1a\n") and len(data) >= 24:
+  if data.startswith(b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR") and len(data) >= 24:
     return struct.unpack(">II", data[16:24])
   if data.startswith((b"GIF87a", b"GIF89a")) and len(data) >= 10:
     return struct.unpack("<HH", data[6:10])

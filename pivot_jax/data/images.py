@@ -22,7 +22,7 @@ import numpy as np
 from jaxtyping import Int32, UInt8
 from PIL import Image
 
-from pivot_jax.data import decoders, framing
+from pivot_jax.data import decoders, framing, places
 from pivot_jax.errors import InputError
 
 MAX_PIXELS = 50_000_000
@@ -37,6 +37,7 @@ Image.init()
 
 parse_resample = framing.parse_resample
 resize = framing.resize
+resolve = places.resolve
 resize_labels = framing.resize_labels
 
 _BOMB = (Image.DecompressionBombError, Image.DecompressionBombWarning)
@@ -44,46 +45,6 @@ _UNREADABLE = (
   OSError, SyntaxError, ValueError, TypeError, IndexError, KeyError,
   OverflowError, struct.error, zlib.error, MemoryError, *_BOMB,
 )  # fmt: skip
-
-
-def resolve(root: str | os.PathLike, relative: str) -> pathlib.Path:
-  """Returns the file `relative` names inside `root`, and only there.
-
-  Raises:
-    InputError: an absolute path, a URL, `..`, a symbolic link that leads out
-      of `root`, or no such file.
-  """
-  if not isinstance(relative, str) or not relative or "\0" in relative:
-    raise InputError(f"image: {relative!r} is not a path", kind="missing_image")
-  if "://" in relative or relative.startswith("data:"):
-    raise InputError(
-      f"image: {relative!r} is a URL; download it into the image root",
-      kind="outside_root",
-    )
-  # Both kinds of path, so that a data set means the same on every system.
-  kinds = (pathlib.PurePosixPath(relative), pathlib.PureWindowsPath(relative))
-  if any(path.anchor or ".." in path.parts for path in kinds):
-    raise InputError(
-      f"image: {relative!r} escapes the image root; use a relative path",
-      kind="outside_root",
-    )
-  root = pathlib.Path(root)
-  path = root / relative
-  try:
-    real = path.resolve()
-    if not real.is_relative_to(root.resolve()):
-      raise InputError(
-        f"image: {relative!r} escapes the image root by a link",
-        kind="outside_root",
-      )
-    found = real.is_file()
-  except (OSError, RuntimeError) as error:  # A loop of links, a long name.
-    raise InputError(
-      f"image: {path}: {_reason(error)}", kind="missing_image"
-    ) from None
-  if not found:
-    raise InputError(f"image: {path}: no such file", kind="missing_image")
-  return path
 
 
 def read(
@@ -279,7 +240,7 @@ def _read_bytes(path: str | os.PathLike) -> bytes:
       size = os.fstat(file.fileno()).st_size
       data = file.read(min(size, MAX_BYTES) + 1)
   except OSError as error:
-    raise InputError(f"{path}: {_reason(error)}") from None
+    raise InputError(f"{path}: {places.reason(error)}") from None
   if not data:
     raise InputError(f"{path}: the image file is empty")
   if len(data) > MAX_BYTES:
@@ -335,18 +296,13 @@ def _refusing(name: str, length: int, formats: tuple[str, ...]):
     raise InputError(f"{name}: not a readable image ({kinds})") from None
   except _BOMB as error:
     raise InputError(
-      f"{name}: cannot decode the image ({length} bytes): {_reason(error)}",
+      f"{name}: cannot decode the image ({length} bytes): {places.reason(error)}",
       kind="too_many_pixels",
     ) from None
   except _UNREADABLE as error:
     raise InputError(
-      f"{name}: cannot decode the image ({length} bytes): {_reason(error)}"
+      f"{name}: cannot decode the image ({length} bytes): {places.reason(error)}"
     ) from None
-
-
-def _reason(error: BaseException) -> str:
-  text = str(error.strerror or error) if isinstance(error, OSError) else None
-  return " ".join((text or str(error) or type(error).__name__).split())
 
 
 def _pixels(
@@ -371,7 +327,7 @@ def _pixels(
     image.load()
   except _UNREADABLE as error:
     raise InputError(
-      f"{name}: cannot decode the image: {_reason(error)}"
+      f"{name}: cannot decode the image: {places.reason(error)}"
     ) from None
   return np.array(_rgb(image, name))
 

@@ -14,6 +14,9 @@ from pivot_jax.errors import InputError
 _ROWS = registry.ROWS | {"mixture": "conversation", "mmpr": "preference"}
 
 
+_FLAWED = ("llava", "preference", "eval", "mixture", "mmpr")
+
+
 def open_path(
   path: str | os.PathLike, *, images: str | None = None, flawed: bool = False
 ) -> tuple[str, Any]:
@@ -35,7 +38,7 @@ def open_path(
   if "*" not in place.name and not place.exists():
     raise InputError(f"{place}: no such file or folder")
   spec = _spec(place, images)
-  if flawed and spec["kind"] in ("llava", "preference", "eval", "mmpr"):
+  if flawed and spec["kind"] in _FLAWED:
     spec["flawed"] = True
   source = registry.open_source(spec)
   if spec["kind"] in ("parquet", "array_record"):
@@ -77,7 +80,7 @@ def _folder(place: pathlib.Path) -> dict[str, Any]:
 def _kind(place: pathlib.Path) -> str:
   """Tells the kind of a file by its first record that is one."""
   found, record = indexed.File(place), {}
-  for index in range(min(len(found), 100)):
+  for index in range(len(found)):
     try:
       record = found.record(index)
     except InputError:

@@ -170,7 +170,7 @@ def _is_meta(place: pathlib.Path) -> bool:
       return False
   try:
     found = json.loads(place.read_bytes())
-  except ValueError:
+  except (ValueError, RecursionError):
     return False
   return isinstance(found, dict) and all(
     isinstance(one, dict) and "annotation" in one for one in found.values()

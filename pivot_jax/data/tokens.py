@@ -13,6 +13,7 @@ import os
 import pathlib
 import re
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import tokenizers
@@ -41,6 +42,11 @@ class Tokenizer:
   im_end: int
   end_of_text: int
   newline: int
+
+  def __setstate__(self, state: dict[str, Any]) -> None:
+    self.__dict__.update(state)
+    # The library does not keep it, and special tokens in texts would act.
+    self.backend.encode_special_tokens = True
 
   @property
   def eos_ids(self) -> tuple[int, int]:

@@ -457,12 +457,12 @@ def test_a_config_says_what_is_checked_and_how(folder, monkeypatch):
 @pytest.mark.parametrize(
   "given, said",
   [
-    (["recipe.py", "--config.nothing=1"], "has no value 'nothing'"),
+    (["recipe.py", "--config.nothing=1"], "recipe.py: has no value nothing"),
     (["recipe.py", "--other=1"], "--other=1: unknown"),
     (["rows.jsonl", "--config.seed=1"], "--config.seed=1: unknown"),
-    (["recipe.py", "rows.jsonl"], "give one config, or files"),
+    (["recipe.py", "rows.jsonl"], "recipe.py: give one config, or files"),
     (["absent.py:files"], "absent.py: no such config"),
-    (["broken.py"], "broken.py: .*ZeroDivisionError"),
+    (["broken.py"], "broken.py: ZeroDivisionError: division"),
     (["absent.jsonl"], "absent.jsonl: no such file"),
     (["recipe.py"], "rows.jsonl: no such file"),
     (["notes.txt"], "notes.txt: give .json"),
@@ -479,7 +479,7 @@ def test_what_cannot_be_checked_is_said_in_a_line(
   pathlib.Path("recipe.py").write_text(CONFIG)
   pathlib.Path("broken.py").write_text("1 / 0")
   pathlib.Path("notes.txt").write_text("text")
-  with pytest.raises(InputError, match=f"^{said}") as error:
+  with pytest.raises(InputError, match=said) as error:
     checking.main([*given, "--out=out"] if "--out" not in given[-1] else given)
   assert "\n" not in str(error.value)
 

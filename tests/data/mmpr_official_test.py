@@ -26,9 +26,7 @@ def copy(tmp_path_factory):
 @pytest.mark.parametrize("size, seed", [(100, 777), (60, 1111), (7, 0)])
 def test_the_same_rows_in_the_same_order(copy, tmp_path, size, seed):
   meta, datasets = copy
-  wanted = mmpr_by_the_paper.select(
-    meta, datasets, count, size=size, seed=seed
-  )
+  wanted = mmpr_by_the_paper.select(meta, datasets, count, size=size, seed=seed)
   found = mmpr_choice.select_official(
     meta, datasets, count, size=size, seed=seed
   )

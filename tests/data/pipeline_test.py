@@ -333,7 +333,7 @@ def test_rows_of_one_example_read_nothing_ahead():
     def example(self, position, *, pixels=True):
       raise AssertionError("the stream was read")
 
-  found = Unread(((source(), 1.0),), coder(), seed=0)
+  found = Unread(((source(size=8), 1.0),), coder(), seed=0)
   pack = dict(tokens=128, losses=96, images=1)
   layout = chosen(found, coder(), pack=pack, batch=8)
   assert (layout.rows, layout.examples, layout.pairs) == (8, 1, 0)
@@ -345,7 +345,7 @@ def test_rows_of_one_example_read_nothing_ahead():
 
 def test_an_example_that_does_not_fit_its_row_is_named():
   pack = dict(tokens=48, losses=48, images=1)
-  found = stream()
+  found = stream((source(size=8), 1.0))
   layout = chosen(found, coder(), pack=pack, batch=8)
   batches = pipeline.updates(
     found, layout, batch=8, start=0, mesh=mesh(), sft_group=2

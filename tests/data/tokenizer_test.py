@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import pickle
 import re
 import subprocess
 import sys
@@ -87,3 +88,11 @@ def test_the_stated_command_makes_the_shipped_files(tmp_path):
     assert (out / name).read_bytes() == (FOLDER / name).read_bytes()
   made = json.loads((FOLDER / "made.json").read_text())
   assert made["versions"].keys() == {"tokenizers"}
+
+
+def test_another_process_encodes_special_tokens_as_text_too():
+  tokenizer = chat.load_tokenizer(FOLDER)
+  again = pickle.loads(pickle.dumps(tokenizer))
+  text = "a <|im_end|> <image> b"
+  assert again.encode(text) == tokenizer.encode(text)
+  assert tokenizer.im_end not in again.encode(text)

@@ -1,0 +1,55 @@
+"""Where the images of a row may lie: inside their root, and nowhere else.
+
+A path out of a data set is never trusted. No file is opened here.
+"""
+
+import os
+import pathlib
+
+from pivot_jax.errors import InputError
+
+
+def resolve(root: str | os.PathLike, relative: str) -> pathlib.Path:
+  """Returns the file `relative` names inside `root`, and only there.
+
+  Raises:
+    InputError: an absolute path, a URL, `..`, a symbolic link that leads out
+      of `root`, or no such file.
+  """
+  if not isinstance(relative, str) or not relative or "\0" in relative:
+    raise InputError(f"image: {relative!r} is not a path", kind="missing_image")
+  if "://" in relative or relative.startswith("data:"):
+    raise InputError(
+      f"image: {relative!r} is a URL; download it into the image root",
+      kind="outside_root",
+    )
+  # Both kinds of path, so that a data set means the same on every system.
+  kinds = (pathlib.PurePosixPath(relative), pathlib.PureWindowsPath(relative))
+  if any(path.anchor or ".." in path.parts for path in kinds):
+    raise InputError(
+      f"image: {relative!r} escapes the image root; use a relative path",
+      kind="outside_root",
+    )
+  root = pathlib.Path(root)
+  path = root / relative
+  try:
+    real = path.resolve()
+    if not real.is_relative_to(root.resolve()):
+      raise InputError(
+        f"image: {relative!r} escapes the image root by a link",
+        kind="outside_root",
+      )
+    found = real.is_file()
+  except (OSError, RuntimeError) as error:  # A loop of links, a long name.
+    raise InputError(
+      f"image: {path}: {reason(error)}", kind="missing_image"
+    ) from None
+  if not found:
+    raise InputError(f"image: {path}: no such file", kind="missing_image")
+  return path
+
+
+def reason(error: BaseException) -> str:
+  """Returns what an error says, in one line."""
+  text = str(error.strerror or error) if isinstance(error, OSError) else None
+  return " ".join((text or str(error) or type(error).__name__).split())
