@@ -70,8 +70,8 @@ def encode_conversation(
 
   Args:
     images: how many the row has. A turn's only `<image>` goes to its front, as
-      in the paper's code, several stay where they are; without any, all images
-      are put before the first question.
+      in the paper's code, several stay where they are; a row's one image needs
+      none, and is put before the first question.
 
   Raises:
     InputError: a turn that cannot be used; the message names no row.
@@ -223,7 +223,8 @@ def _place_in_question(question: str, images: int, *, strip: bool) -> str:
 
 
 def _check_count(tags: int, images: int) -> None:
-  if tags not in (0, images):
+  # Where one image belongs is known; where several do, only tags can tell.
+  if tags != images and (tags or images > 1):
     have = {0: "no image", 1: "one image"}.get(images, f"{images} images")
     raise InputError(
       f"the text has {tags} {IMAGE} but the row has {have}",

@@ -28,7 +28,6 @@ from pivot_jax.data import (
   packing,
   records,
   registry,
-  tokens,
 )
 from pivot_jax.errors import InputError
 
@@ -243,15 +242,12 @@ class Checker:
   def _length(self, row: Row) -> int | None:
     """Returns the tokens of a prompt and its longest answer, with images."""
     if "chosen" in row:
-      _check_tags([row["question"]], row)
       example = self._pair.example(row, pixels=False)
     elif "conversations" in row or "answer" in row:
       turns = row.get("conversations") or [
         {"from": "human", "value": row["question"]},
         {"from": "gpt", "value": row["answer"]},
       ]
-      texts = [turn.get("value", turn.get("content")) for turn in turns]
-      _check_tags(texts, row)
       row = row | {"conversations": turns}
       example = self._conversation.example(row, pixels=False)
     else:
@@ -362,16 +358,6 @@ def claimed(data: bytes) -> Size:
     sides = data[24:27], data[27:30]
     return tuple(int.from_bytes(side, "little") + 1 for side in sides)
   return 0, 0
-
-
-def _check_tags(texts: Sequence[str], row: Row) -> None:
-  """Raises for several images whose places in the text nobody has said."""
-  count = len(records.listed(row["image"]))
-  if count > 1 and not any(tokens.IMAGE in text for text in texts):
-    raise InputError(
-      f"the row has {count} images and its text no {tokens.IMAGE}",
-      kind="placeholders",
-    )
 
 
 def _check_length(length: int | None, most: int) -> None:

@@ -358,3 +358,46 @@ def test_unknown_choices_and_impossible_templates_are_refused(tiny):
     chat.encode_conversation(tiny, _turns("q", "a", "q", "a"), **plain)
   with pytest.raises(InputError, match="template plain needs one"):
     chat.encode_conversation(tiny, _turns("q", "a"), images=0, **plain)
+
+
+# --- several images ----------------------------------------------------------
+
+
+def _places(tokenizer, ids):
+  return tokenizer.decode(ids).replace("<|im_start|>", "|")
+
+
+def test_several_images_stay_where_their_tags_are(tiny):
+  turns = _turns("a <image> b <image> c", "yes", "and <image> ?", "no")
+  encoded = chat.encode_conversation(tiny, turns, images=3, **CHAT)
+  said = _places(tiny, encoded.prompt)
+  assert "|user\na <image> b <image> c<|im_end|>" in said
+  # A turn's only tag moves to its front; here it lies in the branch.
+  assert "|user\n<image>\nand  ?<|im_end|>" in _places(tiny, encoded.answers[0])
+  tags = [int((x == IMAGE).sum()) for x in (encoded.prompt, *encoded.answers)]
+  assert tags == [2, 1]
+  assert not encoded.answer_targets[0][encoded.answers[0] == IMAGE].any()
+
+
+def test_a_question_of_a_pair_keeps_several_tags(tiny):
+  pair = chat.encode_pair(
+    tiny, " <image> or <image>?\n", "first", "second", images=2, **CHAT
+  )
+  assert "|user\n<image> or <image>?<|im_end|>" in _places(tiny, pair.prompt)
+  prompt = chat.encode_prompt(tiny, "<image> or <image>?", images=2)
+  assert "|user\n<image> or <image>?<|im_end|>" in _places(tiny, prompt.prompt)
+
+
+@pytest.mark.parametrize("text, images, have", [
+  ("q", 2, "0 <image> but the row has 2 images"),
+  ("<image> q", 2, "1 <image> but the row has 2 images"),
+  ("<image><image><image>", 2, "3 <image> but the row has 2 images"),
+])  # fmt: skip
+def test_tags_of_several_images_must_be_as_many(tiny, text, images, have):
+  with pytest.raises(InputError, match=have):
+    chat.encode_conversation(tiny, _turns(text, "a"), images=images, **CHAT)
+  with pytest.raises(InputError, match=have):
+    chat.encode_prompt(tiny, text, images=images)
+  plain = dict(template="plain", mask="paper")
+  with pytest.raises(InputError):
+    chat.encode_conversation(tiny, _turns(text, "a"), images=images, **plain)
