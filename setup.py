@@ -39,7 +39,12 @@ setuptools.setup(
   ],
   extras_require={
     # The peers that benchmarks compare with.
-    "bench": ["scikit-learn", "simplejpeg>=1.8", "torch==2.13.0", "trl==1.16.0"],
+    "bench": [
+      "scikit-learn",
+      "simplejpeg>=1.8",
+      "torch==2.13.0",
+      "trl==1.16.0",
+    ],
     # JPEGs decoded smaller, as Pillow's draft mode does, too (docs/data.md).
     "fast-images": ["simplejpeg>=1.8"],
     "parquet": ["pyarrow>=18"],
