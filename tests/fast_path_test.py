@@ -50,9 +50,10 @@ def _batch(examples):
   layout = packing.layout_for(
     [rows], patches=tiny.PATCHES, image_size=16, row_tokens=80
   )
-  # As many as a long run may need, and an empty row.
-  layout = dataclasses.replace(layout, rows=layout.rows + 1)
   batch = packing.pack(rows, layout, sft_group=2)
+  # An update may leave a row empty.
+  empty = packing.empty(dataclasses.replace(layout, rows=1))
+  batch = jax.tree.map(lambda *x: np.concatenate(x), batch, empty)
   several = np.bincount(batch.segments[0][batch.segments[0] > 0])
   assert len(several) > 2, "a row has to hold several examples"
   scores = batch.sequences.shape[1] * batch.sequences.shape[2] ** 2

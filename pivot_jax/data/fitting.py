@@ -307,6 +307,8 @@ def _shares(update: Sequence[Size], hosts: int) -> list[Sequence[Size]]:
 def _choose_images(parts, tokens: int, patches: int, step: int) -> int:
   """Returns how many images a row should have room for."""
   most = max(size.images for part in parts for size in part)
+  if not most:
+    return 0
   free = max(
     sum(part[i].images for i in row)
     for part in parts
@@ -314,13 +316,12 @@ def _choose_images(parts, tokens: int, patches: int, step: int) -> int:
   )
   total = max(sum(size.tokens for size in part) for part in parts)
   longest = max(size.tokens for part in parts for size in part)
-
   fewest = _up(_rows(parts, tokens, free), step)
   found: list[tuple[int, int]] = []
-  for images in range(max(1, most), max(most, free) + 1):
+  for images in range(most, free + 1):
     rows = _up(_rows(parts, tokens, images), step)
     # Rows get as short as holds their tokens; they should stay about as asked.
-    if rows <= max(fewest * _SHORTER, fewest + step):
+    if rows <= fewest * _SHORTER:
       held = max(_up(total, rows), rows * longest) + rows * images * patches
       found.append((held, images))
   return min(found)[1]
