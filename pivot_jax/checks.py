@@ -206,8 +206,8 @@ def _check_source(fields: dict[str, Any]) -> int:
     raise InputError(f"{root}: no such folder of images")
   source = registry.open_source(fields)
   # With `max_bad` rows may be bad, and are found as they are read.
-  if fields["kind"] in ("llava", "preference", "eval") and not fields.get(
-    "max_bad"
-  ):
-    source.check_places(_LOOKED_AT)
+  texts = fields["kind"] in (*registry.TEXTS, "eval")
+  if texts and not fields.get("max_bad"):
+    for index in range(min(_LOOKED_AT, len(source))):
+      source.check_row(index)
   return len(source)

@@ -68,12 +68,12 @@ def picture(tmp_path):
 
 
 def recipe(tmp_path, stage, **files):
-  """Returns the recipe on given files, cut down to one stage of one update."""
+  """Returns the recipe on given files, cut down to one stage of two updates."""
   config = pivot.get_config("files")
   config.order = (stage,)
   config.files.update(files | {"images": str(tmp_path / "images")})
   if config[stage].kind == "train":
-    config[stage].update(dict(steps=1, batch=8))
+    config[stage].update(dict(steps=2, batch=1))
   return config
 
 

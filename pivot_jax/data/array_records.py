@@ -118,6 +118,14 @@ class ArrayRecord:
     """Returns the row's image files as they came; last that of its labels."""
     return tuple(self._record("rows", index)[1])
 
+  def check_row(self, index: int) -> None:
+    """Raises for a row that cannot be read; its images are inside."""
+    self.text(index)
+
+  def stamp(self) -> str:
+    """Returns what tells the shards' contents, as they were written."""
+    return (self.path / "dataset.json").read_text("utf-8")
+
   def name(self, index: int) -> str:
     """Returns SHARD:ROW, counted from 0 in the shard."""
     return self._name("rows", index)

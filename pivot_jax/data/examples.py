@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from pivot_jax.data import chat, images, packing, records
+from pivot_jax.data import chat, framing, images, packing, records
 from pivot_jax.errors import InputError
 
 Row = Mapping[str, Any]
@@ -35,6 +35,7 @@ class Coder:
   patches: tokens of an image.
   max_length: tokens that a prompt with its images and one answer may have; 0:
     any number.
+  framed: images come at the size that the encoder reads.
   long: what becomes of a row over it. With "error" and "drop" it raises
     TooLongError; with "truncate_answer" its answers lose what is over the limit
     (the end of the turn is then no target), its prompt and images never do.
@@ -49,6 +50,7 @@ class Coder:
   patches: int = 1
   max_length: int = 0
   long: str = "error"
+  framed: bool = False
 
   def encode(self, row: Row) -> chat.Encoded:
     """Returns the tokens of a row; raises InputError without its name."""
@@ -99,10 +101,18 @@ class Coder:
     return self._fit(found) if self.max_length else found
 
   def pixels(self, image: Any) -> tuple[np.ndarray, ...]:
-    """Returns the images of a row at the size that the encoder reads."""
+    """Returns the images of a row at the size that the encoder reads.
+
+    Several are padded to squares first (paper 1.3).
+    """
+    found = records.listed(image)
+    if self.framed:
+      return tuple(found)
+    if len(found) > 1:
+      found = [framing.pad_square(one) for one in found]
     return tuple(
       images.resize(one, self.image_size, resample=self.resample)
-      for one in records.listed(image)
+      for one in found
     )
 
   def _fit(self, example: packing.Example) -> packing.Example:

@@ -5,6 +5,7 @@ pairs. It takes one place in an update, whose composition it changes, so it is
 asked for.
 """
 
+import zlib
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,8 @@ class Grouped:
   `chosen` and `rejected` are lists, and `pair_ids` what each pair is called. A
   group of more than `most` pairs is cut into several.
   """
+
+  kind = "preference"
 
   def __init__(self, source: Any, most: int = 4):
     """Reads every row once, as text.
@@ -70,6 +73,17 @@ class Grouped:
   def encoded(self, index: int) -> tuple[bytes, ...]:
     """Returns the bytes of a group's image files."""
     return self._source.encoded(self._members(index)[0])
+
+  def check_row(self, index: int) -> None:
+    """Raises for a pair with a wrong field, or an image not in place."""
+    for member in self._members(index):
+      self._source.check_row(member)
+
+  def stamp(self) -> str:
+    """Returns what tells the source and how it is grouped."""
+    inner = self._source.stamp()
+    groups = zlib.crc32(self._rows.tobytes() + self._starts.tobytes())
+    return inner and f"{inner} {groups:08x}"
 
   def _members(self, index: int) -> list[int]:
     if not 0 <= index < len(self):

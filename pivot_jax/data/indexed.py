@@ -71,10 +71,16 @@ class File:
     weakref.finalize(self, os.close, self._file)
 
   def __getstate__(self) -> dict[str, Any]:
-    return {k: v for k, v in self.__dict__.items() if k != "_file"}
+    state = {k: v for k, v in self.__dict__.items() if k != "_file"}
+    # A mapped index would be written out and held by every process.
+    if isinstance(self._table, np.memmap):
+      state["_table"] = self._table.filename
+    return state
 
   def __setstate__(self, state: dict[str, Any]) -> None:
     self.__dict__.update(state)
+    if not isinstance(self._table, np.ndarray):
+      self._table = np.load(self._table, mmap_mode="r")
     self._open()
 
   def __len__(self) -> int:

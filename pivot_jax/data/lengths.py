@@ -28,6 +28,8 @@ _FIELDS = fitting.Size._fields
 # Fewer rows are read by this process: starting others takes seconds.
 _FEW = 20_000
 _CHUNK = 2_000
+# Tables of sources of fewer rows are not worth keeping.
+KEPT = 5_000
 _VERSION = 1
 
 
@@ -63,9 +65,11 @@ def measure(
     processes: that read; 0 takes a process for each core.
   """
   place = _cache(key, coder) if key else None
-  if place is not None and place.is_file():
-    return _read(place)
   size = len(source)
+  if place is not None and place.is_file():
+    found = _read(place)
+    if len(found.sizes) == size:
+      return found
   workers = processes or os.cpu_count() or 1
   chunks = [range(i, min(i + _CHUNK, size)) for i in range(0, size, _CHUNK)]
   sizes = np.zeros((size, len(_FIELDS)), np.int32)
@@ -136,7 +140,7 @@ def _cache(key: str, coder: examples.Coder) -> pathlib.Path:
     if field.name == "tokenizer"
     else coder.__dict__[field.name]
     for field in dataclasses.fields(coder)
-    if field.name not in ("image_size", "resample")
+    if field.name not in ("image_size", "resample", "framed")
   }
   text = json.dumps([key, fields, _VERSION], sort_keys=True)
   name = hashlib.sha256(text.encode()).hexdigest()[:24]

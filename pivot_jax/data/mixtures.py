@@ -109,6 +109,8 @@ class Mixture:
   again, by further epochs or another entry, FILE#2/ID and so on.
   """
 
+  kind = "conversation"
+
   def __init__(
     self,
     path: str | os.PathLike,
@@ -157,7 +159,6 @@ class Mixture:
     _check_lengths(self.path, root, self.entries, self._files, strict=strict)
     self._parts = _parts(self.path, self.entries, self._files, seed)
     self._ends = np.cumsum([len(part.rows) for part in self._parts]).tolist()
-    self.paths = [file.path for file in self._files]
 
   def __len__(self) -> int:
     return self._ends[-1]
@@ -180,6 +181,19 @@ class Mixture:
     """Returns where a row stands in its file."""
     part, row = self._at(index)
     return self._files[part.file].name(row)
+
+  def check_row(self, index: int) -> None:
+    """Raises for a wrong field, or an image that is not in place."""
+    part, row = self._at(index)
+    self._files[part.file].check_row(row)
+
+  def stamp(self) -> str:
+    """Returns what tells the files' contents and the rows taken of them."""
+    crc = 0
+    for part in self._parts:
+      crc = zlib.crc32(f"{part.file} {part.name}".encode(), crc)
+      crc = zlib.crc32(part.rows.astype(np.int64).tobytes(), crc)
+    return " ".join([*(file.stamp() for file in self._files), f"{crc:08x}"])
 
   def taken(self, entry: int) -> int:
     """Returns how many rows of the mixture come from an entry."""

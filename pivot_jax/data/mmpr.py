@@ -9,6 +9,7 @@ import logging
 import os
 import pathlib
 import posixpath
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -42,6 +43,8 @@ class Mmpr:
     parts: the entries.
     root: the folder that the entries' `root`s are in.
   """
+
+  kind = "preference"
 
   def __init__(
     self,
@@ -123,6 +126,16 @@ class Mmpr:
     """Raises for an image of a row that is not a file inside `root`."""
     images.resolve(self.root, path)
 
+  def check_row(self, index: int) -> None:
+    """Raises for a wrong field, or an image that is not in place."""
+    for path in records.listed(self.text(index)["image"]):
+      with records.located(self.name(index)):
+        images.resolve(self.root, path)
+
+  def stamp(self) -> str:
+    """Returns what tells the files' contents."""
+    return " ".join(indexed.stamp(part.file.path) for part in self.parts)
+
   def name(self, index: int) -> str:
     """Returns `file:line`."""
     part, number = self._at(index)
@@ -168,6 +181,19 @@ class Selected:
   def encoded(self, index: int) -> tuple[bytes, ...]:
     """Returns the bytes of a row's image files."""
     return self.source.encoded(self._own(index))
+
+  @property
+  def kind(self) -> str:
+    return self.source.kind
+
+  def check_row(self, index: int) -> None:
+    """Raises for a wrong field, or an image that is not in place."""
+    self.source.check_row(self._own(index))
+
+  def stamp(self) -> str:
+    """Returns what tells the source and which rows these are."""
+    inner = self.source.stamp()
+    return inner and f"{inner} {zlib.crc32(self.indices.tobytes()):08x}"
 
   def name(self, index: int) -> str:
     """Returns where a row stands in its file."""

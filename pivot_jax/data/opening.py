@@ -14,11 +14,15 @@ from pivot_jax.errors import InputError
 _ROWS = registry.ROWS | {"mixture": "conversation", "mmpr": "preference"}
 
 
-_FLAWED = ("llava", "preference", "eval", "mixture", "mmpr")
+FLAWED = ("llava", "preference", "eval", "mixture", "mmpr")
 
 
 def open_path(
-  path: str | os.PathLike, *, images: str | None = None, flawed: bool = False
+  path: str | os.PathLike,
+  *,
+  images: str | None = None,
+  root: str | None = None,
+  flawed: bool = False,
 ) -> tuple[str, Any]:
   """Returns (kind of row, source) of a file or a folder.
 
@@ -28,6 +32,7 @@ def open_path(
       folder of {train,val}/CLASS or {train,val}/{images,labels}, or one of
       these splits.
     images: the folder that image paths are relative to.
+    root: the folder that the files of a mixture are relative to.
     flawed: whether lines that are no records are left for later.
 
   Raises:
@@ -38,7 +43,9 @@ def open_path(
   if "*" not in place.name and not place.exists():
     raise InputError(f"{place}: no such file or folder")
   spec = _spec(place, images)
-  if flawed and spec["kind"] in _FLAWED:
+  if spec["kind"] == "mixture" and root is not None:
+    spec["root"] = root
+  if flawed and spec["kind"] in FLAWED:
     spec["flawed"] = True
   source = registry.open_source(spec)
   if spec["kind"] in ("parquet", "array_record"):
@@ -70,8 +77,16 @@ def _folder(place: pathlib.Path) -> dict[str, Any]:
       f"{place}: no data set; a folder holds .parquet files, what `data "
       "convert` wrote, or train and val"
     )
-  folder = place if whole else place.parent
-  split = next((s for s in splits if (place / s).is_dir()), place.name)
+  if whole:
+    found = [split for split in splits if (place / split).is_dir()]
+    if len(found) > 1:
+      raise InputError(
+        f"{place}: holds {' and '.join(found)}; name one of them"
+      )
+    place /= found[0]
+    if registry.format_of(place):
+      return _spec(place, None)
+  folder, split = place.parent, place.name
   inside = {path.name for path in (folder / split).iterdir()}
   kind = "segment" if {"images", "labels"} <= inside else "classify"
   return dict(kind=kind, path=str(folder), split=split)

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from pivot_jax.data import embedded, images, parquet_files, records
+from pivot_jax.data import embedded, images, indexed, parquet_files, records
 from pivot_jax.errors import InputError
 
 # The columns that may hold the id; the first that is there counts.
@@ -79,7 +79,6 @@ class Parquet:
     }
     self._pictures = images.Pictures(self.path, **self._given)
     self._files = parquet_files.Files(self.path)
-    self.paths = self._files.paths
     names = self._files.schema.names
     where = self._files.paths[0]
     self.kind = _kind(names, where)
@@ -132,6 +131,14 @@ class Parquet:
             kind="missing_image",
           )
       return tuple(struct["bytes"] for _, struct in found)
+
+  def check_row(self, index: int) -> None:
+    """Raises for a wrong field; its images are inside."""
+    self.text(index)
+
+  def stamp(self) -> str:
+    """Returns what tells the files' contents."""
+    return " ".join(map(indexed.stamp, self._files.paths))
 
   def name(self, index: int) -> str:
     """Returns FILE:ROW, counted from 0 in the file."""

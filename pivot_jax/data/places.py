@@ -1,12 +1,37 @@
-"""Where the images of a row may lie: inside their root, and nowhere else.
+"""Where rows stand, and where their images may lie: inside a root, only there.
 
 A path out of a data set is never trusted. No file is opened here.
 """
 
 import os
 import pathlib
+import re
+from typing import NamedTuple
 
 from pivot_jax.errors import InputError
+
+_NAME = re.compile(r"(.+)([:#])(\d+)", re.DOTALL)
+
+
+class Place(NamedTuple):
+  """A file and the index of a row in it, from 0."""
+
+  file: str
+  row: int
+
+
+def place(name: str) -> Place:
+  """Returns what a row's name says: FILE:LINE, FILE#INDEX or FILE:ROW.
+
+  Raises:
+    ValueError: the name of something else, as of a scene.
+  """
+  found = _NAME.fullmatch(name)
+  if not found:
+    raise ValueError(f"{name} is not the name of a row")
+  file, mark, number = found[1], found[2], int(found[3])
+  lines = mark == ":" and file.endswith(".jsonl")
+  return Place(file, number - 1 if lines else number)
 
 
 def resolve(root: str | os.PathLike, relative: str) -> pathlib.Path:

@@ -7,9 +7,13 @@ without decoding its image, and `name(index)` for messages.
 import functools
 import json
 import logging
+import os
 import pathlib
+import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from pivot_jax.data import (
   array_records,
@@ -17,9 +21,9 @@ from pivot_jax.data import (
   grouping,
   indexed,
   mixtures,
-  mmpr,
   mmpr_sets,
   parquet,
+  places,
   scenes,
   sources,
   streams,
@@ -75,17 +79,24 @@ def open_stream(
   seed: int,
   reference: examples.Reference | None = None,
 ) -> streams.Stream:
-  """Returns the stream of (entry, weight) pairs; see `streams.Stream`."""
-  opened = [open_source(spec) for spec, _ in specs]
+  """Returns the stream of (entry, weight) pairs; see `streams.Stream`.
+
+  Images of files are brought to the coder's size where they are decoded, which
+  is where several are padded and a decoder may decode smaller.
+  """
+  how = dict(image_size=coder.image_size, resample=coder.resample)
+  framed = [spec["kind"] in TEXTS for spec, _ in specs]
+  opened = [
+    open_source(dict(spec) | how if inside else spec)
+    for (spec, _), inside in zip(specs, framed, strict=True)
+  ]
   return streams.Stream(
     [(one, weight) for one, (_, weight) in zip(opened, specs, strict=True)],
     coder,
     seed=seed,
     reference=reference,
     max_bad=max(spec.get("max_bad", 0.0) for spec, _ in specs),
-    keys=[
-      _key(spec, one) for one, (spec, _) in zip(opened, specs, strict=True)
-    ],
+    framed=framed,
   )
 
 
@@ -102,28 +113,6 @@ def long_rows(asked: str, specs: Sequence[Mapping[str, Any]]) -> str:
     for spec in specs
   }
   return "drop" if kinds & {"mixture", "mmpr"} else "error"
-
-
-def _key(spec: Mapping[str, Any], source: Any) -> str:
-  """Returns what tells the rows of a source of large files, "" of any other."""
-  paths = _texts(source)
-  if sum(path.stat().st_size for path in paths) < indexed.CACHED:
-    return ""
-  stamps = [[str(path), indexed.stamp(path)] for path in paths]
-  return json.dumps([dict(spec), stamps], sort_keys=True)
-
-
-def _texts(source: Any) -> Sequence[pathlib.Path]:
-  """Returns the files that hold the texts of a source, as far as is known."""
-  if isinstance(source, mmpr.Selected):
-    return _texts(source.source)
-  if isinstance(source, mmpr.Mmpr):
-    return [part.file.path for part in source.parts]
-  if isinstance(source, (mixtures.Mixture, parquet.Parquet)):
-    return source.paths
-  if isinstance(source, (sources.LlavaJson, sources.JsonLines)):
-    return [source.path]
-  return []
 
 
 @functools.cache
@@ -201,7 +190,10 @@ def _open(spec: Mapping[str, Any]) -> Any:
       f"data kind {kind!r}: choose one of {sorted((*kinds, 'llava_text'))}"
     )
   if kind in ROWS:
-    kind = format_of(pathlib.Path(fields["path"])) or kind
+    split = pathlib.Path(fields["path"]) / fields.get("split", "")
+    kind = format_of(split) or kind
+    if kind in ("parquet", "array_record"):
+      fields["path"] = str(split)
   kind = "llava" if kind == "llava_text" else kind
   if kind in ("classify", "segment", "array_record"):
     fields["folder"] = fields.pop("path")
@@ -217,7 +209,7 @@ def _open(spec: Mapping[str, Any]) -> Any:
   source = kinds[kind](**fields)
   if len(source) == 0:
     raise InputError(f"{spec.get('path', kind)}: the data is empty")
-  if kind in ("parquet", "array_record") and asked in ROWS:
+  if asked in ROWS and kind not in ("classify", "segment"):
     if source.kind != ROWS[asked]:
       raise InputError(
         f"{spec['path']}: holds {source.kind} rows; {ROWS[asked]} rows are "
@@ -233,8 +225,21 @@ def _open(spec: Mapping[str, Any]) -> Any:
 def _listed(source: Any, path: pathlib.Path) -> tuple[int, ...]:
   """Returns the rows of a source that a file of `data check` names."""
   listed = indexed.File(path)
-  names = {listed.record(i)["name"] for i in range(len(listed))}
-  return tuple(i for i in range(len(source)) if source.name(i) in names)
+  faults = [listed.record(i) for i in range(len(listed))]
+  named = {
+    (os.path.realpath(one["file"]), one["row"])
+    for one in faults
+    if one.get("drop", True) and one["row"] is not None
+  }
+  found = []
+  for index in range(len(source)):
+    place = places.place(source.name(index))
+    if (os.path.realpath(place.file), place.row) in named:
+      found.append(index)
+  LOG.info(
+    "%d of %d rows left out: %s names them", len(found), len(source), path
+  )
+  return tuple(found)
 
 
 class Readable:
@@ -263,9 +268,24 @@ class Readable:
     """Returns the bytes of a row's image files."""
     return self._source.encoded(self._kept[index])
 
+  @property
+  def kind(self) -> str:
+    return self._source.kind
+
+  def check_row(self, index: int) -> None:
+    """Raises for a wrong field, or an image that is not in place."""
+    self._source.check_row(self._kept[index])
+
+  def stamp(self) -> str:
+    """Returns what tells the source and which rows are kept."""
+    inner, kept = self._source.stamp(), np.asarray(self._kept, np.int64)
+    return inner and f"{inner} {zlib.crc32(kept.tobytes()):08x}"
+
 
 class WithoutImages:
   """Conversations as text alone, for a language model."""
+
+  kind = "conversation"
 
   def __init__(self, source: Any):
     self._source = source
@@ -279,6 +299,14 @@ class WithoutImages:
   def name(self, index: int) -> str:
     """Returns where a row stands."""
     return self._source.name(index)
+
+  def check_row(self, index: int) -> None:
+    """Raises for a wrong field."""
+    self.text(index)
+
+  def stamp(self) -> str:
+    """Returns what tells the texts."""
+    return self._source.stamp()
 
   def text(self, index: int) -> Row:
     """Returns a row without its image and image tags."""

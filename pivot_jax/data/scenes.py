@@ -133,6 +133,19 @@ class Scenes:
         row["labels"] = one.labels
     return row
 
+  @property
+  def kind(self) -> str:
+    """What its rows hold."""
+    talks = ("caption", "chat", "text")
+    return "conversation" if self.task in talks else self.task
+
+  def check_row(self, index: int) -> None:
+    """Does nothing: no row is wrong."""
+
+  def stamp(self) -> str:
+    """Returns "": its texts are made, and in no file."""
+    return ""
+
   def encoded(self, index: int) -> tuple[bytes, ...]:
     """Returns the row's picture, and its label map, as PNG files."""
     row = self[index]

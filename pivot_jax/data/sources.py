@@ -21,7 +21,9 @@ Row = dict[str, Any]
 
 
 class Source(Protocol):
-  """What every data set offers."""
+  """What every data set of texts offers; `kind` says what its rows hold."""
+
+  kind: str
 
   def __len__(self) -> int: ...
 
@@ -32,6 +34,14 @@ class Source(Protocol):
     ...
 
   def name(self, index: int) -> str: ...
+
+  def check_row(self, index: int) -> None:
+    """Raises for a wrong field, or an image that is not in place."""
+    ...
+
+  def stamp(self) -> str:
+    """Returns what tells its texts and their order; "" if that is not known."""
+    ...
 
   def encoded(self, index: int) -> tuple[bytes, ...]:
     """Returns the bytes of the row's image files, undecoded."""
@@ -74,6 +84,7 @@ class _Records:
   then reading one of them is.
   """
 
+  kind: str
   unique_ids = False  # Whether a second use of an id is an error.
 
   def __init__(
@@ -136,15 +147,15 @@ class _Records:
     with records.located(self.name(index)):
       return tuple(self._pictures.read_bytes(path) for path in paths)
 
-  def check_places(self, most: int) -> None:
-    """Raises for a row with a wrong field or an image that is not in place.
+  def check_row(self, index: int) -> None:
+    """Raises for a wrong field, or an image that is not in place."""
+    for path in records.listed(self.text(index)["image"]):
+      with records.located(self.name(index)):
+        images.resolve(self._pictures.root, path)
 
-    No image is decoded, and at most so many rows are looked at.
-    """
-    for index in range(min(most, len(self))):
-      for path in records.listed(self.text(index)["image"]):
-        with records.located(self.name(index)):
-          images.resolve(self._pictures.root, path)
+  def stamp(self) -> str:
+    """Returns what tells the file's content."""
+    return indexed.stamp(self.path)
 
   def name(self, index: int) -> str:
     """Returns `file:line` of a line, `file#index` of a list's record."""
@@ -160,6 +171,8 @@ class _Records:
 class LlavaJson(_Records):
   """Conversation rows: LLaVA records with `conversations` (paper.md 4.1)."""
 
+  kind = "conversation"
+
   def _fields(self, record):
     return {"conversations": records.turns(record)}
 
@@ -169,6 +182,8 @@ class JsonLines(_Records):
 
   The question may be called `prompt`, as in the paper's own files.
   """
+
+  kind = "preference"
 
   def _fields(self, record):
     asked = "question" if "question" in record else "prompt"
@@ -185,6 +200,7 @@ class EvalJson(_Records):
   `category` and `kind` are the file's stem where a record has none.
   """
 
+  kind = "eval"
   unique_ids = True
 
   def _fields(self, record):

@@ -39,19 +39,23 @@ class Stream:
     seed: int,
     reference: examples.Reference | None = None,
     max_bad: float = 0.0,
-    keys: Sequence[str] = (),
+    framed: Sequence[bool] = (),
   ):
     """Makes a stream of (source, weight) parts.
 
     Args:
       max_bad: the share of rows that may be unusable, or have an image that
         cannot be read, as 0.001; 0: the first one is an error.
-      keys: what tells each source's content, to keep what is measured of it.
+      framed: of each source, whether it gives images as the coder would.
 
     Raises:
       InputError: more bad rows than allowed, or none that is left.
     """
     self._coder, self._reference = coder, reference
+    self._coders = [
+      dataclasses.replace(coder, framed=one)
+      for one in framed or [False] * len(parts)
+    ]
     self._sources = [source for source, _ in parts]
     self.max_bad = max_bad
     self._allowed = int(max_bad * sum(map(len, self._sources)))
@@ -61,8 +65,7 @@ class Stream:
     self._unread: dict[tuple[int, int], str] = {}
     self._lock = threading.Lock()
     if max_bad or coder.long == "drop":
-      keys = keys or [""] * len(parts)
-      self._leave_out(keys)
+      self._leave_out()
     positions = [
       grain.MapDataset.source(_Positions(k, self.rows(k)))
       .shuffle(seed=seed + k)
@@ -127,17 +130,21 @@ class Stream:
     self, place: tuple[int, int], *, pixels: bool = True
   ) -> packing.Example:
     """Returns the example of a (source number, row index); see `example`."""
-    source, index = self._sources[place[0]], place[1]
+    part, index = place
+    source = self._sources[part]
+    if not pixels:
+      return self._encode(part, index, source.text(index))
     try:
-      row = source[index] if pixels else source.text(index)
+      row = source[index]
+      with records.located(source.name(index)):
+        shown = self._coders[part].pixels(row["image"])
     except InputError as error:
       if not self.max_bad:
         raise
       self._count(place, str(error))
-      return self._void(source, index)
-    return self._with_reference(
-      self._encode(source, index, row, pixels), source, index
-    )
+      return self._void(part, index)
+    found = self._encode(part, index, row)
+    return dataclasses.replace(found, images=shown)
 
   def examples(
     self, positions: Sequence[int], *, threads: int = 0
@@ -152,24 +159,21 @@ class Stream:
     )
     yield from found.to_iter_dataset(options)
 
-  def _encode(self, source, index, row, pixels) -> packing.Example:
-    with records.located(source.name(index)):
-      return self._coder.example(row, pixels=pixels)
-
-  def _with_reference(self, example, source, index) -> packing.Example:
+  def _encode(self, part: int, index: int, row: Any) -> packing.Example:
+    name = self._sources[part].name(index)
+    with records.located(name):
+      found = self._coder.example(row, pixels=False)
     if self._reference is None:
-      return example
-    return examples.with_reference(example, self._reference, source.name(index))
+      return found
+    return examples.with_reference(found, self._reference, name)
 
-  def _void(self, source, index) -> packing.Example:
+  def _void(self, part: int, index: int) -> packing.Example:
     """Returns a row whose image cannot be read: black, and without weight."""
-    found = self._encode(source, index, source.text(index), False)
+    found = self._encode(part, index, self._sources[part].text(index))
     side = self._coder.image_size
     black = np.zeros((side, side, 3), np.uint8)
     return dataclasses.replace(
-      self._with_reference(found, source, index),
-      images=(black,) * len(found.images),
-      void=True,
+      found, images=(black,) * len(found.images), void=True
     )
 
   def _count(self, place: tuple[int, int], why: str) -> None:
@@ -190,10 +194,12 @@ class Stream:
   def _rows(self) -> int:
     return sum(map(len, self._sources))
 
-  def _leave_out(self, keys: Sequence[str]) -> None:
+  def _leave_out(self) -> None:
     """Measures all rows, and leaves out those that cannot be trained on."""
     bad: list[str] = []
-    for part, (source, key) in enumerate(zip(self._sources, keys, strict=True)):
+    for part, source in enumerate(self._sources):
+      kept = len(source) >= lengths.KEPT
+      key = source.stamp() if kept else ""
       table = lengths.measure(source, self._coder, key=key)
       self._tables[part], self._kept[part] = table, table.kept()
       bad += table.bad.values()

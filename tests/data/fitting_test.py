@@ -109,18 +109,14 @@ def test_a_layout_holds_the_share_of_every_process(hosts, shards):
 
 def test_rows_without_images_have_no_room_for_any():
   updates = [[size(9, 0), size(5, 0), size(4, 0)]] * 2
-  layout = fitting.layout_for(
-    updates, patches=4, image_size=8, row_tokens=16
-  )
+  layout = fitting.layout_for(updates, patches=4, image_size=8, row_tokens=16)
   assert (layout.rows, layout.images, layout.tokens) == (2, 0, 16)
 
 
 def test_few_rows_are_not_made_more_to_save_image_slots():
   # Two rows of two; three rows would leave fewer slots empty, half as long.
   updates = [[size(n) for n in (22, 23, 19, 17)]]
-  layout = fitting.layout_for(
-    updates, patches=4, image_size=8, row_tokens=80
-  )
+  layout = fitting.layout_for(updates, patches=4, image_size=8, row_tokens=80)
   assert (layout.rows, layout.images, layout.tokens) == (2, 2, 48)
 
 

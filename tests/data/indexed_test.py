@@ -129,6 +129,17 @@ def test_threads_and_other_processes_read_at_once(tmp_path):
   assert not wrong
 
 
+def test_another_process_maps_the_same_index(tmp_path, monkeypatch):
+  monkeypatch.setattr(indexed, "CACHED", 10)
+  path = tmp_path / "r.jsonl"
+  path.write_text("".join(f'{{"n": {i}}}\n' for i in range(500)))
+  sent = pickle.dumps(indexed.File(path))
+  assert len(sent) < 1000
+  found = pickle.loads(sent)
+  assert isinstance(found._table, np.memmap)
+  assert [found.record(i)["n"] for i in (0, 499)] == [0, 499]
+
+
 @pytest.mark.parametrize("text, message", [
   ('[{"a": 1}, {"a": ]', r":1: invalid JSON at column 18"),
   ('[\n{"a": 1}\n{"a": 2}]', ":3: must be a JSON list; expected ','"),

@@ -47,7 +47,12 @@ def found(request, tmp_path):
   images = None
   if request.param in ("llava_pretrain", "mixture"):
     images = str(made.root)
-  kind, source = opening.open_path(made.path, images=images)
+  path = made.path
+  if request.param == "image_folder":
+    with pytest.raises(InputError, match="holds train and val; name one"):
+      opening.open_path(path)
+    path = path / "train"
+  kind, source = opening.open_path(path, images=images)
   assert kind == wanted
   return request.param, made, kind, source
 

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from pivot_jax import checkpoint
-from pivot_jax.data import chat, indexed, lengths, pipeline, registry
+from pivot_jax.data import chat, lengths, pipeline, registry
 from pivot_jax.errors import InputError
 from tests.data import published
 
@@ -95,7 +95,7 @@ def test_all_rows_cannot_be_allowed_to_be_bad(half_bad, share):
 
 def test_lengths_of_large_files_are_measured_once(tmp_path, monkeypatch):
   monkeypatch.setenv("PIVOT_JAX_CACHE", str(tmp_path / "cache"))
-  monkeypatch.setattr(indexed, "CACHED", 100)
+  monkeypatch.setattr(lengths, "KEPT", 1)
   mixture = published.make_onevision_mixture(tmp_path)
   paths = dict(path=str(mixture.path), image_root=str(mixture.root))
   spec = dict(kind="llava", **paths)

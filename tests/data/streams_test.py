@@ -208,8 +208,16 @@ def test_bad_text_is_left_out_before_the_order_is_made(spec, tmp_path):
 
 def test_rows_named_by_a_check_are_left_out(spec, tmp_path):
   bad = tmp_path / "bad.jsonl"
-  names = [f"{spec['path']}:{line}" for line in (4, 9)]
-  bad.write_text("".join(json.dumps(dict(name=n)) + "\n" for n in names))
+  # The path is another spelling of the same file; a duplicate id is kept.
+  path = tmp_path / ".." / tmp_path.name / "rows.jsonl"
+  faults = [
+    dict(file=str(path), row=3, kind="undecodable_image"),
+    dict(file=str(path), row=8, kind="missing_image", drop=True),
+    dict(file=str(path), row=5, kind="duplicate_id", drop=False),
+    dict(file=str(tmp_path / "other.jsonl"), row=1, kind="schema"),
+    dict(file=str(path), row=None, kind="schema"),
+  ]
+  bad.write_text("".join(json.dumps(one) + "\n" for one in faults))
   found = list(opened(spec, bad=str(bad)).examples(range(10)))
   assert len({example.id for example in found}) == 10
   assert not any(example.void for example in found)
@@ -354,3 +362,70 @@ def test_a_batch_of_more_rows_than_there_are_is_refused():
       steps=1,
       shards=1,
     )
+
+
+# --- from an entry of a config to pixels -------------------------------------
+
+
+def test_several_images_are_padded_to_squares_and_one_is_squashed(tmp_path):
+  rng = np.random.default_rng(0)
+  wide, tall = (
+    rng.integers(0, 256, shape, np.uint8)
+    for shape in ((20, 60, 3), (50, 30, 3))
+  )
+  for name, image in (("wide", wide), ("tall", tall)):
+    Image.fromarray(image).save(tmp_path / f"{name}.png")
+  rows = [
+    dict(image="wide.png", question="q", chosen="yes", rejected="no"),
+    dict(
+      image=["wide.png", "tall.png"],
+      question="<image> or <image>",
+      chosen="yes",
+      rejected="no",
+    ),
+  ]
+  path = tmp_path / "rows.jsonl"
+  path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+  found = opened(dict(kind="preference", path=str(path)))
+  by_id = {e.id: e.images for e in found.examples(range(2))}
+
+  def squashed(image):
+    return np.array(Image.fromarray(image).resize((48, 48), Image.BICUBIC))
+
+  np.testing.assert_array_equal(by_id["rows-0"][0], squashed(wide))
+  square = np.full((60, 60, 3), 127, np.uint8)
+  square[20:40] = wide
+  np.testing.assert_array_equal(by_id["rows-1"][0], squashed(square))
+  square = np.full((50, 50, 3), 127, np.uint8)
+  square[:, 10:40] = tall
+  np.testing.assert_array_equal(by_id["rows-1"][1], squashed(square))
+  # A coder pads by itself where a source gives images as they are.
+  raw = registry.open_source(dict(kind="preference", path=str(path)))[1]
+  for one, other in zip(coder().pixels(raw["image"]), by_id["rows-1"]):
+    np.testing.assert_array_equal(one, other)
+
+
+def test_a_decoder_is_the_one_that_pixels_come_from(tmp_path):
+  rng = np.random.default_rng(0)
+  image = Image.fromarray(rng.integers(0, 256, (30, 40, 3), np.uint8))
+  image.resize((400, 300), Image.BICUBIC).save(tmp_path / "a.jpg", quality=88)
+  row = dict(image="a.jpg", question="q", chosen="yes", rejected="no")
+  path = tmp_path / "rows.jsonl"
+  path.write_text(json.dumps(row) + "\n")
+  spec = dict(kind="preference", path=str(path))
+  exact, fast = (
+    opened(spec, decoder=name).example(0).images[0].astype(int)
+    for name in ("pil", "pil_draft")
+  )
+  assert 0 < np.abs(exact - fast).mean() < 6
+
+
+def test_a_crop_is_cut_once(tmp_path):
+  noise = np.random.default_rng(0).integers(0, 256, (80, 90, 3), np.uint8)
+  Image.fromarray(noise).save(tmp_path / "a.png")
+  row = dict(image="a.png", question="q", chosen="yes", rejected="no")
+  path = tmp_path / "rows.jsonl"
+  path.write_text(json.dumps(row) + "\n")
+  how = coder(resample="crop_bicubic:64")
+  found = opened(dict(kind="preference", path=str(path)), how).example(0)
+  np.testing.assert_array_equal(found.images[0], how.pixels(noise)[0])

@@ -1,0 +1,186 @@
+"""Sources as large as the published ones: opening, memory, reading, packing.
+
+  python -m bench.data [--rows=3200000] [--pairs=3000000] [--tokenizer=FOLDER]
+
+Makes a LLaVA JSON list and an MMPR folder of made-up text (10 GB at full size)
+in a temporary folder, or in `--folder` where they are kept and used again, and
+measures each thing in a process of its own. The tokenizer is the packaged toy
+unless another is given; published rates are of Qwen2.5's. Files lie in the page
+cache as far as memory reaches.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import importlib.metadata
+import multiprocessing
+import os
+import pathlib
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent import futures
+from typing import Any
+
+from bench import data_files, data_runs, data_tables, record
+
+KINDS = ("llava", "mmpr")
+ROWS, PAIRS = 3_200_000, 3_000_000
+# Updates of an epoch over the 3.2 million rows.
+EPOCH = 12_446
+PARTS = ("read", "measure", "pack", "choose", "lay_out")
+LIBRARIES = ("numpy", "jax", "grain", "tokenizers", "pillow")
+
+Found = dict[str, Any]
+Run = Callable[..., Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """How much is measured.
+
+  texts, pictures: random reads. measured: rows whose lengths are measured, by
+  two processes twice as many, too. updates: packed, the first not timed, of
+  `batch`. chosen: pairs of a training set. steps: updates that are laid out.
+  """
+
+  texts: int = 10_000
+  pictures: int = 1_000
+  measured: int = 40_000
+  batch: int = 256
+  updates: int = 12
+  chosen: int = 20_000
+  steps: int = EPOCH
+
+
+def fresh(name: str, *args: Any, **kwargs: Any) -> Any:
+  """Calls one of `data_runs.RUNS` in a new process."""
+  context = multiprocessing.get_context("spawn")
+  with futures.ProcessPoolExecutor(1, mp_context=context) as pool:
+    return pool.submit(data_runs.RUNS[name], *args, **kwargs).result()
+
+
+def measure(
+  paths: Mapping[str, pathlib.Path],
+  tokenizer: str,
+  plan: Plan,
+  only: Sequence[str] = PARTS,
+  run: Run = fresh,
+) -> list[Found]:
+  """Returns what was found, one entry a run, with how it was called."""
+  found = []
+
+  def note(name: str, *args, about: Mapping[str, Any], **kwargs):
+    load = os.getloadavg()[0]
+    began = time.monotonic()
+    made = run(name, *args, **kwargs)
+    print(f"{name} {dict(about)}: {time.monotonic() - began:.1f} s", flush=True)
+    found.append({"run": name, "load": load, **about, "found": made})
+    return made
+
+  for kind in KINDS:
+    # Always: others would open for the first time.
+    note("index", kind, paths[kind], about={"kind": kind})
+  for kind in KINDS:
+    if "read" in only:
+      reads = {"texts": plan.texts, "pictures": plan.pictures}
+      note("read", kind, paths[kind], about={"kind": kind}, **reads)
+  for kind in KINDS:
+    if "measure" in only:
+      for processes, rows in ((1, 1), (2, 1), (2, 2)):
+        about = {"processes": processes, "rows": rows * plan.measured}
+        where = kind, paths[kind], tokenizer
+        note("measure", *where, about=about | {"kind": kind}, **about)
+  for kind in KINDS:
+    if "pack" in only:
+      _pack(note, kind, paths[kind], tokenizer, plan, run)
+  for way in ("official", "fixed"):
+    if "choose" in only:
+      size = {"size": plan.chosen}
+      note("choose", way, paths["mmpr"], tokenizer, about={"way": way}, **size)
+  if "lay_out" in only:
+    note("lay_out", about={}, batch=plan.batch, steps=plan.steps)
+  return found
+
+
+def _pack(note, kind, path, tokenizer, plan: Plan, run: Run) -> None:
+  size = {"batch": plan.batch, "updates": plan.updates}
+  where = kind, path, tokenizer
+  layout = run("layout", *where, **size)
+  for pixels in (False, True):
+    for threads in (0, 1, 2):
+      given = size | {"pixels": pixels, "threads": threads}
+      note("pack", *where, about=given | {"kind": kind}, of=layout, **given)
+
+
+def make(
+  folder: pathlib.Path, rows: int, pairs: int
+) -> dict[str, pathlib.Path]:
+  """Writes the files that a folder lacks; returns the path of each kind."""
+  paths = {
+    "llava": folder / f"llava-{rows}" / "llava.json",
+    "mmpr": folder / f"mmpr-{pairs}" / "MMPR-v1.2" / "meta.json",
+  }
+  if not paths["llava"].exists():
+    data_files.write_llava(paths["llava"], rows)
+  if not paths["mmpr"].exists():
+    data_files.write_mmpr(paths["mmpr"].parents[1], pairs)
+  return paths
+
+
+@contextlib.contextmanager
+def _folder(given: str) -> Iterator[pathlib.Path]:
+  """Gives the folder of the files, and makes a cache of indices to remove."""
+  with tempfile.TemporaryDirectory(prefix="pivot-jax-data-") as made:
+    os.environ["PIVOT_JAX_CACHE"] = str(pathlib.Path(made) / "cache")
+    yield pathlib.Path(given or made)
+
+
+def main() -> None:
+  """Makes the files, measures, and writes data.md and data.json."""
+  parser = argparse.ArgumentParser(prog="python -m bench.data")
+  parser.add_argument("--rows", type=int, default=ROWS)
+  parser.add_argument("--pairs", type=int, default=PAIRS)
+  parser.add_argument("--folder", default="", help="kept, and used again")
+  parser.add_argument("--tokenizer", default="package:toy")
+  parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
+  parser.add_argument("--out", type=pathlib.Path, default="bench/results")
+  flags = parser.parse_args()
+  before = os.getloadavg()
+  plan = Plan(steps=max(1, EPOCH * flags.rows // ROWS))
+  with _folder(flags.folder) as folder:
+    began = time.monotonic()
+    paths = make(folder, flags.rows, flags.pairs)
+    made = time.monotonic() - began
+    runs = measure(paths, flags.tokenizer, plan, flags.only)
+  report = _describe(flags) | {
+    "plan": dataclasses.asdict(plan),
+    "seconds": {"writing": made, "all": time.monotonic() - began},
+    "load": {"before": before, "after": os.getloadavg()},
+    "runs": runs,
+  }
+  text = data_tables.page(report)
+  print(text)
+  record.write(flags.out, "data", text, report)
+
+
+def _describe(flags: argparse.Namespace) -> Found:
+  """Returns the command, without paths, the machine and the versions."""
+  found = record.surroundings()
+  said = [f"--rows={flags.rows}"] * (flags.rows != ROWS)
+  said += [f"--pairs={flags.pairs}"] * (flags.pairs != PAIRS)
+  said += ["--tokenizer=FOLDER"] * (flags.tokenizer != "package:toy")
+  if list(flags.only) != list(PARTS):
+    said += ["--only", *flags.only]
+  versions = {"python": found["versions"]["python"]}
+  versions |= {name: importlib.metadata.version(name) for name in LIBRARIES}
+  return found | {
+    "command": " ".join(["python -m bench.data", *said]),
+    "versions": versions,
+    "cores": len(os.sched_getaffinity(0)),
+    "memory": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
+  }
+
+
+if __name__ == "__main__":
+  main()
