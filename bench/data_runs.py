@@ -67,8 +67,9 @@ def size_of(kind: str, path: pathlib.Path) -> int:
 
 
 def open_source(kind: str, path: pathlib.Path) -> Any:
-  """Opens the source as a config does."""
-  return registry.open_source({"kind": kind, "path": str(path)})
+  """Opens the source as a stream does."""
+  how = {"image_size": IMAGE, "resample": "bicubic"}
+  return registry.open_source({"kind": kind, "path": str(path)} | how)
 
 
 def make_coder(kind: str, tokenizer: str, *, pixels: bool) -> examples.Coder:
@@ -187,10 +188,12 @@ class Unseen:
 
 
 def _stream(kind, path, tokenizer, *, pixels: bool):
-  source = open_source(kind, path)
   coder = make_coder(kind, tokenizer, pixels=pixels)
-  shown = source if pixels else Unseen(source)
-  return streams.Stream([(shown, 1.0)], coder, seed=0), coder
+  if pixels:
+    spec = {"kind": kind, "path": str(path)}
+    return registry.open_stream([(spec, 1.0)], coder, seed=0), coder
+  source = Unseen(open_source(kind, path))
+  return streams.Stream([(source, 1.0)], coder, seed=0), coder
 
 
 def layout(

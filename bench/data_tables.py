@@ -28,7 +28,8 @@ def page(report: Found) -> str:
     " after, and in each table before its run.",
     "",
     "**Opening.** Memory is that of a fresh process, in MiB: anonymous / all of"
-    " it, the mapped pages of index and libraries included.",
+    " it, with the mapped pages of the index and of libraries. Files were in the"
+    " page cache as far as memory reaches.",
     "",
     opening(found),
     "",
@@ -45,8 +46,9 @@ def page(report: Found) -> str:
     ),
     (
       "**To packed rows**: updates of 256 read in shuffled order, encoded and"
-      f" packed into rows of about 8k tokens. An H200 needs {_needs()}; the"
-      " last but two columns divide by the larger.",
+      f" packed into rows of about 8k tokens. An H200 needs {_needs()};"
+      " *times the need* divides by the larger. Without JPEGs an image is one"
+      " black pixel and as many tokens.",
       "pack",
       packing,
     ),
@@ -153,7 +155,7 @@ def packing(found: Sequence[Found]) -> str:
       f"{one['load']:.1f}",
     ])  # fmt: skip
   head = ["kind", "JPEGs", "threads", "rows/s", "p10–p90", "rows/CPU s"]
-  head += ["of an update packing, ms", "times the need", "peak MiB", "load"]
+  head += ["packing, ms an update", "times the need", "peak MiB", "load"]
   return table(head, rows)
 
 

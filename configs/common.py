@@ -38,7 +38,9 @@ _DEFAULTS = dict(
     workers=-1,
     **_TEXT,
   ),
-  score=dict(data="", batch=64, chunk=4096, pack=dict(row=0), **_TEXT),
+  score=dict(
+    data="", batch=64, chunk=4096, workers=-1, pack=dict(row=0), **_TEXT
+  ),
   detach=dict(),
   # `blind` names rows to fit the question-only baseline on; empty: none.
   # Asked in ChatML, whatever the model was trained on.

@@ -39,6 +39,7 @@ _RANGES: tuple[tuple[str, str, Callable[[float], bool]], ...] = (
   ("tolerance", "a number over 0", lambda x: x > 0),
   ("validation", "a share over 0 and under 1", lambda x: 0 < x < 1),
   ("seed", "0 or more", lambda x: x >= 0),
+  ("workers", "a whole number, -1 or more", lambda x: x >= -1 and x == int(x)),
   ("data_seed", "0 or more", lambda x: x >= 0),
 )
 # Rows of a file whose fields and images are looked up before anything runs; a

@@ -56,7 +56,7 @@ class Writer:
       elif path.exists():
         path.unlink()
     if tensorboard:
-      self._board = _summary_writer(folder)
+      self._board = _summary_writer(folder, step)
 
   def write(self, step: int, metrics: Mapping[str, float]) -> None:
     """Appends one line `{"step": step, name: value, ...}`."""
@@ -152,11 +152,14 @@ def _lines(path: pathlib.Path) -> list[dict[str, float]]:
   return lines
 
 
-def _summary_writer(folder: pathlib.Path):
+def _summary_writer(folder: pathlib.Path, step: int):
   try:
     import tensorboardX
   except ImportError as error:
     raise InputError(
       "tensorboard=True needs tensorboardX: pip install pivot_jax[tensorboard]"
     ) from error
-  return tensorboardX.SummaryWriter(str(folder / "tensorboard"))
+  # What was written after the step where a run goes on is not shown.
+  return tensorboardX.SummaryWriter(
+    str(folder / "tensorboard"), purge_step=step + 1 if step else None
+  )

@@ -20,7 +20,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from pivot_jax import addresses, files
-from pivot_jax.data import images
+from pivot_jax.data import images, registry
 from pivot_jax.errors import InputError
 
 # Fields that say how a run is shown or kept, not what it computes.
@@ -30,6 +30,7 @@ LOGGING_KEYS = (
 )
 # Files of more bytes are not read as a whole to be told apart.
 _LARGE = 2**30
+_SHARD = 2**24
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,10 +68,21 @@ class Inputs:
       else:
         texts[name] = self._files(folder)
     for name, spec in step.config.get("sources", {}).items():
-      for field in ("path", "image_root"):
+      for field in ("path", "image_root", "bad", "tokenizer"):
         if spec.get(field):
           texts[f"{name}.{field}"] = self._files(pathlib.Path(spec[field]))
+      texts[f"{name}.rows"] = self._rows(spec.to_dict())
     return {name: _short_hash(text.encode()) for name, text in texts.items()}
+
+  def _rows(self, spec: Mapping[str, Any]) -> str:
+    """Returns what tells the files that a file lists, or a pattern stands for."""
+    if not spec.get("path"):
+      return ""
+    path = pathlib.Path(spec["path"])
+    lists = spec["kind"] in (*registry.ROWS, "mixture", "mmpr") and (
+      "*" in path.name or registry.format_of(path) in ("mixture", "mmpr")
+    )
+    return registry.open_source(spec).stamp() if lists else ""
 
   def _files(self, path: pathlib.Path) -> str:
     if path not in self._known:
@@ -93,7 +105,8 @@ def _mark(file: pathlib.Path, *, listed: bool) -> str | int:
   size = file.stat().st_size
   if listed and file.suffix.lower() in images.SUFFIXES:
     return size
-  if size > _LARGE:
+  # Shards are many, and each is large.
+  if size > (_SHARD if listed else _LARGE):
     with file.open("rb") as opened:
       ends = opened.read(2**20)
       opened.seek(size - 2**20)

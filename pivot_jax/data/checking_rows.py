@@ -9,9 +9,6 @@ is found of many rows is counted, so that no text and no pixel is kept.
 import collections
 import dataclasses
 import hashlib
-import json
-import pathlib
-import re
 import struct
 import warnings
 from collections.abc import Mapping, Sequence
@@ -22,12 +19,12 @@ import numpy as np
 from pivot_jax.data import (
   chat,
   examples,
+  framing,
   images,
   indexed,
-  opening,
   packing,
+  places,
   records,
-  registry,
 )
 from pivot_jax.errors import InputError
 
@@ -39,23 +36,38 @@ _REMEMBERED = 2**16
 _OPENED = 16  # Files whose ids are at hand.
 _LONGEST = 300  # Characters of a reason.
 _JSON = (".json", ".jsonl")
-_NAME = re.compile(r"(.+)([:#])(\d+)", re.DOTALL)
 
 
-class Unreadable(InputError):
-  """A file none of whose rows can be read; its `kind` is set."""
+class Reading(NamedTuple):
+  """How a stage reads the texts of a source.
+
+  pairs: both answers of a preference row count, and not the chosen one alone.
+  max_length: tokens of a row; 0: any number.
+  long: what becomes of a row over it; see `examples.Coder`.
+  """
+
+  template: str
+  mask: str
+  pairs: bool
+  max_length: int
+  long: str
+
+
+class Frame(NamedTuple):
+  """How an image is brought to an encoder's size; see `images.resize`."""
+
+  size: int
+  resample: str
 
 
 class Target(NamedTuple):
-  """What is checked: a source, what it is called, and its limits.
-
-  max_length: tokens of a row; 0: any number.
-  """
+  """What is checked: a source, what it is called, and how it is read."""
 
   path: str
   source: Any
-  max_length: int
-  max_pixels: int = images.MAX_PIXELS
+  readings: tuple[Reading, ...]
+  frames: tuple[Frame, ...]
+  max_pixels: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,125 +84,31 @@ class Settings:
 
 
 class Fault(NamedTuple):
-  """What is wrong with a row, or with a whole file."""
+  """What is wrong with a row, or with a whole file.
+
+  drop: whether the row is of no use; otherwise it is only worth a note.
+  """
 
   name: str
   id: str | None
   kind: str
   why: str
-
-
-class Place(NamedTuple):
-  """A file and the index of a row in it, from 0."""
-
-  file: str
-  row: int
+  drop: bool = True
 
 
 class Part(NamedTuple):
   """What was found of some rows.
 
-  tokens: how many rows have a length, of those whose text is in order. sizes:
-    how many images have a size, of those that were decoded.
+  long: rows that training drops or cuts. tokens: how many rows have a length,
+  of those whose text is in order. sizes: how many images have a size, of those
+  that were decoded.
   """
 
   rows: int
   faults: list[Fault]
+  long: list[str]
   tokens: collections.Counter[int]
   sizes: collections.Counter[Size]
-
-
-def place(name: str) -> Place:
-  """Returns what a row's name says: FILE:LINE, FILE#INDEX or FILE:ROW."""
-  found = _NAME.fullmatch(name)
-  if not found:
-    raise ValueError(f"{name} is not the name of a row")
-  file, mark, number = found[1], found[2], int(found[3])
-  lines = mark == ":" and file.endswith(".jsonl")
-  return Place(file, number - 1 if lines else number)
-
-
-def open_file(path: str, root: str | None) -> Any:
-  """Returns the source of a path of the command line.
-
-  Raises:
-    Unreadable: a .json or .jsonl file without a row that can be read.
-    InputError: nothing there, or nothing that is known.
-  """
-  file = pathlib.Path(path)
-  try:
-    return opening.open_path(file, images=root, flawed=True)[1]
-  except InputError as error:
-    if not _holds_records(file):
-      raise
-    refused = error
-  return _Unknown(_lines(file, refused))
-
-
-def open_entry(spec: Mapping[str, Any]) -> Any:
-  """Returns the source of a config's entry; raises as `open_file`."""
-  file = pathlib.Path(spec["path"])
-  try:
-    return registry.open_source(spec)
-  except InputError as error:
-    if not _holds_records(file) or registry.format_of(file):
-      raise
-    refused = error
-  _lines(file, refused)
-  # The file has rows, and something else of the entry is wrong.
-  raise refused
-
-
-def _holds_records(path: pathlib.Path) -> bool:
-  return path.suffix in _JSON and path.is_file()
-
-
-def _lines(path: pathlib.Path, refused: InputError) -> indexed.File:
-  """Returns a file's records, or raises that it has none."""
-  try:
-    found = indexed.File(path)
-  except InputError as error:
-    # Anything but a list is refused as JSON that is none.
-    is_json = error.kind == "bad_json" and _is_json(path)
-    kind = "schema" if is_json else error.kind
-    raise Unreadable(str(refused), kind=kind) from None
-  if not len(found):
-    raise Unreadable(f"{path}: the file has no rows", kind="schema")
-  return found
-
-
-def _is_json(path: pathlib.Path) -> bool:
-  """Returns whether a file, unless it is very large, is one JSON value."""
-  with path.open("rb") as file:
-    data = file.read(indexed.LONGEST + 1)
-  if len(data) > indexed.LONGEST:
-    return False
-  try:
-    json.loads(data.decode("utf-8-sig"))
-  except (ValueError, RecursionError):
-    return False
-  return True
-
-
-class _Unknown:
-  """The records of a file of which none tells what kind they are of."""
-
-  def __init__(self, file: indexed.File):
-    self._file = file
-
-  def __len__(self) -> int:
-    return len(self._file)
-
-  def name(self, index: int) -> str:
-    return self._file.name(index)
-
-  def text(self, index: int) -> Row:
-    self._file.record(index)
-    raise InputError(
-      "has none of: conversations; question, chosen and rejected; question and"
-      " answer",
-      kind="schema",
-    )
 
 
 class Checker:
@@ -198,21 +116,16 @@ class Checker:
 
   def __init__(self, settings: Settings):
     self._decode = settings.decode
-    style = dict(
-      tokenizer=chat.load_tokenizer(settings.tokenizer),
-      template="qwen_1_5",
-      mask="paper",
-      image_size=1,
-      patches=settings.patches,
-    )
-    self._conversation = examples.Coder(pairs=False, **style)
-    self._pair = examples.Coder(pairs=True, **style)
+    self._patches = settings.patches
+    self._tokenizer = chat.load_tokenizer(settings.tokenizer)
+    self._coders: dict[Reading, examples.Coder] = {}
     self._files: dict[str, _Ids] = {}
-    self._seen: dict[tuple[int, bytes], Size] = {}
+    self._seen: dict[tuple, Size] = {}
 
   def part(self, target: Target, rows: Sequence[int]) -> Part:
     """Returns what there is to say of some rows of a target."""
-    found = Part(len(rows), [], collections.Counter(), collections.Counter())
+    counts = collections.Counter(), collections.Counter()
+    found = Part(len(rows), [], [], *counts)
     with warnings.catch_warnings():
       # What Pillow warns of is a fault, or nothing to anybody here.
       warnings.simplefilter("ignore")
@@ -226,33 +139,64 @@ class Checker:
     row, kind = None, "schema"
     try:
       row = target.source.text(index)
-      length = self._length(row)
-      if length is not None:
-        found.tokens[length] += 1
+      lengths = self._lengths(row, target.readings)
+      if lengths:
+        found.tokens[max(lengths.values())] += 1
       kind = "undecodable_image"
       found.sizes.update(self._sizes(target, index, row))
-      _check_length(length, target.max_length)
+      if self._is_long(row, lengths):
+        found.long.append(name)
       self._check_id(name)
     except InputError as error:
+      kind = error.kind or kind
+      # Training makes ids its own; answers are told apart by those given.
+      drop = kind != "duplicate_id" or row is None or "answer" in row
       known = self._given_id(name, row)
-      found.faults.append(
-        Fault(name, known, error.kind or kind, reason(error, name))
-      )
+      found.faults.append(Fault(name, known, kind, reason(error, name), drop))
 
-  def _length(self, row: Row) -> int | None:
-    """Returns the tokens of a prompt and its longest answer, with images."""
-    if "chosen" in row:
-      example = self._pair.example(row, pixels=False)
-    elif "conversations" in row or "answer" in row:
-      turns = row.get("conversations") or [
-        {"from": "human", "value": row["question"]},
-        {"from": "gpt", "value": row["answer"]},
-      ]
-      row = row | {"conversations": turns}
-      example = self._conversation.example(row, pixels=False)
-    else:
-      return None
-    return packing.size(example, self._pair.patches).sequence
+  def _lengths(
+    self, row: Row, readings: Sequence[Reading]
+  ) -> dict[Reading, int]:
+    """Returns the tokens of a prompt and its longest answer, with images.
+
+    Nothing for rows without text.
+    """
+    if not {"chosen", "conversations", "answer"} & set(row):
+      return {}
+    known: dict[Reading, int] = {}
+    found = {}
+    for reading in readings:
+      alone = _own(reading, row)._replace(max_length=0, long="error")
+      if alone not in known:
+        example = self._coder(alone).example(_as_learnt(row), pixels=False)
+        known[alone] = packing.size(example, self._patches).sequence
+      found[reading] = known[alone]
+    return found
+
+  def _is_long(self, row: Row, lengths: Mapping[Reading, int]) -> bool:
+    """Returns whether a row is dropped or cut; raises if it is an error."""
+    long = False
+    for reading, length in lengths.items():
+      if not 0 < reading.max_length < length:
+        continue
+      long = True
+      try:
+        coder = self._coder(_own(reading, row))
+        coder.example(_as_learnt(row), pixels=False)
+      except examples.TooLongError as error:
+        if reading.long != "drop":
+          raise InputError(str(error), kind="too_long") from None
+    return long
+
+  def _coder(self, reading: Reading) -> examples.Coder:
+    if reading not in self._coders:
+      self._coders[reading] = examples.Coder(
+        tokenizer=self._tokenizer,
+        image_size=1,
+        patches=self._patches,
+        **reading._asdict(),
+      )
+    return self._coders[reading]
 
   def _sizes(self, target: Target, index: int, row: Row) -> list[Size]:
     """Returns the sizes of a row's images, none if they are not decoded."""
@@ -261,8 +205,9 @@ class Checker:
       return []
     if "labels" in row and self._decode:
       # Its label map is looked at as well.
-      height, width = target.source[index]["image"].shape[:2]
-      return [(width, height)]
+      image = target.source[index]["image"]
+      _check_frames(image, target.frames)
+      return [image.shape[1::-1]]
     files = target.source.encoded(index)
     if not self._decode:
       return []
@@ -271,34 +216,26 @@ class Checker:
       for i, one in enumerate(shown)
     ]
     return [
-      self._size(data, name, target.max_pixels)
+      self._size(data, name, target, pad=len(shown) > 1)
       for data, name in zip(files, names)
     ]
 
-  def _size(self, data: bytes, name: str, most: int) -> Size:
-    """Decodes an image, unless the same bytes have been."""
-    key = most, hashlib.blake2b(data, digest_size=16).digest()
+  def _size(self, data: bytes, name: str, target: Target, *, pad: bool) -> Size:
+    """Decodes and frames an image, unless the same bytes have been."""
+    most, digest = target.max_pixels, hashlib.blake2b(data, digest_size=16)
+    key = most, target.frames, pad, digest.digest()
     if key not in self._seen:
-      try:
-        height, width = images.decode(data, name=name, max_pixels=most).shape[
-          :2
-        ]
-      except InputError as error:
-        width, height = claimed(data)
-        if error.kind or width * height <= most:
-          raise
-        raise InputError(
-          f"{name}: its header says {width}x{height} pixels, over {most}",
-          kind="too_many_pixels",
-        ) from None
+      image = _decoded(data, name, most)
+      with records.located(name):
+        _check_frames(image, target.frames, pad=pad)
       if len(self._seen) == _REMEMBERED:
         del self._seen[next(iter(self._seen))]
-      self._seen[key] = width, height
+      self._seen[key] = image.shape[1::-1]
     return self._seen[key]
 
   def _check_id(self, name: str) -> None:
     """Raises for a row whose id an earlier one of its file has."""
-    at = place(name)
+    at = places.place(name)
     # Readers of other formats make ids unique, and there it may be no fault.
     if at.file.endswith(_JSON) and self._ids(at.file).is_again(at.row):
       raise InputError(
@@ -307,7 +244,7 @@ class Checker:
 
   def _given_id(self, name: str, row: Row | None) -> str | None:
     """Returns the id that a faulty row has in its file, if that can be told."""
-    at = place(name)
+    at = places.place(name)
     if at.file.endswith(_JSON):
       return self._ids(at.file).given(at.row)
     return None if row is None else str(row["id"])
@@ -360,9 +297,45 @@ def claimed(data: bytes) -> Size:
   return 0, 0
 
 
-def _check_length(length: int | None, most: int) -> None:
-  if length is not None and 0 < most < length:
+def _own(reading: Reading, row: Row) -> Reading:
+  """Returns how a stage reads a row of its kind."""
+  if "answer" in row:
+    # An evaluation asks in ChatML, whatever the model was trained on.
+    reading = reading._replace(template="qwen_1_5")
+  return reading._replace(pairs=reading.pairs and "chosen" in row)
+
+
+def _as_learnt(row: Row) -> Row:
+  """Returns a row, questions with answers as conversations."""
+  if "answer" not in row or "conversations" in row:
+    return row
+  turns = [
+    {"from": "human", "value": row["question"]},
+    {"from": "gpt", "value": row["answer"]},
+  ]
+  return row | {"conversations": turns}
+
+
+def _decoded(data: bytes, name: str, most: int) -> np.ndarray:
+  """Returns uint8 [H, W, 3]; raises as `images.decode`, each with its kind."""
+  try:
+    return images.decode(data, name=name, max_pixels=most)
+  except InputError as error:
+    width, height = claimed(data)
+    if error.kind or width * height <= most:
+      raise
     raise InputError(
-      f"{length} tokens with images are over max_length={most}",
-      kind="too_long",
-    )
+      f"{name}: its header says {width}x{height} pixels, over {most}",
+      kind="too_many_pixels",
+    ) from None
+
+
+def _check_frames(
+  image: np.ndarray, frames: Sequence[Frame], *, pad: bool = False
+) -> None:
+  """Raises for an image that no stage can bring to its encoder's size."""
+  for frame in frames:
+    # A picture that is squashed may be of any shape.
+    if pad or images.parse_resample(frame.resample).crop:
+      whole = framing.pad_square(image) if pad else image
+      images.resize(whole, frame.size, resample=frame.resample)

@@ -54,12 +54,37 @@ class Coder:
 
   def encode(self, row: Row) -> chat.Encoded:
     """Returns the tokens of a row; raises InputError without its name."""
+    return self._learnt(self._encode(row), row)
+
+  def example(self, row: Row, *, pixels: bool = True) -> packing.Example:
+    """Returns a row as an example; without pixels, stand-ins of one pixel.
+
+    Both answers of a pair are held to the limit, also where only the chosen one
+    is learnt: SFT and DPO leave out, or cut, the same rows.
+
+    Raises:
+      TooLongError: it is over the limit.
+      InputError: a field that cannot be used.
+    """
+    encoded = self._encode(row)
+    if self.max_length:
+      encoded = self._fit(encoded, row)
+    return packing.Example(
+      id=row["id"],
+      images=self.pixels(row["image"]) if pixels else blank(row),
+      paired=self.pairs,
+      pair_ids=tuple(row.get("pair_ids", (row["id"],))),
+      **self._learnt(encoded, row)._asdict(),
+    )
+
+  def _encode(self, row: Row) -> chat.Encoded:
+    """Returns a conversation, or a prompt with both answers of each pair."""
     style = dict(
       template=self.template,
       mask=self.mask,
       images=len(records.listed(row["image"])),
     )
-    if "conversations" in row and not self.pairs:
+    if self._talks(row):
       return chat.encode_conversation(
         self.tokenizer, row["conversations"], **style
       )
@@ -72,33 +97,26 @@ class Coder:
         _several(row["chosen"]), _several(row["rejected"]), strict=True
       )
     ]
-    # The same prompt and answers as DPO sees; SFT leaves the rejected ones out.
-    kept = slice(None) if self.pairs else slice(1)
-    encoded = pairs[0]._replace(
-      answers=tuple(a for pair in pairs for a in pair.answers[kept]),
-      answer_targets=tuple(t for p in pairs for t in p.answer_targets[kept]),
+    return pairs[0]._replace(
+      answers=tuple(a for pair in pairs for a in pair.answers),
+      answer_targets=tuple(t for p in pairs for t in p.answer_targets),
     )
+
+  def _talks(self, row: Row) -> bool:
+    return "conversations" in row and not self.pairs
+
+  def _learnt(self, encoded: chat.Encoded, row: Row) -> chat.Encoded:
+    """Leaves out what this objective does not learn of a pair."""
+    if self._talks(row):
+      return encoded
     if self.pairs:
       # The targets of a prompt cancel between two answers (paper 3.2).
       nothing = np.zeros(len(encoded.prompt), bool)
       return encoded._replace(prompt_targets=nothing)
-    return encoded
-
-  def example(self, row: Row, *, pixels: bool = True) -> packing.Example:
-    """Returns a row as an example; without pixels, stand-ins of one pixel.
-
-    Raises:
-      TooLongError: it is over the limit.
-      InputError: a field that cannot be used.
-    """
-    found = packing.Example(
-      id=row["id"],
-      images=self.pixels(row["image"]) if pixels else blank(row),
-      paired=self.pairs,
-      pair_ids=tuple(row.get("pair_ids", (row["id"],))),
-      **self.encode(row)._asdict(),
+    # The same prompt and answers as DPO sees; SFT leaves the rejected ones out.
+    return encoded._replace(
+      answers=encoded.answers[::2], answer_targets=encoded.answer_targets[::2]
     )
-    return self._fit(found) if self.max_length else found
 
   def pixels(self, image: Any) -> tuple[np.ndarray, ...]:
     """Returns the images of a row at the size that the encoder reads.
@@ -115,40 +133,37 @@ class Coder:
       for one in found
     )
 
-  def _fit(self, example: packing.Example) -> packing.Example:
-    size = packing.size(example, self.patches)
-    if size.sequence <= self.max_length:
-      return example
-    prompt = packing.expanded(example.prompt, self.patches)
+  def _fit(self, encoded: chat.Encoded, row: Row) -> chat.Encoded:
+    prompt = packing.expanded(encoded.prompt, self.patches)
+    longest = prompt + max(
+      packing.expanded(answer, self.patches) for answer in encoded.answers
+    )
+    if longest <= self.max_length:
+      return encoded
     room = self.max_length - prompt
     if self.long != "truncate_answer" or room < 1:
       shorten = "shorten the row"
       if self.long == "truncate_answer":
         shorten = "shorten its prompt, which is never cut"
       raise TooLongError(
-        f"row {example.id}: {size.sequence} tokens ({prompt} of prompt and "
+        f"row {row['id']}: {longest} tokens ({prompt} of prompt and "
         f"image) are over max_length={self.max_length}: {shorten} or raise "
         "max_length"
       )
-    if any((answer == chat.IMAGE_TOKEN).any() for answer in example.answers):
+    if any((answer == chat.IMAGE_TOKEN).any() for answer in encoded.answers):
       raise TooLongError(
-        f"row {example.id}: over max_length={self.max_length}, and an image "
+        f"row {row['id']}: over max_length={self.max_length}, and an image "
         "stands in what would be cut: shorten the row"
       )
-    answers = tuple(answer[:room] for answer in example.answers)
-    if example.paired and any(
-      np.array_equal(chosen, rejected)
-      for chosen, rejected in zip(answers[::2], answers[1::2])
-    ):
+    answers = tuple(answer[:room] for answer in encoded.answers)
+    paired = not self._talks(row)
+    if paired and any(map(np.array_equal, answers[::2], answers[1::2])):
       raise TooLongError(
-        f"row {example.id}: chosen and rejected are equal within "
+        f"row {row['id']}: chosen and rejected are equal within "
         f"max_length={self.max_length}: raise it or remove the pair"
       )
-    return dataclasses.replace(
-      example,
-      answers=answers,
-      answer_targets=tuple(flags[:room] for flags in example.answer_targets),
-    )
+    targets = tuple(flags[:room] for flags in encoded.answer_targets)
+    return encoded._replace(answers=answers, answer_targets=targets)
 
 
 def _several(field: Any) -> list[Any]:

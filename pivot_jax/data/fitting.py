@@ -42,7 +42,8 @@ class Size(NamedTuple):
 class Layout:
   """The static sizes of a Batch.
 
-  `examples` is how many a row may hold, `copies` how many answers an example
+  `place` decides by them alone, and as `layout_for` did. `examples` is how many
+  a row may hold, `copies` how many answers an example
   may have (at least 1).
   """
 
@@ -113,9 +114,9 @@ def layout_for(
     rows, placed = _place_all(parts, tokens, images, _up(rows, step))
   return Layout(
     rows=rows * hosts,
-    examples=max(map(len, placed)),
+    examples=max(map(len, parts)),
     tokens=tokens,
-    images=max(sum(size.images for size in row) for row in placed),
+    images=images,
     image_size=image_size,
     patches=patches,
     sequences=max(sum(size.answers for size in row) for row in placed),

@@ -34,16 +34,14 @@ class Grouped:
     self._source = source
     found: dict[int, list[list[int]]] = {}
     groups: list[list[int]] = []
+    if source.kind != "preference":
+      raise InputError(
+        f"{source.name(0)}: {source.kind} rows; group=True is for preference "
+        "pairs"
+      )
     for index in range(len(source)):
-      row = source.text(index)
-      if "question" not in row:
-        raise InputError(
-          f"{source.name(index)}: no preference pair; group=True is for those"
-        )
-      key = hash((str(row["image"]), row["question"]))
-      # Scenes say of an image only that there is one.
-      alone = True in records.listed(row["image"])
-      same = [] if alone else found.setdefault(key, [])
+      key, row = _key(source, index)
+      same = [] if key is None else found.setdefault(key, [])
       for group in same:
         if len(group) < most and _shared(source.text(group[0]), row):
           group.append(index)
@@ -97,6 +95,24 @@ class Grouped:
       "rejected": [row["rejected"] for row in rows],
       "pair_ids": [row["id"] for row in rows],
     }
+
+
+def _key(source: Any, index: int) -> tuple[int | None, dict[str, Any]]:
+  """Returns a hash of what a pair shares, None for one that is left alone."""
+  try:
+    row = source.text(index)
+  except InputError:
+    # What is wrong with it is said where it is read.
+    return None, {}
+  if True in records.listed(row["image"]):
+    raise InputError(
+      f"{source.name(index)}: images without names cannot be told to be one; "
+      "group=True is for .json, .jsonl and MMPR"
+    )
+  if row["chosen"] == row["rejected"]:
+    # It cannot be learnt, and takes none of the others with it.
+    return None, row
+  return hash((str(row["image"]), row["question"])), row
 
 
 def _shared(one: dict[str, Any], other: dict[str, Any]) -> bool:

@@ -14,6 +14,8 @@ import os
 import pathlib
 import tempfile
 from collections.abc import Iterator, Sequence
+from concurrent import futures
+from concurrent.futures import process
 from typing import Any
 
 import numpy as np
@@ -99,8 +101,16 @@ def _measured(
     return
   # Not forked: this process has threads.
   context = multiprocessing.get_context("spawn")
-  with context.Pool(workers, _start, (source, coder)) as pool:
-    yield from zip(chunks, pool.imap(_part, chunks))
+  with futures.ProcessPoolExecutor(
+    workers, context, _start, (source, coder)
+  ) as pool:
+    try:
+      yield from zip(chunks, pool.map(_part, chunks))
+    except process.BrokenProcessPool:
+      raise InputError(
+        f"{source.name(0)}: a process that measured rows was killed, for lack of "
+        "memory perhaps: run again with more, or on fewer cores"
+      ) from None
 
 
 _given: list[Any] = []

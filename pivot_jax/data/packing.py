@@ -324,8 +324,11 @@ def _write_pairs(batch, row, example, pair_weight, layout, cursor) -> None:
 
 
 def _sft_weights(examples, group, total, share) -> list[float]:
-  """Returns the weight that each target token of an example has."""
-  counts = [0 if e.void else targets(e) for e in examples]
+  """Returns the weight that each target token of an example has.
+
+  A void one keeps its part in the means: its tokens count, and weigh nothing.
+  """
+  counts = [targets(example) for example in examples]
   if not group:
     one = 1.0 / total if total else share / max(1, sum(counts))
     return [0.0 if example.void else one for example in examples]

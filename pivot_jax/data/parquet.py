@@ -14,7 +14,14 @@ from typing import Any
 
 import numpy as np
 
-from pivot_jax.data import embedded, images, indexed, parquet_files, records
+from pivot_jax.data import (
+  embedded,
+  images,
+  indexed,
+  parquet_files,
+  parquet_ids,
+  records,
+)
 from pivot_jax.errors import InputError
 
 # The columns that may hold the id; the first that is there counts.
@@ -35,10 +42,11 @@ class Parquet:
       MMBench, ScienceQA, textvqa, DocVQA, SEED-Bench, MMMU and others. The
       answer is text. A whole number becomes text (ScienceQA's is a place in
       `choices`); of a list (textvqa, DocVQA) the answer that occurs most counts
-      and of those the earliest. `category` and `kind` are the set's name where
-      there is no such column. The row's `columns` has all columns of text,
-      numbers, truth values and lists of those, as a prompt may need options
-      and hints and a score all answers.
+      and of those the earliest. A list of struct<answer, ...> (VQAv2) counts as
+      that of its answers. `category` and `kind` are the set's name where there
+      is no such column. The row's `columns` has all columns of text, numbers,
+      truth values and lists of those, as a prompt may need options and hints
+      and a score all answers.
     classify: `image`, and a whole number `label`.
 
   Images are struct<bytes, path>, one or a list, in `image` or in `images`, or
@@ -89,11 +97,18 @@ class Parquet:
         " into a column image"
       )
     self._id = next((name for name in IDS if name in names), None)
-    self._fields = _field_columns(self._files.schema, self.kind)
+    self._answer = ""
+    if self.kind == "eval":
+      self._answer = _answer_column(self._files.schema, where)
+    self._fields = _field_columns(self._files.schema, self.kind, self._answer)
     texts = {*self._fields, *([] if self._id is None else [self._id])}
-    paths = _leaves_of(self._files.leaves, self._images, "path")
-    self._texts = (*sorted(texts), *(paths or self._images))
-    self._renamed: dict[int, str] | None = None
+    column = parquet_files.Column
+    self._texts = (
+      *(column(n, "answer" * (n == self._answer)) for n in sorted(texts)),
+      *(column(name, "path") for name in self._images),
+    )
+    self._pixels = tuple(map(column, self._images))
+    self._uses: np.ndarray | None = None
     self._lock = threading.Lock()
 
   def __len__(self) -> int:
@@ -121,7 +136,7 @@ class Parquet:
     with records.located(self.name(index)):
       if not self._images:
         return ()
-      record = self._files.record(index, self._images)
+      record = self._files.record(index, self._pixels)
       found = _structs(record, self._images)
       for name, struct in found:
         if not struct["bytes"]:
@@ -145,20 +160,23 @@ class Parquet:
     return str(self._files.place(index))
 
   def __reduce__(self):
-    # Locks do not travel to other processes.
-    return _reopened, (self.path, self._given)
+    # Locks do not travel to other processes; what took a pass does.
+    return _reopened, (self.path, self._given, self._uses_of_ids())
 
   def _row_id(self, record: Mapping[str, Any], index: int) -> str:
-    place = self._files.place(index)
-    if self._id is None:
-      return f"{place.path.stem}-{place.row}"
+    default = self._files.place(index).id
+    uses = self._uses_of_ids()
+    if uses is None:
+      return default
+    given = records.given_id({"id": record[self._id]}, default)
+    return f"{given}#{uses[index]}" if uses[index] else given
+
+  def _uses_of_ids(self) -> np.ndarray | None:
+    """Returns int32 [N], see `parquet_ids.uses`; None without a column."""
     with self._lock:
-      if self._renamed is None:
-        self._renamed = _repeated(self._files, self._id)
-    if index in self._renamed:
-      return self._renamed[index]
-    default = f"{place.path.stem}-{place.row}"
-    return records.given_id({"id": record[self._id]}, default)
+      if self._uses is None and self._id is not None:
+        self._uses = parquet_ids.uses(self._files, self._id)
+      return self._uses
 
   def _row_fields(self, record: Mapping[str, Any]) -> Row:
     if self.kind == "conversation":
@@ -171,11 +189,13 @@ class Parquet:
       for field in ("chosen", "rejected"):
         row[field] = records.text(record, field)
       return row
-    row["answer"] = _answer(record)
+    columns = {name: record[name] for name in self._fields}
+    columns[self._answer] = _plain_answers(record[self._answer])
+    row["answer"] = _answer(columns, self._answer)
     for field in ("category", "kind"):
       given = record.get(field) is not None
       row[field] = records.text(record, field) if given else self._set_name()
-    return row | {"columns": {name: record[name] for name in self._fields}}
+    return row | {"columns": columns}
 
   def _set_name(self) -> str:
     """Returns what the set is called: the file, or the folder of shards."""
@@ -185,8 +205,12 @@ class Parquet:
     return folder.parent.name if folder.name == "data" else folder.name
 
 
-def _reopened(path: pathlib.Path, given: dict[str, Any]) -> Parquet:
-  return Parquet(path, **given)
+def _reopened(
+  path: pathlib.Path, given: dict[str, Any], uses: np.ndarray | None
+) -> Parquet:
+  source = Parquet(path, **given)
+  source._uses = uses
+  return source
 
 
 def _kind(names: list[str], where: pathlib.Path) -> str:
@@ -217,18 +241,13 @@ def _image_columns(schema: Any, where: pathlib.Path) -> tuple[str, ...]:
   columns = ways[0] if ways else ()
   for name in columns:
     found = schema.field(name).type
-    one = found.value_type if _is_list(found) else found
+    one = found.value_type if parquet_files.is_list(found) else found
     if not _is_image(one):
       raise InputError(
         f"{where}: {name}: must be struct<bytes, path> or a list of such, not"
         f" {found}"
       )
   return columns
-
-
-def _is_list(found: Any) -> bool:
-  types = parquet_files.pyarrow().types
-  return types.is_list(found) or types.is_large_list(found)
 
 
 def _is_image(found: Any) -> bool:
@@ -244,7 +263,7 @@ def _is_image(found: Any) -> bool:
   )
 
 
-def _field_columns(schema: Any, kind: str) -> tuple[str, ...]:
+def _field_columns(schema: Any, kind: str, answer: str) -> tuple[str, ...]:
   """Returns the columns whose values make the fields of a row."""
   if kind == "conversation":
     return ("conversations",)
@@ -253,28 +272,50 @@ def _field_columns(schema: Any, kind: str) -> tuple[str, ...]:
   if kind == "preference":
     asked = "question" if "question" in schema.names else "prompt"
     return (asked, "chosen", "rejected")
-  return tuple(field.name for field in schema if _is_plain(field.type))
+  return tuple(
+    field.name
+    for field in schema
+    if field.name == answer or _is_plain(field.type)
+  )
+
+
+def _answer_column(schema: Any, where: pathlib.Path) -> str:
+  """Returns the column of answers, which can be read as those of questions."""
+  asked = schema.field("question").type
+  if not _is_plain(asked):
+    raise InputError(f"{where}: question: must be text, not {asked}")
+  named = [name for name in ("answer", "answers") if name in schema.names]
+  for name in named:
+    found = schema.field(name).type
+    if _is_plain(found) or _has_answers(found):
+      return name
+  raise InputError(
+    f"{where}: {named[0]}: must be text, a whole number, a list of text, or a"
+    f" list of struct<answer>, not {schema.field(named[0]).type}"
+  )
+
+
+def _has_answers(found: Any) -> bool:
+  """Whether a column's values are lists of structs that have an answer."""
+  types = parquet_files.pyarrow().types
+  if not parquet_files.is_list(found) or not types.is_struct(found.value_type):
+    return False
+  return any(
+    field.name == "answer" and _is_plain(field.type)
+    for field in found.value_type
+  )
 
 
 def _is_plain(found: Any) -> bool:
   """Whether a column's values are text, numbers, truth values, or lists."""
   types = parquet_files.pyarrow().types
-  if _is_list(found):
+  if parquet_files.is_list(found) or types.is_dictionary(found):
     return _is_plain(found.value_type)
   tests = (
     types.is_string, types.is_large_string, types.is_integer,
     types.is_floating, types.is_boolean, types.is_null,
   )  # fmt: skip
   return any(test(found) for test in tests)
-
-
-def _leaves_of(
-  leaves: tuple[str, ...], columns: tuple[str, ...], last: str
-) -> tuple[str, ...]:
-  """Returns the leaves called `last` if each of the columns has one."""
-  found = [leaf for leaf in leaves if leaf.endswith(f".{last}")]
-  of = [[f for f in found if f.split(".")[0] == name] for name in columns]
-  return tuple(one[0] for one in of) if all(of) else ()
 
 
 def _structs(
@@ -308,13 +349,20 @@ def _turns(record: Mapping[str, Any]) -> list[dict[str, str]]:
 
 
 def _label(found: Any) -> int:
-  if not isinstance(found, int) or found < 0:
+  # True and False are whole numbers to Python.
+  if isinstance(found, bool) or not isinstance(found, int) or found < 0:
     raise InputError(f"label: must be a number of 0 or more, not {found!r}")
   return found
 
 
-def _answer(record: Mapping[str, Any]) -> str:
-  field = "answer" if "answer" in record else "answers"
+def _plain_answers(found: Any) -> Any:
+  """Returns answers as they are, or those of the structs that hold them."""
+  if not isinstance(found, list):
+    return found
+  return [one["answer"] if isinstance(one, dict) else one for one in found]
+
+
+def _answer(record: Mapping[str, Any], field: str) -> str:
   found = record[field]
   if found is None or found == []:
     raise InputError(f"{field}: is empty; this split has no answers to score")
@@ -324,42 +372,3 @@ def _answer(record: Mapping[str, Any]) -> str:
   if isinstance(found, int) and not isinstance(found, bool):
     return str(found)
   return records.text(record, field)
-
-
-def _repeated(files: parquet_files.Files, column: str) -> dict[int, str]:
-  """Returns new ids for the rows whose id an earlier row has.
-
-  Of millions of ids only hashes are held; those with one hash are looked at.
-  """
-  hashes = np.concatenate(
-    [
-      np.array([hash(one) for one in files.column(column, file)], np.int64)
-      for file in range(len(files.paths))
-    ]
-  )
-  known, places, counts = np.unique(
-    hashes, return_inverse=True, return_counts=True
-  )
-  again = np.flatnonzero((counts > 1)[places])
-  uses: dict[str, int] = {}
-  renamed = {}
-  of = files.files_of(again)
-  for file in np.unique(of).tolist():
-    ids = files.column(column, file)
-    for index in again[of == file].tolist():
-      given = ids[index - files.start(file)]
-      if given is None:
-        continue
-      if given not in uses:
-        uses[given] = 1
-        continue
-      uses[given] += 1
-      while _holds(known, f"{given}#{uses[given]}"):
-        uses[given] += 1
-      renamed[index] = f"{given}#{uses[given]}"
-  return renamed
-
-
-def _holds(known: np.ndarray, name: str) -> bool:
-  place = int(np.searchsorted(known, hash(name)))
-  return place < len(known) and int(known[place]) == hash(name)

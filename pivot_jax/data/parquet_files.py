@@ -34,14 +34,26 @@ class Place(NamedTuple):
   def __str__(self) -> str:
     return f"{self.path}:{self.row}"
 
+  @property
+  def id(self) -> str:
+    """What a row without an id is called."""
+    return f"{self.path.stem}-{self.row}"
+
+
+class Column(NamedTuple):
+  """A column to read; of its structs only `field`, if they have one."""
+
+  name: str
+  field: str = ""
+
 
 class Files:
   """The rows of one parquet file, or of a folder's in order of name.
 
   Threads may read at once. Attributes:
     paths: the files in order.
-    schema: the Arrow schema they have in common.
-    leaves: the dotted paths of what is stored, as `image.bytes`.
+    schema: the Arrow schema they have in common. A file may lack all values of
+      a column, and has the type null there then.
   """
 
   def __init__(self, path: str | os.PathLike):
@@ -49,7 +61,8 @@ class Files:
 
     Raises:
       InputError: no pyarrow, no such file, no parquet, a shard that is
-        missing, shards of several splits, or different columns.
+        missing, shards of several splits, or columns of different names or
+        types.
     """
     self.paths = _find(pathlib.Path(path))
     self.schema: Any = None
@@ -61,13 +74,8 @@ class Files:
         schema = opened.schema_arrow.remove_metadata()
       if self.schema is None:
         self.schema = schema
-      elif schema.names != self.schema.names:
-        raise InputError(
-          f"{file}: has the columns {', '.join(schema.names)}, but"
-          f" {self.paths[0].name} {', '.join(self.schema.names)}"
-        )
-    first = self._footers[0].schema
-    self.leaves = tuple(first.column(i).path for i in range(len(first)))
+      else:
+        self.schema = _joined(self.schema, schema, file, self.paths[0])
     groups = [
       (number, group, footer.row_group(group).num_rows)
       for number, footer in enumerate(self._footers)
@@ -90,43 +98,42 @@ class Files:
     """Returns the file of a row and its row there."""
     if not 0 <= index < len(self):
       raise IndexError(index)
-    file = int(self.files_of(np.array(index)))
+    file = int(np.searchsorted(self._starts, index, "right")) - 1
     return Place(self.paths[file], index - int(self._starts[file]))
 
-  def record(self, index: int, columns: tuple[str, ...]) -> dict[str, Any]:
-    """Returns a row's columns, each by its name or a leaf's dotted path.
+  def record(self, index: int, columns: tuple[Column, ...]) -> dict[str, Any]:
+    """Returns a row's columns by name.
 
     Raises:
-      InputError: the row group cannot be read; it names no row.
+      InputError: the row group cannot be read, or a text is no UTF-8; it names
+        no row.
     """
     group = int(np.searchsorted(self._ends, index, "right"))
     begin = int(self._ends[group - 1]) if group else 0
     table = self._kept(group, columns).table()
     return {
-      name: table.column(name)[index - begin].as_py()
+      name: _value(table.column(name)[index - begin], name)
       for name in table.column_names
     }
 
-  def column(self, name: str, file: int) -> list[str | None]:
-    """Returns a column of one of the files as text; for short ones.
+  def groups(self) -> list[range]:
+    """Returns the rows of each row group, counted over all files."""
+    ends = self._ends.tolist()
+    return [range(begin, end) for begin, end in zip([0, *ends], ends)]
+
+  def ids(self, group: int, name: str) -> Any:
+    """Returns a column of text or whole numbers as an Arrow array of bytes.
 
     Raises:
-      InputError: it is neither text nor whole numbers, or cannot be read.
+      InputError: it has another type, or the row group cannot be read.
     """
     arrow = pyarrow()
-    with _reading(f"{self.paths[file]}: "), self._open(file) as opened:
-      read = opened.read(columns=[name]).column(name)
-      return read.cast(arrow.large_string()).to_pylist()
+    column = self.read_group(group, (Column(name),)).column(name)
+    with _reading():
+      # No text is looked at, so that one that is no UTF-8 is none of the ids'.
+      return column.cast(arrow.large_string()).cast(arrow.large_binary())
 
-  def files_of(self, rows: np.ndarray) -> np.ndarray:
-    """Returns the numbers of the files that rows are in."""
-    return np.searchsorted(self._starts, rows, "right") - 1
-
-  def start(self, file: int) -> int:
-    """Returns the index of a file's first row."""
-    return int(self._starts[file])
-
-  def _kept(self, group: int, columns: tuple[str, ...]) -> "_Group":
+  def _kept(self, group: int, columns: tuple[Column, ...]) -> "_Group":
     key = (group, columns)
     with self._lock:
       if key not in self._cache:
@@ -136,12 +143,14 @@ class Files:
       self._cache.move_to_end(key)
       return self._cache[key]
 
-  def read_group(self, group: int, columns: Sequence[str]) -> Any:
+  def read_group(self, group: int, columns: Sequence[Column]) -> Any:
     """Returns columns of a row group, which is counted over all files."""
-    with _reading(), self._open(self._file[group]) as opened:
+    file = int(self._file[group])
+    leaves = [_leaf(self._footers[file].schema, column) for column in columns]
+    with _reading(), self._open(file) as opened:
       # Other threads of the caller decode other groups meanwhile.
       return opened.read_row_group(
-        int(self._group[group]), columns=list(columns), use_threads=False
+        int(self._group[group]), columns=leaves, use_threads=False
       )
 
   def _open(self, file: int) -> Any:
@@ -153,7 +162,7 @@ class Files:
 class _Group:
   """Some columns of a row group, read when they are first asked for."""
 
-  def __init__(self, files: Files, group: int, columns: Sequence[str]):
+  def __init__(self, files: Files, group: int, columns: Sequence[Column]):
     self.size = 0  # Bytes, once it is read.
     self._wanted = files, group, columns
     self._table = None
@@ -166,6 +175,13 @@ class _Group:
         self._table = files.read_group(group, columns)
         self.size = self._table.nbytes
       return self._table
+
+
+def is_list(found: Any) -> bool:
+  """Returns whether the values of an Arrow type are lists."""
+  types = pyarrow().types
+  tests = (types.is_list, types.is_large_list, types.is_fixed_size_list)
+  return any(test(found) for test in tests)
 
 
 def pyarrow() -> Any:
@@ -188,6 +204,88 @@ def _reading(place: str = "") -> Iterator[None]:
   except (OSError, pyarrow().ArrowException) as error:
     why = " ".join(str(error).split())
     raise InputError(f"{place}parquet that cannot be read: {why}") from None
+
+
+def _value(found: Any, name: str) -> Any:
+  try:
+    return found.as_py()
+  except UnicodeDecodeError as error:
+    raise InputError(
+      f"{name}: invalid UTF-8 at byte {error.start + 1} of a text",
+      kind="bad_utf8",
+    ) from None
+
+
+def _leaf(schema: Any, column: Column) -> str:
+  """Returns the dotted path of what a file stores of a column."""
+  # What comes between (list.element, list.item) is up to who wrote the file.
+  paths = (schema.column(i).path for i in range(len(schema)))
+  begin, end = f"{column.name}.", f".{column.field}"
+  found = (p for p in paths if p.startswith(begin) and p.endswith(end))
+  return next(found, column.name) if column.field else column.name
+
+
+def _joined(schema: Any, other: Any, path, first: pathlib.Path) -> Any:
+  """Returns the schema of all files so far and of one more."""
+  if other.names != schema.names:
+    raise InputError(
+      f"{path}: has the columns {', '.join(other.names)}, but {first.name}"
+      f" {', '.join(schema.names)}"
+    )
+  if other.equals(schema):
+    return schema
+  arrow, fields = pyarrow(), []
+  for one, two in zip(schema, other):
+    both = _common(one.type, two.type)
+    if both is None:
+      raise InputError(
+        f"{path}: {one.name}: is of type {two.type}, but {one.type} in"
+        f" {first.name}"
+      )
+    fields.append(arrow.field(one.name, both))
+  return arrow.schema(fields)
+
+
+def _common(one: Any, other: Any) -> Any:
+  """Returns an Arrow type for the values of both, None if they differ.
+
+  Types whose values are the same in Python, as texts however long, are one.
+  """
+  arrow = pyarrow()
+  types = arrow.types
+  if types.is_dictionary(one):
+    return _common(one.value_type, other)
+  if types.is_dictionary(other):
+    return _common(one, other.value_type)
+  if types.is_null(one) or types.is_null(other):
+    return other if types.is_null(one) else one
+  if is_list(one) and is_list(other):
+    inner = _common(one.value_type, other.value_type)
+    return None if inner is None else arrow.list_(inner)
+  if types.is_struct(one) and types.is_struct(other):
+    return _common_struct(one, other)
+  tests = (
+    (types.is_string, types.is_large_string),
+    (types.is_binary, types.is_large_binary),
+    (types.is_integer,),
+    (types.is_floating,),
+  )
+  alike = any(
+    all(any(test(found) for test in kind) for found in (one, other))
+    for kind in tests
+  )
+  return one if alike or one.equals(other) else None
+
+
+def _common_struct(one: Any, other: Any) -> Any:
+  arrow = pyarrow()
+  types = [
+    {field.name: field.type for field in found} for found in (one, other)
+  ]
+  if set(types[0]) != set(types[1]):
+    return None
+  both = {name: _common(types[0][name], types[1][name]) for name in types[0]}
+  return None if None in both.values() else arrow.struct(list(both.items()))
 
 
 def _find(path: pathlib.Path) -> list[pathlib.Path]:

@@ -114,6 +114,7 @@ def choose_layout(
     )
   if pack["tokens"]:
     return _rows_of_one(coder, pack, batch, shards)
+  stream.measure(batch * steps)
   sizes = [stream.size(position) for position in range(batch * steps)]
   return fitting.layout_for(
     [sizes[i : i + batch] for i in range(0, len(sizes), batch)],
@@ -150,19 +151,22 @@ def _rows_of_one(coder, pack, batch: int, shards: int) -> packing.Layout:
 
 
 def check_processes(stream: Stream) -> None:
-  """Raises InputError unless all processes see the same rows, by their number.
+  """Raises InputError unless all processes see the same rows.
 
-  A process with a file less, or with an old copy, would read another order.
+  They compare how many there are, and the texts of a few: a process with a file
+  less, or with an old copy of one, would read another order.
   """
   if jax.process_count() == 1:
     return
-  own = np.asarray(stream.counts, np.int64)
+  own = np.asarray([*stream.counts, stream.digest()], np.int64)
   everyone = multihost_utils.process_allgather(own)
   other = np.flatnonzero((everyone != everyone[0]).any(axis=1))
   if len(other):
+    counts = everyone[:, :-1]
     raise InputError(
-      f"process {other[0]} sees {everyone[other[0]].tolist()} rows, process 0 "
-      f"{everyone[0].tolist()}: give all of them the same files"
+      f"process {other[0]} sees {counts[other[0]].tolist()} rows, process 0 "
+      f"{counts[0].tolist()}, or other texts: give all of them the same files "
+      "and tokenizer"
     )
 
 
@@ -182,6 +186,11 @@ def updates(
   with `threads` that read ahead.
   """
   share = Share.here()
+  if share.count > 1 and sft_group and batch // share.count % sft_group:
+    raise InputError(
+      f"batch={batch} over {share.count} processes cuts groups of sft_group="
+      f"{sft_group} examples apart: give a multiple of {share.count * sft_group}"
+    )
   local = dataclasses.replace(layout, rows=layout.rows // share.count)
   found = read(stream, batch=batch, start=start, share=share, threads=threads)
   with contextlib.closing(found):
@@ -225,18 +234,6 @@ def _totals(stream, whole: range, share: Share, members) -> dict[str, int]:
     pairs=sum(size.pairs for size in sizes),
     targets=sum(size.losses for size in sizes),
   )
-
-
-def in_order(source: Any, coder: Coder) -> list[packing.Example]:
-  """Returns all rows as examples without their pixels, in file order.
-
-  Raises InputError for a row over the coder's `max_length`.
-  """
-  found = []
-  for index in range(len(source)):
-    with records.located(source.name(index)):
-      found.append(coder.example(source.text(index), pixels=False))
-  return found
 
 
 def longest_prompt(source: Any, coder: Coder, patches: int) -> int:

@@ -95,7 +95,7 @@ def open_stream(
     coder,
     seed=seed,
     reference=reference,
-    max_bad=max(spec.get("max_bad", 0.0) for spec, _ in specs),
+    max_bad=[spec.get("max_bad", 0.0) for spec, _ in specs],
     framed=framed,
   )
 
@@ -189,9 +189,11 @@ def _open(spec: Mapping[str, Any]) -> Any:
     raise InputError(
       f"data kind {kind!r}: choose one of {sorted((*kinds, 'llava_text'))}"
     )
-  if kind in ROWS:
+  if kind in ROWS and fields.get("path"):
     split = pathlib.Path(fields["path"]) / fields.get("split", "")
     kind = format_of(split) or kind
+    if kind in ("mixture", "mmpr") and asked in ("eval", "classify", "segment"):
+      raise InputError(f"{split}: a {kind} is no {asked} data")
     if kind in ("parquet", "array_record"):
       fields["path"] = str(split)
   kind = "llava" if kind == "llava_text" else kind
@@ -226,15 +228,19 @@ def _listed(source: Any, path: pathlib.Path) -> tuple[int, ...]:
   """Returns the rows of a source that a file of `data check` names."""
   listed = indexed.File(path)
   faults = [listed.record(i) for i in range(len(listed))]
+  for number, one in enumerate(faults, 1):
+    if not {"file", "row"} <= set(one):
+      raise InputError(f"{path}:{number}: is no fault that `data check` wrote")
   named = {
     (os.path.realpath(one["file"]), one["row"])
     for one in faults
     if one.get("drop", True) and one["row"] is not None
   }
+  real = functools.cache(os.path.realpath)
   found = []
   for index in range(len(source)):
     place = places.place(source.name(index))
-    if (os.path.realpath(place.file), place.row) in named:
+    if (real(place.file), place.row) in named:
       found.append(index)
   LOG.info(
     "%d of %d rows left out: %s names them", len(found), len(source), path
@@ -305,8 +311,9 @@ class WithoutImages:
     self.text(index)
 
   def stamp(self) -> str:
-    """Returns what tells the texts."""
-    return self._source.stamp()
+    """Returns what tells the texts, which are not those with images."""
+    inner = self._source.stamp()
+    return inner and f"text {inner}"
 
   def text(self, index: int) -> Row:
     """Returns a row without its image and image tags."""

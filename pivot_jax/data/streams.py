@@ -9,6 +9,7 @@ unreadable takes its place without any weight, up to a number that is allowed.
 import dataclasses
 import logging
 import threading
+import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -38,14 +39,14 @@ class Stream:
     *,
     seed: int,
     reference: examples.Reference | None = None,
-    max_bad: float = 0.0,
+    max_bad: Sequence[float] = (),
     framed: Sequence[bool] = (),
   ):
     """Makes a stream of (source, weight) parts.
 
     Args:
-      max_bad: the share of rows that may be unusable, or have an image that
-        cannot be read, as 0.001; 0: the first one is an error.
+      max_bad: of each source, the share of rows that may be unusable or have an
+        image that cannot be read, as 0.001; 0: the first one is an error.
       framed: of each source, whether it gives images as the coder would.
 
     Raises:
@@ -57,15 +58,15 @@ class Stream:
       for one in framed or [False] * len(parts)
     ]
     self._sources = [source for source, _ in parts]
-    self.max_bad = max_bad
-    self._allowed = int(max_bad * sum(map(len, self._sources)))
+    self.max_bad = list(max_bad) or [0.0] * len(parts)
     self._tables: list[lengths.Table | None] = [None] * len(parts)
     self._kept: list[np.ndarray | None] = [None] * len(parts)
     self._sizes: dict[tuple[int, int], fitting.Size] = {}
-    self._unread: dict[tuple[int, int], str] = {}
+    self._bad: list[dict[int, str]] = [{} for _ in parts]
     self._lock = threading.Lock()
-    if max_bad or coder.long == "drop":
-      self._leave_out()
+    for part, share in enumerate(self.max_bad):
+      if share or coder.long == "drop":
+        self._leave_out(part)
     positions = [
       grain.MapDataset.source(_Positions(k, self.rows(k)))
       .shuffle(seed=seed + k)
@@ -101,14 +102,41 @@ class Stream:
 
   def size(self, position: int) -> fitting.Size:
     """Returns what the example at a position takes in a row."""
-    place = self.place(position)
+    return self.size_of(self.place(position))
+
+  def size_of(self, place: tuple[int, int]) -> fitting.Size:
+    """Returns what a (source number, row index) takes in a row."""
+    table = self._tables[place[0]]
+    if table is not None:
+      why = table.bad.get(place[1]) or table.long.get(place[1])
+      if why:
+        raise InputError(why)
+      return table.size(place[1])
     if place not in self._sizes:
-      table = self._tables[place[0]]
-      if table is not None:
-        return table.size(place[1])
-      found = self.example(position, pixels=False)
+      found = self.read(place, pixels=False)
       self._sizes[place] = packing.size(found, self._coder.patches)
     return self._sizes[place]
+
+  def digest(self) -> int:
+    """Returns a CRC32 of the tokens of a few rows of each source."""
+    crc = 0
+    for source in self._sources:
+      for index in (0, len(source) // 2, len(source) - 1):
+        try:
+          found = self._coder.example(source.text(index), pixels=False)
+          text = examples.crc(found.prompt, *found.answers)
+        except InputError as error:
+          text = str(error)
+        crc = zlib.crc32(text.encode(), crc)
+    return crc
+
+  def measure(self, count: int) -> None:
+    """Measures whole sources at once where `count` examples read most of them."""
+    if count < sum(self.counts) // 2:
+      return
+    for part, source in enumerate(self._sources):
+      if self._tables[part] is None and len(source) >= lengths.KEPT:
+        self._measure(part)
 
   def example(self, position: int, *, pixels: bool = True) -> packing.Example:
     """Returns the example at a position; without pixels, stand-ins.
@@ -139,9 +167,9 @@ class Stream:
       with records.located(source.name(index)):
         shown = self._coders[part].pixels(row["image"])
     except InputError as error:
-      if not self.max_bad:
+      if not self.max_bad[part]:
         raise
-      self._count(place, str(error))
+      self._count(part, index, str(error))
       return self._void(part, index)
     found = self._encode(part, index, row)
     return dataclasses.replace(found, images=shown)
@@ -149,11 +177,17 @@ class Stream:
   def examples(
     self, positions: Sequence[int], *, threads: int = 0
   ) -> Iterator[packing.Example]:
-    """Yields the examples at positions, in their order.
+    """Yields the examples at positions, in their order; see `read_all`."""
+    return self.read_all(_Places(self, positions), threads=threads)
+
+  def read_all(
+    self, places: Sequence[tuple[int, int]], *, threads: int = 0
+  ) -> Iterator[packing.Example]:
+    """Yields the examples of (source number, row index) pairs, in their order.
 
     `threads` read at once, a few examples ahead; with 0 nothing is ahead.
     """
-    found = grain.MapDataset.source(_Reader(self, positions))
+    found = grain.MapDataset.source(_Reader(self, places))
     options = grain.ReadOptions(
       num_threads=threads, prefetch_buffer_size=_AHEAD * threads
     )
@@ -169,59 +203,62 @@ class Stream:
 
   def _void(self, part: int, index: int) -> packing.Example:
     """Returns a row whose image cannot be read: black, and without weight."""
-    found = self._encode(part, index, self._sources[part].text(index))
-    side = self._coder.image_size
+    source, side = self._sources[part], self._coder.image_size
+    with records.located(source.name(index)):
+      found = self._coder.example(source.text(index), pixels=False)
     black = np.zeros((side, side, 3), np.uint8)
     return dataclasses.replace(
       found, images=(black,) * len(found.images), void=True
     )
 
-  def _count(self, place: tuple[int, int], why: str) -> None:
+  def _count(self, part: int, index: int, why: str) -> None:
     """Notes an unreadable row, and stops where there are too many."""
     with self._lock:
-      if place in self._unread:
+      bad = self._bad[part]
+      if index in bad:
         return
-      self._unread[place] = why
-      found = [*self._unread.values()]
+      bad[index] = why
     LOG.warning("has no weight: %s", why)
-    if len(found) > self._allowed:
+    self._check_bad(part)
+
+  def _check_bad(self, part: int) -> None:
+    bad, size = list(self._bad[part].values()), len(self._sources[part])
+    if len(bad) > self.max_bad[part] * size:
       raise InputError(
-        f"{len(found)} rows cannot be read, of {self._rows()} a share of "
-        f"{self.max_bad:g} is allowed: {_first(found)}; `python -m "
-        "pivot_jax.data check` finds them all"
+        f"{len(bad)} of {size} rows are bad, allowed is a share of "
+        f"{self.max_bad[part]:g}: {_first(bad)}; `python -m pivot_jax.data "
+        "check` finds them all"
       )
 
-  def _rows(self) -> int:
-    return sum(map(len, self._sources))
+  def _measure(self, part: int) -> lengths.Table:
+    source = self._sources[part]
+    key = source.stamp() if len(source) >= lengths.KEPT else ""
+    table = lengths.measure(source, self._coder, key=key)
+    self._tables[part] = table
+    return table
 
-  def _leave_out(self) -> None:
+  def _leave_out(self, part: int) -> None:
     """Measures all rows, and leaves out those that cannot be trained on."""
-    bad: list[str] = []
-    for part, source in enumerate(self._sources):
-      kept = len(source) >= lengths.KEPT
-      key = source.stamp() if kept else ""
-      table = lengths.measure(source, self._coder, key=key)
-      self._tables[part], self._kept[part] = table, table.kept()
-      bad += table.bad.values()
-      if table.long and self._coder.long == "drop":
-        LOG.warning(
-          "%d of %d rows are over max_length=%d and left out: %s",
-          len(table.long),
-          len(source),
-          self._coder.max_length,
-          _first(list(table.long.values())),
-        )
-      elif table.long:
-        raise InputError(next(iter(table.long.values())))
-      if not self.rows(part):
-        raise InputError(f"{source.name(0)}: no row is left to train on")
-    for why in bad:
-      LOG.warning("left out: %s", why)
-    if len(bad) > self._allowed:
-      raise InputError(
-        f"{len(bad)} of {self._rows()} rows are bad, allowed is a share of "
-        f"{self.max_bad:g}: {_first(bad)}"
+    source, table = self._sources[part], self._measure(part)
+    self._kept[part] = table.kept()
+    if table.long and self._coder.long == "drop":
+      LOG.warning(
+        "%d of %d rows are over max_length=%d and left out: %s",
+        len(table.long),
+        len(source),
+        self._coder.max_length,
+        _first(list(table.long.values())),
       )
+      bad = table.bad
+    else:
+      bad = table.bad | table.long
+    for why in bad.values():
+      LOG.warning("left out: %s", why)
+    self._bad[part] = dict(bad)
+    if bad:
+      self._check_bad(part)
+    if not self.rows(part):
+      raise InputError(f"{source.name(0)}: no row is left to train on")
 
 
 def _first(found: Sequence[str]) -> str:
@@ -244,8 +281,8 @@ class _Positions:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Reader:
-  """The examples at positions, for grain to read."""
+class _Places(Sequence):
+  """The places of positions of a stream."""
 
   stream: Stream
   positions: Sequence[int]
@@ -253,5 +290,19 @@ class _Reader:
   def __len__(self) -> int:
     return len(self.positions)
 
+  def __getitem__(self, index: int) -> tuple[int, int]:
+    return self.stream.place(self.positions[index])
+
+
+@dataclasses.dataclass(frozen=True)
+class _Reader:
+  """The examples of places, for grain to read."""
+
+  stream: Stream
+  places: Sequence[tuple[int, int]]
+
+  def __len__(self) -> int:
+    return len(self.places)
+
   def __getitem__(self, index: int) -> packing.Example:
-    return self.stream.example(self.positions[index])
+    return self.stream.read(self.places[index])

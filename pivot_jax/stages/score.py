@@ -8,6 +8,7 @@ answer's tokens, crc of the row's tokens) and `reference.json`, the fingerprint
 of weights, template and tokenizer that a training stage compares with its own.
 """
 
+import itertools
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -68,10 +69,8 @@ def run(
 def _columns(config, model, coder, stream, mesh) -> dict[str, np.ndarray]:
   """Returns the columns id, logps and crc over all pairs of a source."""
   batch, places = config.batch, stream.every()
-  sizes = [
-    packing.size(stream.read(place, pixels=False), coder.patches)
-    for place in places
-  ]
+  stream.measure(len(places))
+  sizes = [stream.size_of(place) for place in places]
   starts = range(0, len(places), batch)
   layout = fitting.layout_for(
     [sizes[i : i + batch] for i in starts],
@@ -84,8 +83,9 @@ def _columns(config, model, coder, stream, mesh) -> dict[str, np.ndarray]:
   score = objectives.pair_logps(model.mllm, chunk=config.chunk)
   status = metrics.Status(config.name, len(starts))
   columns: dict[str, list] = {"id": [], "logps": [], "crc": []}
-  for done, start in enumerate(starts, 1):
-    piece = [stream.read(place) for place in places[start : start + batch]]
+  read = stream.read_all(places, threads=pipeline.threads(config.workers))
+  for done in range(1, len(starts) + 1):
+    piece = list(itertools.islice(read, batch))
     rows = packing.place(piece, layout)
     packed = sharding.place_rows(packing.pack(piece, layout), mesh)
     logps = np.asarray(jax.device_get(score(params, packed)))
@@ -96,6 +96,9 @@ def _columns(config, model, coder, stream, mesh) -> dict[str, np.ndarray]:
         last = first + piece[index].pairs
         found[index], first = logps[row, first:last], last
     for index, example in enumerate(piece):
+      if example.void:
+        # No image was seen, so that there is nothing to compare with.
+        continue
       columns["id"] += example.pair_ids
       columns["logps"] += list(found[index])
       columns["crc"] += examples.pair_crcs(example)

@@ -1,5 +1,7 @@
 """Who shares a row: nothing lost, no budget passed, little padding."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -129,3 +131,50 @@ def test_what_no_row_can_hold_is_refused():
     )
   with pytest.raises(InputError, match="empty"):
     fitting.layout_for([[]], patches=1, image_size=8)
+
+
+@given(
+  updates=st.lists(
+    st.lists(
+      st.builds(
+        fitting.Size,
+        tokens=st.integers(1, 50),
+        sequence=st.just(9),
+        images=st.integers(0, 4),
+        answers=st.integers(1, 8),
+        losses=st.integers(1, 30),
+        pairs=st.integers(0, 4),
+      ),
+      min_size=1,
+      max_size=14,
+    ),
+    min_size=1,
+    max_size=5,
+  ),
+  hosts=st.sampled_from([1, 2]),
+  row=st.integers(50, 120),
+)
+@settings(deadline=None, max_examples=300)
+def test_every_update_lies_as_its_layout_was_made_for(updates, hosts, row):
+  """What `place` decides stays within all sizes that `layout_for` found."""
+  updates = [update[: len(update) // hosts * hosts] for update in updates]
+  updates = [update for update in updates if update]
+  if not updates:
+    return
+  layout = fitting.layout_for(
+    updates, patches=4, image_size=8, hosts=hosts, row_tokens=row
+  )
+  local = dataclasses.replace(layout, rows=layout.rows // hosts)
+  for update in updates:
+    share = len(update) // hosts
+    for start in range(0, len(update), share):
+      part = update[start : start + share]
+      rows = fitting.place(part, local)
+      assert len(rows) <= local.rows
+      for members in rows:
+        held = [part[i] for i in members]
+        assert len(held) <= local.examples
+        assert sum(one.images for one in held) <= local.images
+        assert sum(one.answers for one in held) <= local.sequences
+        assert sum(one.losses for one in held) <= local.losses
+        assert sum(one.pairs for one in held) <= local.pairs

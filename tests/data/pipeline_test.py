@@ -195,13 +195,6 @@ def test_a_bad_row_is_named_once(tmp_path, wrong, pixels):
   assert_names_once(error, found, 0)
 
 
-def test_a_bad_row_is_named_once_by_what_reads_in_order(tmp_path):
-  found = written(tmp_path, "preference", [pair(), pair(rejected="red")])
-  with pytest.raises(InputError) as error:
-    pipeline.in_order(found, coder(pairs=True))
-  assert_names_once(error, found, 1)
-
-
 def question(**fields):
   return dict(image="a.png", question="Which?", answer="red") | fields
 
@@ -233,7 +226,11 @@ def test_a_bad_question_is_named_before_its_picture_is_read(tmp_path):
 
 
 def reference():
-  found = pipeline.in_order(source("preference"), coder(pairs=True))
+  rows = source("preference")
+  found = [
+    coder(pairs=True).example(rows.text(i), pixels=False)
+    for i in range(len(rows))
+  ]
   return {
     e.id: ((-float(i), -2.0), examples.pair_crcs(e)[0])
     for i, e in enumerate(found)

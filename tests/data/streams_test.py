@@ -5,6 +5,7 @@ import itertools
 import json
 import logging
 import os
+import pathlib
 import random
 import signal
 import subprocess
@@ -17,6 +18,7 @@ from PIL import Image
 from pivot_jax import checkpoint
 from pivot_jax.data import chat, examples, lengths, pipeline, registry, scenes
 from pivot_jax.errors import InputError
+from tests.data import published
 
 TOKENIZER = chat.load_tokenizer(checkpoint.tokenizer_folder("package:toy"))
 BATCH = 6
@@ -172,7 +174,9 @@ def opened(spec, how=None, **fields):
 def test_an_unreadable_image_is_an_error_unless_some_are_allowed(spec):
   with pytest.raises(InputError, match=r"rows.jsonl:(4|9): image: "):
     list(opened(spec).examples(range(12)))
-  with pytest.raises(InputError, match=r"2 rows .* share of 0.1 .*:9: .*:4: "):
+  with pytest.raises(
+    InputError, match=r"2 of 12 rows .* share of 0.1: .*:9: .*:4: "
+  ):
     list(opened(spec, max_bad=0.1).examples(range(12)))
 
 
@@ -429,3 +433,89 @@ def test_a_crop_is_cut_once(tmp_path):
   how = coder(resample="crop_bicubic:64")
   found = opened(dict(kind="preference", path=str(path)), how).example(0)
   np.testing.assert_array_equal(found.images[0], how.pixels(noise)[0])
+
+
+# --- SFT and DPO -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("long", ["drop", "truncate_answer"])
+def test_both_objectives_leave_out_the_same_rows(tmp_path, long):
+  """A rejected answer over the limit is one for SFT, which never sees it."""
+  rows = [
+    dict(
+      id=str(i),
+      image=None,
+      question="q",
+      chosen="yes",
+      rejected="no " * (2 if i % 3 else 60),
+    )
+    for i in range(12)
+  ]
+  path = tmp_path / "rows.jsonl"
+  path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+  spec = dict(kind="preference", path=str(path))
+  sft, dpo = (
+    opened(spec, coder(pairs=pairs, max_length=60, long=long))
+    for pairs in (False, True)
+  )
+  assert sft.every() == dpo.every()
+  assert len(sft.every()) == (8 if long == "drop" else 12)
+  for one, other in zip(sft.examples(range(8)), dpo.examples(range(8))):
+    assert one.id == other.id
+    np.testing.assert_array_equal(one.answers[0], other.answers[0])
+
+
+def test_a_void_row_needs_no_reference_and_a_seen_one_does(spec):
+  seen = {
+    e.id: ((-1.0, -2.0), examples.pair_crcs(e)[0])
+    for e in opened(spec, max_bad=0.2).examples(range(12))
+    if not e.void
+  }
+  found = registry.open_stream(
+    [(spec | dict(max_bad=0.2), 1.0)], coder(), seed=0, reference=seen
+  )
+  void = [e for e in found.examples(range(12)) if e.void]
+  assert len(void) == 2 and all(e.reference is None for e in void)
+  # The image is there again: it was not scored.
+  folder = pathlib.Path(spec["path"]).parent
+  (folder / "gone.png").write_bytes((folder / "a.png").read_bytes())
+  with pytest.raises(InputError, match="rows-8 has no reference"):
+    list(found.examples(range(12)))
+
+
+def test_a_share_of_bad_rows_is_each_source_s_own(spec):
+  strict = spec | dict(max_bad=0.0)
+  with pytest.raises(InputError, match=r"rows.jsonl:(4|9): "):
+    found = registry.open_stream(
+      [(strict, 1.0), (spec | dict(max_bad=0.9), 1.0)], coder(), seed=0
+    )
+    list(found.examples(range(24)))
+
+
+def test_bad_texts_and_unreadable_images_are_counted_together(spec):
+  path = pathlib.Path(spec["path"])
+  lines = path.read_text().splitlines()
+  lines[0] = lines[0].replace("yes", "no")
+  path.write_text("\n".join(lines))
+  found = opened(spec, max_bad=0.2)  # Two of twelve may be.
+  with pytest.raises(InputError, match="3 of 12 rows are bad"):
+    list(found.examples(range(11)))
+
+
+def test_one_bad_pair_does_not_take_its_group_with_it(tmp_path):
+  spec, rows = grouped_rows(tmp_path, (4, 3))
+  rows[0]["rejected"] = rows[0]["chosen"]
+  path = pathlib.Path(spec["path"])
+  path.write_text("".join(json.dumps(row) + "\n" for row in rows) + "{oops\n")
+  found = opened(spec, group=True, max_bad=0.5)
+  seen = [x for e in found.examples(range(found.rows(0))) for x in e.pair_ids]
+  assert sorted(seen) == sorted(row["id"] for row in rows[1:])
+
+
+def test_groups_need_images_with_names(tmp_path):
+  made = published.make_onevision(tmp_path)
+  with pytest.raises(InputError, match="conversation rows; group=True is for"):
+    registry.open_source(dict(kind="llava", path=str(made.path), group=True))
+  scenes_pairs = dict(kind="scenes", task="preference", size=4, group=True)
+  with pytest.raises(InputError, match="images without names"):
+    registry.open_source(scenes_pairs)

@@ -1,0 +1,103 @@
+"""Opens what is to be checked; what has no row that can be read raises why."""
+
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from pivot_jax.data import indexed, opening, registry
+from pivot_jax.errors import InputError
+
+_JSON = (".json", ".jsonl")
+
+
+def is_there(path: str) -> bool:
+  """Returns whether there is such a file or folder, or one of a pattern."""
+  place = pathlib.Path(path)
+  return place.exists() or ("*" in place.name and _matches(place))
+
+
+def open_file(path: str, root: str | None) -> Any:
+  """Returns the source of a path of the command line.
+
+  Raises:
+    InputError: nothing there, nothing that is known, or no row that can be
+      read; of a .json or .jsonl file it then has a `kind`.
+  """
+  file = pathlib.Path(path)
+  try:
+    return opening.open_path(file, images=root, flawed=True)[1]
+  except InputError as error:
+    if not _holds_records(file):
+      raise
+    refused = error
+  return _Unknown(_lines(file, refused))
+
+
+def open_entry(spec: Mapping[str, Any]) -> Any:
+  """Returns the source of a config's entry; raises as `open_file`."""
+  file = pathlib.Path(spec["path"])
+  try:
+    return registry.open_source(spec)
+  except InputError as error:
+    if _holds_records(file):
+      _lines(file, error)
+    # The file has rows, and something else of the entry is wrong.
+    raise
+
+
+def _matches(pattern: pathlib.Path) -> bool:
+  return any(pattern.parent.glob(pattern.name))
+
+
+def _holds_records(path: pathlib.Path) -> bool:
+  records = path.suffix in _JSON and path.is_file()
+  return records and not registry.format_of(path)
+
+
+def _lines(path: pathlib.Path, refused: InputError) -> indexed.File:
+  """Returns a file's records, or raises that it has none."""
+  try:
+    found = indexed.File(path)
+  except InputError as error:
+    # Anything but a list is refused as JSON that is none.
+    is_json = error.kind == "bad_json" and _is_json(path)
+    kind = "schema" if is_json else error.kind
+    raise InputError(str(refused), kind=kind) from None
+  if not len(found):
+    raise InputError(f"{path}: the file has no rows", kind="schema")
+  return found
+
+
+def _is_json(path: pathlib.Path) -> bool:
+  """Returns whether a file, unless it is very large, is one JSON value."""
+  with path.open("rb") as file:
+    data = file.read(indexed.LONGEST + 1)
+  if len(data) > indexed.LONGEST:
+    return False
+  try:
+    json.loads(data.decode("utf-8-sig"))
+  except (ValueError, RecursionError):
+    return False
+  return True
+
+
+class _Unknown:
+  """The records of a file of which none tells what kind they are of."""
+
+  def __init__(self, file: indexed.File):
+    self._file = file
+
+  def __len__(self) -> int:
+    return len(self._file)
+
+  def name(self, index: int) -> str:
+    return self._file.name(index)
+
+  def text(self, index: int) -> dict[str, Any]:
+    self._file.record(index)
+    raise InputError(
+      "has none of: conversations; question, chosen and rejected; question and"
+      " answer",
+      kind="schema",
+    )
