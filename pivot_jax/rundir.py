@@ -11,10 +11,11 @@ import dataclasses
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import pathlib
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -23,11 +24,17 @@ from pivot_jax import addresses, files
 from pivot_jax.data import images, registry
 from pivot_jax.errors import InputError
 
+LOG = logging.getLogger("pivot_jax")
+
 # Fields that say how a run is shown or kept, not what it computes.
 LOGGING_KEYS = (
   *("tensorboard", "profile", "save_every", "title", "shipped"),
   "workers",
 )
+# What a training may go on with otherwise than it began: its place in the data is
+# a number of examples, and its state does not depend on where it lies.
+_CHANGEABLE = ("batch", "accum", "mesh", "pack")
+_FREE = (*LOGGING_KEYS, *_CHANGEABLE)
 # Files of more bytes are not read as a whole to be told apart.
 _LARGE = 2**30
 _SHARD = 2**24
@@ -71,18 +78,10 @@ class Inputs:
       for field in ("path", "image_root", "bad", "tokenizer"):
         if spec.get(field):
           texts[f"{name}.{field}"] = self._files(pathlib.Path(spec[field]))
-      texts[f"{name}.rows"] = self._rows(spec.to_dict())
+      if spec.get("path") and _lists(spec):
+        source = registry.open_source(spec.to_dict())
+        texts[f"{name}.rows"] = source.stamp()
     return {name: _short_hash(text.encode()) for name, text in texts.items()}
-
-  def _rows(self, spec: Mapping[str, Any]) -> str:
-    """Returns what tells the files that a file lists, or a pattern stands for."""
-    if not spec.get("path"):
-      return ""
-    path = pathlib.Path(spec["path"])
-    lists = spec["kind"] in (*registry.ROWS, "mixture", "mmpr") and (
-      "*" in path.name or registry.format_of(path) in ("mixture", "mmpr")
-    )
-    return registry.open_source(spec).stamp() if lists else ""
 
   def _files(self, path: pathlib.Path) -> str:
     if path not in self._known:
@@ -95,6 +94,12 @@ class Inputs:
         ]
       )
     return self._known[path]
+
+
+def _lists(spec: ConfigDict) -> bool:
+  """Returns whether a path names other files that hold the rows."""
+  path = pathlib.Path(spec.path)
+  return "*" in path.name or registry.format_of(path) in ("mixture", "mmpr")
 
 
 def _mark(file: pathlib.Path, *, listed: bool) -> str | int:
@@ -119,12 +124,12 @@ def _short_hash(content: bytes) -> str:
   return hashlib.sha256(content).hexdigest()[:16]
 
 
-def fingerprint(step: Step) -> str:
+def fingerprint(step: Step, without: Sequence[str] = ()) -> str:
   """Returns the hash of a stage's own config, without logging keys."""
   fields = {
     key: value
     for key, value in step.config.to_dict().items()
-    if key not in LOGGING_KEYS
+    if key not in LOGGING_KEYS and key not in without
   }
   text = json.dumps(fields, sort_keys=True, default=list)
   return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -161,13 +166,21 @@ def begin(step: Step, inputs: Inputs) -> None:
   """Clears half a result, keeping committed checkpoints of the same making."""
   step.folder.mkdir(parents=True, exist_ok=True)
   claim = step.folder / "begun.json"
-  begun = {"config": fingerprint(step), "inputs": inputs.of(step)}
+  begun = {
+    "config": fingerprint(step, _CHANGEABLE),
+    "inputs": inputs.of(step),
+  }
   kept = any((step.folder / "checkpoints").glob("*"))
-  if kept and claim.exists() and files.read_json(claim) != begun:
-    raise InputError(
-      f"{step.folder} was begun with other settings or inputs: delete it to "
-      "make it again"
-    )
+  if kept and claim.exists():
+    if files.read_json(claim) != begun:
+      raise InputError(
+        f"{step.folder} was begun with other settings or inputs: delete it to "
+        "make it again"
+      )
+    before = files.read_json(step.folder / "config.json")
+    changed = _difference(before, step.config.to_dict())
+    if changed:
+      LOG.info("%s goes on with other settings: %s", step.name, changed)
   for path in step.folder.iterdir():
     if path.name not in ("checkpoints", "metrics.jsonl", claim.name):
       shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -212,22 +225,19 @@ def claim(workdir: pathlib.Path, config: ConfigDict) -> None:
   now = json.loads(json.dumps(config.to_dict(), default=list))
   if path.exists():
     before = files.read_json(path)
-    if _without_logging(before) != _without_logging(now):
+    if _without(before, _FREE) != _without(now, _FREE):
       raise InputError(
         f"{workdir} belongs to another configuration "
         f"({_difference(before, now)}): use another --workdir"
       )
-  else:
-    files.write_json(path, now)
+  files.write_json(path, now)
 
 
-def _without_logging(node: Any) -> Any:
+def _without(node: Any, keys: Sequence[str]) -> Any:
   if not isinstance(node, Mapping):
     return node
   return {
-    key: _without_logging(value)
-    for key, value in node.items()
-    if key not in LOGGING_KEYS
+    key: _without(value, keys) for key, value in node.items() if key not in keys
   }
 
 

@@ -1,6 +1,7 @@
 """A recipe expands, refuses wrong edges, skips what is done, and locks."""
 
 import json
+import logging
 import pathlib
 
 import ml_collections
@@ -9,7 +10,8 @@ import pytest
 from configs import pivot
 from pivot_jax import recipe, rundir
 from pivot_jax.errors import InputError
-from pivot_jax.stages import detach
+from pivot_jax.stages import detach, train
+from tests.data import published
 
 
 def test_the_default_recipe_has_every_arm_and_no_stage_zero(tmp_path):
@@ -224,6 +226,36 @@ def test_a_stage_begun_from_other_data_is_not_continued(tmp_path, monkeypatch):
     recipe.run(plan, tmp_path / "w", config)
 
 
+def test_an_unfinished_stage_goes_on_with_another_batch_and_says_so(
+  tmp_path, monkeypatch, caplog
+):
+  config = pivot.get_config()
+  config.order = ("stage1_proj",)
+  plan = recipe.expand(config, tmp_path / "w")
+
+  def killed(*_):
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(train, "run", killed)
+  with pytest.raises(KeyboardInterrupt):
+    recipe.run(plan, tmp_path / "w", config)
+  (plan.steps[0].folder / "checkpoints" / "2").mkdir(parents=True)
+  config = pivot.get_config()
+  config.order = ("stage1_proj",)
+  config.stage1_proj.batch = 16
+  plan = recipe.expand(config, tmp_path / "w")
+  with caplog.at_level(logging.INFO, "pivot_jax"):
+    with pytest.raises(KeyboardInterrupt):
+      recipe.run(plan, tmp_path / "w", config)
+  assert (
+    "stage1_proj goes on with other settings: batch: 32 -> 16" in caplog.text
+  )
+  config.stage1_proj.beta = 0.5
+  plan = recipe.expand(config, tmp_path / "w")
+  with pytest.raises(InputError, match="belongs to another config.*beta: 0.1"):
+    recipe.run(plan, tmp_path / "w", config)
+
+
 def test_seeds_and_kinds_are_checked(tmp_path):
   config = pivot.get_config()
   config.seeds = 0
@@ -266,3 +298,17 @@ def test_other_weights_at_a_hugging_face_address_are_other_inputs(tmp_path):
   before = rundir.Inputs().of(step)
   weights.write_bytes(b"2")
   assert rundir.Inputs().of(step) != before
+
+
+def test_files_that_a_mixture_lists_count_too(tmp_path):
+  made = published.make_onevision_mixture(tmp_path)
+  source = {"kind": "llava", "path": str(made.path), "image_root": ""}
+  config = ml_collections.ConfigDict({"sources": {"rows": source}})
+  step = rundir.Step("a", "train", config, {}, tmp_path / "a")
+  before = rundir.Inputs().of(step)
+  assert rundir.Inputs().of(step) == before
+  path = made.path.parent / "llava_next_738k.json"
+  path.write_text(path.read_text().replace("the", "that"))
+  after = rundir.Inputs().of(step)
+  assert after["rows.path"] == before["rows.path"]
+  assert after["rows.rows"] != before["rows.rows"]

@@ -8,6 +8,7 @@ label map's file follows the picture's. `texts-*` repeats the fields alone,
 packing) does not read all images. `converting.py` is the command that writes.
 """
 
+import io
 import json
 import os
 import pathlib
@@ -17,8 +18,9 @@ from typing import Any, NamedTuple, Protocol
 import msgpack
 import numpy as np
 from array_record.python import array_record_data_source, array_record_module
+from PIL import Image
 
-from pivot_jax.data import embedded, images, records
+from pivot_jax.data import embedded, images, places, records
 from pivot_jax.errors import InputError
 
 NAME = "dataset.json"
@@ -102,10 +104,15 @@ class ArrayRecord:
     with records.located(self.name(index)):
       if self.kind != "segment":
         return _row(row, embedded.pixels(self._pictures, files))
-      picture, labels = files
-      return _row(row, self._pictures.decode(picture, name="image")) | {
-        "labels": self._pictures.decode_labels(labels, name="labels")
-      }
+      if len(files) != 2:
+        raise InputError(f"image: {len(files)} files, but 2 are needed")
+      labels = images.decode_labels(
+        files[1], name="labels", max_pixels=self._pictures.max_pixels
+      )
+      image, labels = embedded.picture_and_labels(
+        self._pictures, files[0], labels, name="labels"
+      )
+      return _row(row, image) | {"labels": labels}
 
   def text(self, index: int) -> Row:
     """Returns the row with True in the place of its pixels."""
@@ -329,7 +336,34 @@ def _checked(
       labels = kind == "segment" and place == 1
       name = "labels" if labels else f"image[{place}]" if place else "image"
       images.check_header(data, name=name, labels=labels)
+    if kind == "segment":
+      picture, labels = map(_size, files)
+      embedded.check_sizes(labels, picture, name="labels")
+    _check_packs(row)
   return row, files
+
+
+def _size(data: bytes) -> tuple[int, int]:
+  """Returns (W, H) of an image whose header is sound."""
+  return Image.open(io.BytesIO(data), formats=images.FORMATS).size
+
+
+def _check_packs(row: Row) -> None:
+  """Raises for a row that msgpack cannot hold, and says which field."""
+  for field, value in row.items():
+    try:
+      msgpack.packb(value)
+    except UnicodeEncodeError:
+      raise InputError(
+        f"{field}: has characters that are no UTF-8; if it is the name of a"
+        " file, rename that",
+        kind="lone_surrogate",
+      ) from None
+    # An integer of over 64 bits, lists in lists in lists, another type.
+    except (OverflowError, ValueError, TypeError) as error:
+      raise InputError(
+        f"{field}: cannot be written: {places.reason(error)}"
+      ) from None
 
 
 def _row(row: Row, image: Any) -> Row:

@@ -5,44 +5,39 @@
 
 Writes `bad.jsonl`, a line for each fault, and `check.json`, what there is in
 each file, and says both in short. A source leaves out the rows that its `bad=`
-names. The status is 1 if more rows are bad than --max-bad allows or a file
-cannot be read at all, 2 if it cannot be told what to check.
+names, but for those that are only noted. The status is 1 if more rows are bad
+than --max-bad allows or a file cannot be read at all, 2 if it cannot be told
+what to check.
 """
 
 import argparse
 import contextlib
 import json
-import multiprocessing
 import os
 import pathlib
 import sys
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent import futures
-from typing import Any, NamedTuple, TextIO
+from typing import TextIO
 
 import tqdm
 
 from pivot_jax.data import (
+  chat,
   checking_config,
+  checking_files,
   checking_report,
   checking_rows,
+  checking_work,
   showing,
 )
 from pivot_jax.errors import InputError
 
 BAD, SUMMARY = "bad.jsonl", "check.json"
-MAX_LENGTH, PATCHES, TOKENIZER = 2048, 729, "package:toy"
+MAX_LENGTH, PATCHES = 2048, 729
+TOKENIZER, TEMPLATE = "package:toy", "qwen_1_5"
 # Fewer rows are looked at by this process: starting others takes seconds.
 _FEW = 5_000
-_CHUNK = 200
-
-
-class Task(NamedTuple):
-  """Rows of one of the targets."""
-
-  number: int
-  rows: range
 
 
 def main(argv: Sequence[str]) -> int:
@@ -55,54 +50,50 @@ def main(argv: Sequence[str]) -> int:
   wanted = _wanted(given, overrides)
   out = pathlib.Path(given.out)
   _check_apart(wanted.entries, out)
+  address = wanted.tokenizer or TOKENIZER
   settings = checking_rows.Settings(
-    str(showing.tokenizer_folder(wanted.tokenizer)),
-    wanted.patches,
+    str(showing.tokenizer_folder(address)),
+    wanted.patches or PATCHES,
     given.decode,
   )
   # Made here whoever uses it: a wrong tokenizer is answered at once.
   checker = checking_rows.Checker(settings)
-  found = [checking_report.Summary(entry.path) for entry in wanted.entries]
+  found = [
+    checking_report.Summary(one.path, max_bad=one.max_bad, long=one.long)
+    for one in wanted.entries
+  ]
   with _rewriting(out / BAD) as bad:
     targets = _open(wanted.entries, found, bad)
-    tasks = _tasks(targets)
+    tasks = checking_work.tasks(targets)
     rows = sum(len(task.rows) for task in tasks)
     workers = given.workers
     if workers < 0:
       workers = (os.cpu_count() or 1) if rows >= _FEW else 0
     if workers and tasks:
-      parts = _parts_of_others(targets, settings, tasks, workers)
+      parts = checking_work.parts(targets, settings, tasks, workers)
     else:
       parts = (checker.part(targets[task.number], task.rows) for task in tasks)
     _count(zip(tasks, parts), rows, found, bad)
   report = checking_report.summary(
     found,
     settings={
-      "tokenizer": wanted.tokenizer,
-      "patches": wanted.patches,
-      "max_bad": given.max_bad,
+      "tokenizer": address,
+      "too_long_is_judged": bool(wanted.tokenizer),
+      "patches": settings.patches,
+      "patches_are_known": wanted.patches is not None,
       "decoded": given.decode,
       "max_length": {entry.path: entry.max_length for entry in wanted.entries},
     },
+    left_out=wanted.left_out,
   )
   with _rewriting(out / SUMMARY) as file:
     file.write(json.dumps(report, indent=2) + "\n")
-  allowed = report["bad_rows"] <= given.max_bad * report["rows"]
-  _say(found, report, given.max_bad, out, wanted.tokenizer)
-  return 0 if allowed and not report["unreadable_files"] else 1
-
-
-def _tasks(targets: Sequence[checking_rows.Target | None]) -> list[Task]:
-  return [
-    Task(number, range(i, min(i + _CHUNK, len(target.source))))
-    for number, target in enumerate(targets)
-    if target
-    for i in range(0, len(target.source), _CHUNK)
-  ]
+  _say(found, report, out)
+  return 0 if all(file.is_allowed for file in found) else 1
 
 
 def _count(
-  parts: Iterable[tuple[Task, checking_rows.Part]],
+  parts: Iterable[tuple[checking_work.Task, checking_rows.Part]],
   rows: int,
   found: Sequence[checking_report.Summary],
   bad: TextIO,
@@ -121,40 +112,6 @@ def _count(
       bar.update(part.rows)
 
 
-def _parts_of_others(
-  targets, settings, tasks: Sequence[Task], workers: int
-) -> Iterator[checking_rows.Part]:
-  """Yields what other processes find of the rows of each task, in order."""
-  pool = futures.ProcessPoolExecutor(
-    min(workers, len(tasks)),
-    # Not forked: this process has threads.
-    multiprocessing.get_context("spawn"),
-    _start,
-    (targets, settings),
-  )
-  try:
-    yield from pool.map(_part, tasks)
-  except futures.process.BrokenProcessPool:
-    raise InputError(
-      "a process that looked at rows ended at once; if there was too little"
-      " memory, give fewer --workers"
-    ) from None
-  finally:
-    pool.shutdown(cancel_futures=True)
-
-
-_given: list[Any] = []
-
-
-def _start(targets, settings) -> None:
-  _given[:] = checking_rows.Checker(settings), targets
-
-
-def _part(task: Task) -> checking_rows.Part:
-  checker, targets = _given
-  return checker.part(targets[task.number], task.rows)
-
-
 def _open(
   entries: Sequence[checking_config.Entry],
   found: Sequence[checking_report.Summary],
@@ -165,21 +122,28 @@ def _open(
   for entry, summary in zip(entries, found):
     try:
       source = entry.open()
-    except checking_rows.Unreadable as error:
-      why = checking_rows.reason(error, entry.path)
-      fault = checking_rows.Fault(entry.path, None, error.kind, why)
+    except (InputError, OSError) as error:
+      fault = _of_file(entry.path, error)
       summary.add_unreadable(fault)
       bad.write(checking_report.line(fault, row=False))
       targets.append(None)
       continue
-    except OSError as error:
-      raise InputError(f"{entry.path}: {error.strerror}") from None
     targets.append(
       checking_rows.Target(
-        entry.path, source, entry.max_length, entry.max_pixels
+        entry.path, source, entry.readings, entry.frames, entry.max_pixels
       )
     )
   return targets
+
+
+def _of_file(path: str, error: InputError | OSError) -> checking_rows.Fault:
+  """Returns the fault of a file; raises if there is none of that name."""
+  if not isinstance(error, InputError):
+    error = InputError(f"{path}: {error.strerror}")
+  if not checking_files.is_there(path):
+    raise error
+  why = checking_rows.reason(error, path)
+  return checking_rows.Fault(path, None, error.kind or "unreadable", why)
 
 
 def _wanted(
@@ -192,24 +156,53 @@ def _wanted(
     raise InputError(f"{(strange or overrides)[0]}: unknown; see --help")
   if given.images is not None and not pathlib.Path(given.images).is_dir():
     raise InputError(f"--images={given.images}: no such folder")
-  defaults = checking_config.Wanted((), TOKENIZER, PATCHES)
-  if configs:
-    if len(given.what) > 1:
-      raise InputError(f"{configs[0]}: give one config, or files")
-    defaults = checking_config.read(
-      configs[0], overrides, max_length=given.max_length, patches=PATCHES
+  wanted = _of_config(configs[0], given, overrides) if configs else _of(given)
+  if not wanted.tokenizer:
+    # Another tokenizer's tokens say nothing of a limit.
+    unlimited = [
+      checking_config.with_limit(entry, 0) for entry in wanted.entries
+    ]
+    wanted = wanted._replace(entries=tuple(unlimited))
+  return wanted
+
+
+def _of_config(
+  config: str, given: argparse.Namespace, overrides: Sequence[str]
+) -> checking_config.Wanted:
+  if len(given.what) > 1:
+    raise InputError(f"{config}: give one config, or files")
+  if given.template:
+    raise InputError(
+      f"--template={given.template}: is for files; the stages of"
+      f" {config} have theirs"
     )
-    entries = defaults.entries
-  else:
-    most = MAX_LENGTH if given.max_length is None else given.max_length
-    entries = tuple(
-      checking_config.Entry(path, given.images, most)
-      for path in dict.fromkeys(given.what)
+  found = checking_config.read(
+    config, overrides, max_length=given.max_length, max_bad=given.max_bad
+  )
+  return found._replace(
+    tokenizer=given.tokenizer or found.tokenizer,
+    patches=given.patches or found.patches,
+  )
+
+
+def _of(given: argparse.Namespace) -> checking_config.Wanted:
+  """Returns what files are checked by."""
+  if given.max_length and not given.tokenizer:
+    raise InputError(
+      f"--max-length={given.max_length}: give --tokenizer, whose tokens these are"
     )
+  most = MAX_LENGTH if given.max_length is None else given.max_length
+  reading = checking_config.ALONE._replace(
+    template=given.template or TEMPLATE, max_length=most
+  )
+  entries = [
+    checking_config.Entry(
+      path, given.images, (reading,), max_bad=given.max_bad or 0.0
+    )
+    for path in dict.fromkeys(given.what)
+  ]
   return checking_config.Wanted(
-    entries,
-    given.tokenizer or defaults.tokenizer or TOKENIZER,
-    given.patches or defaults.patches,
+    tuple(entries), given.tokenizer or "", given.patches, {}
   )
 
 
@@ -244,21 +237,45 @@ def _rewriting(path: pathlib.Path) -> Iterator[TextIO]:
     raise
 
 
-def _say(found, report, max_bad: float, out, tokenizer: str) -> None:
+def _say(found, report, out: pathlib.Path) -> None:
   """Writes what was found to the terminal, in short."""
   said = [text for file in found for text in file.lines()]
+  said += [
+    f"{name}: not looked at ({why})"
+    for name, why in report["not_looked_at"].items()
+  ]
   unreadable = report["unreadable_files"]
   more = f", and {unreadable} files cannot be read" if unreadable else ""
+  over = [
+    f"{file.path} ({file.bad_rows} of {file.rows}, allowed is a share of"
+    f" {file.max_bad:g})"
+    for file in found
+    if not (file.unreadable or file.is_allowed)
+  ]
   said += [
-    f"{report['bad_rows']} of {report['rows']} rows are bad, allowed is a share"
-    f" of {max_bad:g}{more}",
-    f"{out / BAD} names them, {out / SUMMARY} counts; lengths are of tokenizer"
-    f" {tokenizer}",
+    f"{report['bad_rows']} of {report['rows']} rows are bad{more}",
+    *(f"too many: {one}" for one in over),
+    *_measure(report["settings"]),
+    f"{out / BAD} names rows, {out / SUMMARY} counts",
   ]
   text = "".join(f"{one}\n" for one in said)
   # What the terminal's encoding lacks is escaped.
   encoding = sys.stdout.encoding or "utf-8"
   sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
+
+
+def _measure(settings) -> list[str]:
+  """Returns what lengths are measured by."""
+  patches = f"{settings['patches']} for an image"
+  if not settings["patches_are_known"]:
+    patches += ", which is a guess: give --patches"
+  said = [f"tokens are those of {settings['tokenizer']}, {patches}"]
+  if not settings["too_long_is_judged"]:
+    said.append(
+      "no row is judged too_long: give --tokenizer, the language model's, as"
+      " another may take several times as many tokens"
+    )
+  return said
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -288,28 +305,32 @@ def _parser() -> argparse.ArgumentParser:
   add(
     "--tokenizer",
     metavar="ADDRESS",
-    help="folder or address of the language model's tokenizer (the config's, or"
-    f" {TOKENIZER})",
+    help="folder or address of the language model's tokenizer (the config's;"
+    f" for files {TOKENIZER} measures, and no row is too_long)",
+  )
+  add(
+    "--template",
+    choices=chat.TEMPLATES,
+    help=f"of files; a config's stages have theirs ({TEMPLATE})",
   )
   add(
     "--max-length",
     type=_whole(0),
     metavar="N",
-    help=f"tokens that a row may have, 0: any number (the config's, or"
-    f" {MAX_LENGTH})",
+    help="tokens that a row may have, 0: any number (that of the config's"
+    f" stages, or {MAX_LENGTH})",
   )
   add(
     "--patches",
     type=_whole(1),
     metavar="N",
-    help=f"tokens of an image (the config's, or {PATCHES})",
+    help=f"tokens of an image (those of the config's encoder, or {PATCHES})",
   )
   add(
     "--max-bad",
     type=_share,
-    default=0.0,
     metavar="SHARE",
-    help="of rows that may be bad (0)",
+    help="of a file's rows that may be bad (that of the config's source, or 0)",
   )
   add(
     "--workers",

@@ -1,7 +1,7 @@
 """What is to be checked: files as they are, or the sources of a config.
 
 A config is read as `main` reads it, without its flags, and nothing of it is
-used but `sources` and the numbers that rows are measured by.
+used but `sources`, and how the stages read them (`checking_stages.py`).
 """
 
 import json
@@ -13,42 +13,76 @@ from typing import Any, NamedTuple
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from pivot_jax.data import checking_rows, images, registry
+from pivot_jax.data import (
+  checking_encoder,
+  checking_files,
+  checking_rows,
+  checking_stages,
+  images,
+  opening,
+  registry,
+)
 from pivot_jax.errors import InputError
 
-# Kinds of entry that leave a line that is no record for later, if asked to.
-_FLAWED = ("llava", "llava_text", "preference", "eval", "mixture", "mmpr")
 # Of an entry: how its rows are used, and not what they are.
 _USE = ("given_by", "max_bad", "bad", "group", "image_size", "resample")
+# How texts are read where no stage says it.
+ALONE = checking_rows.Reading("qwen_1_5", "paper", True, 0, "error")
+# What a config file may raise, as a program of somebody else's.
+_BROKEN = (
+  ArithmeticError, AssertionError, ImportError, LookupError, NameError,
+  OSError, RuntimeError, SyntaxError, TypeError, ValueError,
+)  # fmt: skip
 
 
 class Entry(NamedTuple):
   """A file or folder to check.
 
   images: the folder of its image paths, None for its own.
-  max_length: tokens of a row; 0: any number.
+  max_bad: the share of its rows that may be bad.
   spec: the config's entry, as JSON; "" if it was named alone.
   """
 
   path: str
   images: str | None
-  max_length: int
+  readings: tuple[checking_rows.Reading, ...]
+  frames: tuple[checking_rows.Frame, ...] = ()
   max_pixels: int = images.MAX_PIXELS
+  max_bad: float = 0.0
   spec: str = ""
 
+  @property
+  def max_length(self) -> int:
+    """The least number of tokens that a row may have; 0: any number."""
+    limits = (reading.max_length for reading in self.readings)
+    return min((limit for limit in limits if limit), default=0)
+
+  @property
+  def long(self) -> str:
+    """What becomes of longer rows, "" where they are errors."""
+    return ", ".join(
+      sorted({r.long for r in self.readings if r.max_length} - {"error"})
+    )
+
   def open(self) -> Any:
-    """Returns the source; raises as `checking_rows.open_file`."""
+    """Returns the source; raises as `checking_files.open_file`."""
     if self.spec:
-      return checking_rows.open_entry(json.loads(self.spec))
-    return checking_rows.open_file(self.path, self.images)
+      return checking_files.open_entry(json.loads(self.spec))
+    return checking_files.open_file(self.path, self.images)
 
 
 class Wanted(NamedTuple):
-  """What to check, by which tokenizer and with how many tokens an image."""
+  """What to check, and by what.
+
+  tokenizer: its address, "" if none is given.
+  patches: tokens of an image, None if they are not known.
+  left_out: why the sources of a name are not looked at.
+  """
 
   entries: tuple[Entry, ...]
   tokenizer: str
-  patches: int
+  patches: int | None
+  left_out: Mapping[str, str]
 
 
 def is_config(text: str) -> bool:
@@ -61,14 +95,14 @@ def read(
   overrides: Sequence[str],
   *,
   max_length: int | None,
-  patches: int,
+  max_bad: float | None,
 ) -> Wanted:
   """Returns the sources of a config that have a path, each once.
 
   Args:
     overrides: of its values, as `--config.key=value`.
     max_length: instead of those of the stages that use a source.
-    patches: if the config does not say it, as its encoder is elsewhere.
+    max_bad: instead of the sources' own.
 
   Raises:
     InputError: the config cannot be read, or names no files.
@@ -76,56 +110,69 @@ def read(
   found = _load(config, overrides)
   if "sources" not in found:
     raise InputError(f"{config}: has no sources; give the files instead")
+  encoder = checking_encoder.read(found)
+  stages = checking_stages.read(config, found, side=encoder.image_size)
   entries: dict[str, Entry] = {}
+  left_out = {}
   for name, spec in found.sources.to_dict().items():
     if not spec.get("path"):
+      left_out[name] = (
+        spec.get("given_by") or f"kind={spec['kind']!r} names no path"
+      )
       continue
-    spec = {key: spec[key] for key in spec if key not in _USE}
-    entry = _entry(spec, _limit(found, name, max_length))
-    key = entry.spec
-    known = entries.get(key, entry)
-    limits = [e.max_length for e in (known, entry) if e.max_length]
-    entries[key] = entry._replace(max_length=min(limits, default=0))
+    users = [stage for stage in stages if name in stage.sources]
+    entry = _entry(spec, users)
+    if max_bad is not None:
+      entry = entry._replace(max_bad=max_bad)
+    if max_length is not None:
+      entry = with_limit(entry, max_length)
+    known = entries.get(entry.spec)
+    entries[entry.spec] = _joined(known, entry) if known else entry
   kept = _without_texts(entries.values())
   if not kept:
     raise InputError(f"{config}: its sources name no files")
-  return Wanted(kept, found.get("tokenizer", ""), _patches(found, patches))
+  return Wanted(kept, found.get("tokenizer", ""), encoder.patches, left_out)
 
 
-def _entry(spec: Mapping[str, Any], max_length: int) -> Entry:
-  """Returns what to open for an entry of a config."""
-  spec = dict(spec)
-  place = pathlib.Path(spec["path"])
-  of_rows = spec["kind"] in registry.ROWS
-  kind = (of_rows and registry.format_of(place)) or spec["kind"]
-  if kind in _FLAWED:
-    spec["flawed"] = True
+def with_limit(entry: Entry, max_length: int) -> Entry:
+  """Returns an entry whose rows may have so many tokens; 0: any number."""
+  readings = [one._replace(max_length=max_length) for one in entry.readings]
+  return entry._replace(readings=tuple(dict.fromkeys(readings)))
+
+
+def _entry(
+  spec: Mapping[str, Any], users: Sequence[checking_stages.Stage]
+) -> Entry:
+  """Returns what to open for an entry of a config, and how it is read."""
+  kept = {key: spec[key] for key in spec if key not in _USE}
+  place = pathlib.Path(spec["path"]) / spec.get("split", "")
+  known = spec["kind"] in registry.ROWS and registry.format_of(place)
+  kind = known or spec["kind"].removesuffix("_text")
+  if kind in opening.FLAWED:
+    kept["flawed"] = True
+  frames = [stage.frame for stage in users if stage.frame]
+  if spec.get("image_size") and spec["kind"] not in registry.TEXTS:
+    # The source frames them, and a square is never refused.
+    how = spec.get("resample", "bicubic")
+    frames = [checking_rows.Frame(spec["image_size"], how)]
   return Entry(
-    path=str(place / spec["split"] if "split" in spec else place),
+    path=str(place),
     images=spec.get("image_root") or None,
-    max_length=max_length,
+    readings=tuple(dict.fromkeys(stage.reading for stage in users)) or (ALONE,),
+    frames=tuple(dict.fromkeys(frames)),
     max_pixels=spec.get("max_pixels", images.MAX_PIXELS),
-    spec=json.dumps(spec, sort_keys=True),
+    max_bad=spec.get("max_bad", 0.0),
+    spec=json.dumps(kept, sort_keys=True),
   )
 
 
-def _limit(config: ConfigDict, name: str, max_length: int | None) -> int:
-  """Returns the least max_length of the stages that read a source."""
-  if max_length is not None:
-    return max_length
-  limits = [
-    section.max_length
-    for section in config.values()
-    if isinstance(section, ConfigDict)
-    and {"data", "max_length"} <= set(section)
-    and name in _names(section.data)
-  ]
-  return min((limit for limit in limits if limit), default=0)
-
-
-def _names(data: str | Sequence[tuple[str, float]]) -> list[str]:
-  """Returns the sources of a stage, which are one, or several by weight."""
-  return [data] if isinstance(data, str) else [name for name, _ in data]
+def _joined(one: Entry, other: Entry) -> Entry:
+  """Returns an entry that is read as both are."""
+  return one._replace(
+    readings=tuple(dict.fromkeys((*one.readings, *other.readings))),
+    frames=tuple(dict.fromkeys((*one.frames, *other.frames))),
+    max_bad=min(one.max_bad, other.max_bad),
+  )
 
 
 def _without_texts(entries) -> tuple[Entry, ...]:
@@ -137,14 +184,6 @@ def _without_texts(entries) -> tuple[Entry, ...]:
     for entry, kind in kinds
     if kind != "llava_text" or entry.path not in whole
   )
-
-
-def _patches(config: ConfigDict, default: int) -> int:
-  """Returns the tokens of an image, unless weights from elsewhere say them."""
-  vision = config.get("vision")
-  if vision is None or not vision.init.startswith("package:"):
-    return default
-  return (vision.image_size // vision.patch_size) ** 2
 
 
 def _load(config: str, overrides: Sequence[str]) -> ConfigDict:
@@ -165,8 +204,7 @@ def _load(config: str, overrides: Sequence[str]) -> ConfigDict:
   except flags.Error as error:
     last = str(error).strip().splitlines()[-1]
     raise InputError(f"{config}: {last}") from None
-  # A config file is a program and may raise anything.
-  except Exception as error:  # noqa: BLE001
+  except _BROKEN as error:
     words = " ".join(f"{type(error).__name__}: {error}".split())
     raise InputError(f"{config}: {words}") from None
   if not isinstance(found, ConfigDict):

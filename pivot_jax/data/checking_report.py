@@ -6,7 +6,7 @@ one fault; what is found of the rows themselves is `checking_rows.py`'s.
 
 import collections
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from pivot_jax.data import checking_rows
@@ -39,7 +39,8 @@ KINDS = {
     "put the file there, correct the path, or give the folder by --images",
   ),
   "undecodable_image": Kind(
-    "An image file that is empty, no image, or cut short.",
+    "An image file that is empty, no image, or cut short; or an image too"
+    " elongated to be cropped as a stage of the config does.",
     "get the file again, or leave the row out",
   ),
   "too_many_pixels": Kind(
@@ -70,11 +71,13 @@ KINDS = {
     "remove the token from the answer",
   ),
   "too_long": Kind(
-    "The prompt with its images and an answer have more tokens than max_length.",
+    "The prompt with its images and an answer have more tokens than max_length,"
+    " and the stages neither drop nor cut such rows.",
     "shorten the row, raise max_length, or train with long=drop",
   ),
   "duplicate_id": Kind(
-    "An earlier row of the same file has the id.",
+    "An earlier row of the same file has the id. A fault in an evaluation alone;"
+    " training calls the row ID#2, and bad= does not leave it out.",
     "give each row of a file its own id",
   ),
   "lone_surrogate": Kind(
@@ -91,18 +94,29 @@ KINDS = {
     " UTF-8.",
     "save the file as UTF-8",
   ),
+  "unreadable": Kind(
+    "Of a whole file or folder: it is of no known format, damaged, or lacks a"
+    " part.",
+    "mend what the reason says, or leave the file out",
+  ),
 }
 
 
 class Summary:
-  """What was found of one file."""
+  """What was found of one file.
 
-  def __init__(self, path: str):
+  max_bad: the share of its rows that may be bad. long: what becomes of rows
+  over max_length, "" if they are bad.
+  """
+
+  def __init__(self, path: str, *, max_bad: float = 0.0, long: str = ""):
     self.path = path
+    self.max_bad, self.long = max_bad, long
     self.rows = 0
     self.bad: collections.Counter[str] = collections.Counter()
+    self.notes: collections.Counter[str] = collections.Counter()
     self.unreadable = False
-    self._first: dict[str, checking_rows.Fault] = {}
+    self._first: dict[str, str] = {}
     self._tokens: collections.Counter[int] = collections.Counter()
     self._sizes: collections.Counter[checking_rows.Size] = collections.Counter()
 
@@ -111,6 +125,7 @@ class Summary:
     self.rows += part.rows
     for fault in part.faults:
       self._count(fault)
+    self.notes["too_long"] += len(part.long)
     self._tokens.update(part.tokens)
     self._sizes.update(part.sizes)
 
@@ -123,6 +138,11 @@ class Summary:
   def bad_rows(self) -> int:
     return 0 if self.unreadable else self.bad.total()
 
+  @property
+  def is_allowed(self) -> bool:
+    """Whether it can be read, and no more of its rows are bad than may be."""
+    return not self.unreadable and self.bad_rows <= self.max_bad * self.rows
+
   def as_json(self) -> dict[str, Any]:
     """Returns what `check.json` says of the file."""
     return {
@@ -130,7 +150,10 @@ class Summary:
       "readable": not self.unreadable,
       "rows": self.rows,
       "good": self.rows - self.bad_rows,
-      "bad": {kind: self.bad[kind] for kind in KINDS if self.bad[kind]},
+      "bad": _in_order(self.bad),
+      "max_bad": self.max_bad,
+      "notes": _in_order(self.notes),
+      "long": self.long,
       "images": self._sizes.total(),
       "distinct_image_sizes": len(self._sizes),
       "image_sizes": [
@@ -146,12 +169,11 @@ class Summary:
     rows = "cannot be read" if self.unreadable else f"{self.rows} rows"
     said = [f"{self.path}: {rows}, {good} good"]
     for kind, count in self.bad.most_common():
-      first = self._first[kind]
-      where = "" if self.unreadable else f"{first.name}: "
       said += [
         f"  {count:>6} {kind}: {KINDS[kind].remedy}",
-        f"         as {where}{first.why}",
+        f"         as {self._first[kind]}",
       ]
+    said += self._noted()
     if self._sizes:
       sizes = ", ".join(
         f"{width}x{height} ({count})"
@@ -164,9 +186,27 @@ class Summary:
       )
     return said + _drawn(lengths(self._tokens))
 
+  def _noted(self) -> list[str]:
+    """Returns what is not bad, and may be unexpected."""
+    said = []
+    if self.notes["too_long"]:
+      said.append(
+        f"  {self.notes['too_long']:>6} too_long: none of them bad, as the"
+        f" stages have long={self.long}"
+      )
+    if self.notes["duplicate_id"]:
+      said += [
+        f"  {self.notes['duplicate_id']:>6} duplicate_id: none of them bad, as"
+        " training calls them ID#2",
+        f"         as {self._first['duplicate_id']}",
+      ]
+    return said
+
   def _count(self, fault: checking_rows.Fault) -> None:
-    self.bad[fault.kind] += 1
-    self._first.setdefault(fault.kind, fault)
+    counts = self.bad if fault.drop else self.notes
+    counts[fault.kind] += 1
+    where = "" if self.unreadable else f"{fault.name}: "
+    self._first.setdefault(fault.kind, where + fault.why)
 
   def _top(self) -> list[tuple[checking_rows.Size, int]]:
     ordered = sorted(self._sizes.items(), key=lambda one: (-one[1], one[0]))
@@ -252,23 +292,38 @@ def line(fault: checking_rows.Fault, row: bool = True) -> str:
     "kind": fault.kind,
     "why": fault.why,
     "remedy": KINDS[fault.kind].remedy,
+    "drop": fault.drop,
   }
   # Escaped, since names of files and ids need not be text in UTF-8.
   return json.dumps(said) + "\n"
 
 
 def summary(
-  files: Sequence[Summary], *, settings: dict[str, Any]
+  files: Sequence[Summary],
+  *,
+  settings: dict[str, Any],
+  left_out: Mapping[str, str],
 ) -> dict[str, Any]:
-  """Returns what `check.json` says."""
+  """Returns what `check.json` says.
+
+  `left_out`: why the sources of a name were not looked at.
+  """
   bad: collections.Counter[str] = collections.Counter()
+  notes: collections.Counter[str] = collections.Counter()
   for file in files:
     bad.update(file.bad)
+    notes.update(file.notes)
   return {
     "settings": settings,
     "rows": sum(file.rows for file in files),
     "bad_rows": sum(file.bad_rows for file in files),
     "unreadable_files": sum(file.unreadable for file in files),
-    "bad": {kind: bad[kind] for kind in KINDS if bad[kind]},
+    "bad": _in_order(bad),
+    "notes": _in_order(notes),
+    "not_looked_at": dict(left_out),
     "files": [file.as_json() for file in files],
   }
+
+
+def _in_order(counts: collections.Counter[str]) -> dict[str, int]:
+  return {kind: counts[kind] for kind in KINDS if counts[kind]}

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from pivot_jax.data import images
+from pivot_jax.errors import InputError
 
 
 def present(count: int) -> Any:
@@ -26,3 +27,33 @@ def pixels(
     pictures.decode(data, name=f"image[{i}]", pad=True)
     for i, data in enumerate(files)
   ]
+
+
+def picture_and_labels(
+  pictures: images.Pictures, data: bytes, labels: np.ndarray, *, name: str
+) -> tuple[np.ndarray, np.ndarray]:
+  """Returns an image, uint8 [H, W, 3], and its labels, int32 [H, W].
+
+  Args:
+    labels: int32 [H, W] as they came, which must be as large as the image.
+    name: what messages call the labels.
+  """
+  image = images.decode(
+    data,
+    name="image",
+    max_pixels=pictures.max_pixels,
+    decoder=pictures.decoder,
+  )
+  check_sizes(labels.shape[::-1], image.shape[1::-1], name=name)
+  return pictures.fit(image), pictures.fit_labels(labels)
+
+
+def check_sizes(
+  labels: Sequence[int], image: Sequence[int], *, name: str
+) -> None:
+  """Raises unless a label map is as large as its image, both (W, H)."""
+  if tuple(labels) != tuple(image):
+    raise InputError(
+      f"{name}: the label map is {labels[0]}x{labels[1]} pixels, its image"
+      f" {image[0]}x{image[1]}"
+    )

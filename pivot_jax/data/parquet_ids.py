@@ -72,7 +72,7 @@ def _count(hashes: Int64[np.ndarray, "N"], numbered: _Numbered) -> np.ndarray:
   order = np.argsort(hashes, kind="stable")
   ordered = hashes[order]
   again = np.r_[False, ordered[1:] == ordered[:-1]]
-  places = np.arange(len(order))
+  places = np.arange(len(order), dtype=np.int32)
   first = np.maximum.accumulate(np.where(again, 0, places))
   found = np.zeros(len(order), np.int32)
   found[order[again]] = (places - first + 1)[again]

@@ -93,8 +93,11 @@ def choose_layout(
   steps: int,
   shards: int,
   hosts: int = 1,
+  start: int = 0,
 ) -> packing.Layout:
   """Returns the static sizes for `steps` updates of `batch` examples.
+
+  They begin at example `start` of the stream.
 
   With `pack.tokens` set, a row holds one example of at most that many tokens
   and `pack.losses` targets, and nothing is read ahead. With 0, the whole run is
@@ -115,7 +118,7 @@ def choose_layout(
   if pack["tokens"]:
     return _rows_of_one(coder, pack, batch, shards)
   stream.measure(batch * steps)
-  sizes = [stream.size(position) for position in range(batch * steps)]
+  sizes = [stream.size(i) for i in range(start, start + batch * steps)]
   return fitting.layout_for(
     [sizes[i : i + batch] for i in range(0, len(sizes), batch)],
     patches=coder.patches,

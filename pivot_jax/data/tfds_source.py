@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from pivot_jax.data import images, records
+from pivot_jax.data import embedded, images, records
 from pivot_jax.errors import InputError
 
 _FOLDER = "~/tensorflow_datasets"  # Where tfds itself looks.
@@ -107,12 +107,16 @@ class Tfds:
   def __getitem__(self, index: int) -> Row:
     record = self._record(index)
     with records.located(self.name(index)):
-      image = self._pictures.decode(record["image"], name="image")
-      row = self._row(record, index, image)
-      if self.kind == "segment":
-        labels = self._labels(record["annotation"])
-        row["labels"] = self._pictures.fit_labels(labels)
-      return row
+      if self.kind == "classify":
+        image = self._pictures.decode(record["image"], name="image")
+        return self._row(record, index, image)
+      image, labels = embedded.picture_and_labels(
+        self._pictures,
+        record["image"],
+        self._labels(record["annotation"]),
+        name="annotation",
+      )
+      return self._row(record, index, image) | {"labels": labels}
 
   def text(self, index: int) -> Row:
     """Returns the row with True in the place of its pixels."""

@@ -66,7 +66,9 @@ def run(
   _, frozen = trees.split(start.params, config.trainable)
   after = trees.merge(jax.device_get(state.trainable), frozen)
   save_model(out, after, start, config, tokenizer)
-  return _report(config, out, start, prints, after, rows)
+  return _report(config, out, start, prints, after, rows) | {
+    "examples": int(state.examples)
+  }
 
 
 def make_coder(config, tokenizer, model: mllm.MLLM) -> pipeline.Coder:
@@ -159,7 +161,7 @@ class _Job:
       optim.check_rules(config[field], self.start.params, name)
     saved = checkpoint.Resumable(self.out / "checkpoints")
     state, rows = self._resume(saved, state)
-    layout = self._layout()
+    layout = self._layout(state)
     self._log_memory(state, layout)
     recorder = _Recorder(config, self.out, saved, state, rows, self.start.mllm)
     if config.tensorboard:
@@ -201,7 +203,12 @@ class _Job:
     if found is None:
       return state, 0
     step, values, note = found
-    LOG.info("%s resumes at step %d", self.config.name, step)
+    LOG.info(
+      "%s resumes at step %d, example %d",
+      self.config.name,
+      step,
+      int(values["examples"]),
+    )
     return state.replace(**values), note["rows"]
 
   def _loss(self, model: mllm.MLLM):
@@ -214,14 +221,20 @@ class _Job:
       f"{config.name}.objective={config.objective!r}: choose sft or dpo"
     )
 
-  def _layout(self) -> packing.Layout:
+  def _layout(self, state) -> packing.Layout:
     config = self.config
+    start, steps = 0, config.steps
+    if int(state.examples) != int(state.step) * config.batch:
+      # It goes on with another batch: its updates begin where it stands. Else
+      # they are those of the whole run, so that a killed one keeps its shapes.
+      start, steps = int(state.examples), config.steps - int(state.step)
     return pipeline.choose_layout(
       self.stream,
       self.coder,
       pack=config.pack.to_dict(),
       batch=config.batch,
-      steps=config.steps,
+      steps=steps,
+      start=start,
       shards=sharding.row_shards(self.mesh) * config.accum,
       hosts=jax.process_count(),
     )
@@ -350,6 +363,5 @@ def _report(config, out, start, prints, after, rows) -> dict[str, Any]:
     "init": trees.digest(prints),
     "loss": float(f"{loss:.6g}"),
     "steps": config.steps,
-    "examples": config.steps * config.batch,
     "parameters": {part: trees.count(x) for part, x in start.params.items()},
   }

@@ -12,9 +12,9 @@ from PIL import Image
 
 from pivot_jax.data import (
   checking,
-  checking_config,
   checking_report,
   checking_rows,
+  checking_work,
   registry,
 )
 from pivot_jax.errors import InputError
@@ -72,9 +72,9 @@ def _lines(path: pathlib.Path, rows) -> pathlib.Path:
 
 
 def _check(folder: pathlib.Path, *paths, options=()) -> int:
-  images = f"--images={folder / 'images'}"
+  given = [f"--images={folder / 'images'}", "--tokenizer=package:toy"]
   names = [str(path) for path in paths]
-  return checking.main([*names, images, f"--out={folder / 'out'}", *options])
+  return checking.main([*names, *given, f"--out={folder / 'out'}", *options])
 
 
 def _bad(folder: pathlib.Path) -> list[dict]:
@@ -191,15 +191,29 @@ def test_answers_of_an_evaluation_are_looked_at(folder):
   ]
 
 
-def test_a_later_use_of_an_id_is_a_fault_in_one_file_only(folder):
+def test_a_later_use_of_an_id_is_noted_in_one_file_only(folder, capsys):
   one = _lines(folder / "one.jsonl", [PAIR, PAIR, PAIR | {"id": "q"}, PAIR])
   other = _lines(folder / "other.jsonl", [PAIR])
-  assert _check(folder, one, other) == 1
-  found = [(f["name"], f["id"], f["kind"]) for f in _bad(folder)]
+  assert _check(folder, one, other) == 0
+  found = [(f["name"], f["id"], f["kind"], f["drop"]) for f in _bad(folder)]
   assert found == [
-    (f"{one}:2", "p", "duplicate_id"),
-    (f"{one}:4", "p", "duplicate_id"),
+    (f"{one}:2", "p", "duplicate_id", False),
+    (f"{one}:4", "p", "duplicate_id", False),
   ]
+  report = _report(folder)
+  assert (report["bad_rows"], report["bad"]) == (0, {})
+  assert report["files"][0]["notes"] == {"duplicate_id": 2}
+  assert "2 duplicate_id: none of them bad" in capsys.readouterr().out
+
+
+def test_a_later_use_of_an_id_is_a_fault_of_an_evaluation(folder):
+  row = {"id": "e", "image": "a.png", "question": "how many", "answer": "one"}
+  path = _lines(folder / "rows.jsonl", [row, row])
+  assert _check(folder, path) == 1
+  assert [(f["kind"], f["drop"]) for f in _bad(folder)] == [
+    ("duplicate_id", True)
+  ]
+  assert _report(folder)["bad"] == {"duplicate_id": 1}
 
 
 def test_lines_that_are_no_records_are_found(folder):
@@ -260,8 +274,43 @@ def test_a_file_whose_kind_shows_nowhere_has_a_fault_in_each_row(folder):
   assert kinds == ["schema", "bad_json"]
 
 
+@pytest.mark.parametrize(
+  "name, content, why",
+  [
+    ("notes.txt", b"text", "give .json"),
+    ("rows.parquet", b"PAR1 and no more", "parquet that cannot be read"),
+    ("list.yaml", b"datasets:\n- json_path: none.json\n", "1 of 1 files"),
+    ("meta.json", b'{"a": {"annotation": "a.jsonl"}}', "a: root: the field"),
+  ],
+)
+def test_a_file_of_no_known_kind_is_one_fault(
+  folder, capsys, name, content, why
+):
+  path = folder / name
+  path.write_bytes(content)
+  good = _lines(folder / "good.jsonl", [PAIR])
+  assert _check(folder, path, good) == 1
+  [fault] = _bad(folder)
+  assert (fault["file"], fault["row"], fault["drop"]) == (str(path), None, True)
+  assert fault["kind"] == "unreadable"
+  assert fault["why"].startswith(why)
+  report = _report(folder)
+  assert (report["rows"], report["bad_rows"]) == (1, 0)
+  assert f"{path}: cannot be read" in capsys.readouterr().out
+
+
+def test_a_folder_without_a_set_is_one_fault(folder):
+  good = _lines(folder / "good.jsonl", [PAIR])
+  assert _check(folder, folder / "images", good) == 1
+  [fault] = _bad(folder)
+  assert (fault["file"], fault["kind"]) == (
+    str(folder / "images"),
+    "unreadable",
+  )
+
+
 def test_workers_change_nothing(folder, monkeypatch):
-  monkeypatch.setattr(checking, "_CHUNK", 7)
+  monkeypatch.setattr(checking_work, "_CHUNK", 7)
   rows = [PAIR | {"id": f"p{i}"} | c for i, (_, c) in enumerate(PAIRS)]
   paths = [
     _lines(folder / "one.jsonl", rows),
@@ -289,11 +338,12 @@ def test_real_data_is_clean(test_data, tmp_path):
   ]
 
 
-def test_a_source_leaves_out_the_rows_that_are_listed(folder):
-  rows = [PAIR | {"id": f"p{i}"} for i in range(4)]
+def test_a_source_leaves_out_the_rows_that_are_listed_as_bad(folder):
+  rows = [PAIR | {"id": f"p{i}"} for i in (0, 1, 2, 3, 3)]
   rows[1]["image"], rows[2]["chosen"] = "none.png", ""
   path = _lines(folder / "rows.jsonl", rows)
   _check(folder, path)
+  assert [f["row"] for f in _bad(folder)] == [1, 2, 4]
   source = registry.open_source(
     dict(
       kind="preference",
@@ -302,7 +352,8 @@ def test_a_source_leaves_out_the_rows_that_are_listed(folder):
       bad=str(folder / "out" / "bad.jsonl"),
     )
   )
-  assert [source[i]["id"] for i in range(len(source))] == ["p0", "p3"]
+  ids = [source[i]["id"] for i in range(len(source))]
+  assert ids == ["p0", "p3", "p3#2"]
 
 
 def test_status_says_whether_more_rows_are_bad_than_allowed(folder, capsys):
@@ -346,6 +397,40 @@ def test_lengths_count_images_and_the_longer_answer(folder):
   assert _kinds(folder, rows, options=options) == [None, "too_long"]
   options[1] = "--max-length=0"
   assert _kinds(folder, rows, options=options) == [None, None]
+
+
+def test_without_its_tokenizer_no_row_is_too_long(folder, capsys):
+  path = _lines(folder / "rows.jsonl", [PAIR | {"chosen": "two " * 2100}])
+  given = [str(path), f"--images={folder / 'images'}", f"--out={folder}/out"]
+  assert checking.main(given) == 0
+  assert _bad(folder) == []
+  assert "no row is judged too_long: give --tokenizer" in (
+    capsys.readouterr().out
+  )
+  report = _report(folder)
+  assert report["files"][0]["tokens"]["max"] > checking.MAX_LENGTH
+  assert not report["settings"]["too_long_is_judged"]
+  with pytest.raises(InputError, match="--max-length=9: give --tokenizer"):
+    checking.main([*given, "--max-length=9"])
+  assert checking.main([*given, "--tokenizer=package:toy"]) == 1
+  assert [fault["kind"] for fault in _bad(folder)] == ["too_long"]
+  assert "too_long: give" not in capsys.readouterr().out
+
+
+def test_files_are_read_by_the_template_that_is_given(folder):
+  rows = [
+    {"image": "a.png", "conversations": TALK},
+    {"image": "a.png", "conversations": [*TALK, *TALK]},
+    {"conversations": [{"from": "human", "value": "how many"}, TALK[1]]},
+  ]
+  rows[1]["conversations"][2] = {"from": "human", "value": "and now"}
+  assert _kinds(folder, rows) == [None, None, None]
+  options = ["--template=plain"]
+  assert _kinds(folder, rows, options=options) == [None, "schema", "schema"]
+  assert "template plain" in _bad(folder)[0]["why"]
+  # Questions are asked in ChatML whatever the model was trained on.
+  row = {"question": "how many", "answer": "one"}
+  assert _kinds(folder, [row], options=options) == [None]
 
 
 def test_the_report_counts_rows_images_and_sizes(folder):
@@ -402,70 +487,21 @@ def test_pictures_of_folders_are_looked_at(folder):
     (folder / "classes" / split / "x").mkdir(parents=True)
     shutil.copy(folder / "images" / "b.jpg", folder / "classes" / split / "x")
   shutil.copy(folder / "images" / "cut.jpg", folder / "classes" / "val" / "x")
-  whole, part = folder / "classes", folder / "classes" / "val"
-  assert checking.main([str(whole), f"--out={folder / 'out'}"]) == 0
-  assert checking.main([str(part), f"--out={folder / 'out'}"]) == 1
+  train, val = folder / "classes" / "train", folder / "classes" / "val"
+  assert checking.main([str(train), f"--out={folder / 'out'}"]) == 0
+  assert checking.main([str(val), f"--out={folder / 'out'}"]) == 1
   [fault] = _bad(folder)
-  assert (fault["file"], fault["row"]) == (str(part), 1)
+  assert (fault["file"], fault["row"]) == (str(val), 1)
   assert (fault["id"], fault["kind"]) == ("x/cut.jpg", "undecodable_image")
-
-
-CONFIG = """
-import ml_collections
-
-def get_config(name=""):
-  c = ml_collections.ConfigDict()
-  c.tokenizer = "package:toy"
-  c.vision = dict(init="package:toy:vision", image_size=48, patch_size=8)
-  given = dict(path="rows.jsonl", image_root="images", max_bad=0.5)
-  c.sources = dict(
-    chat=dict(kind="llava", **given),
-    text=dict(kind="llava_text", path="rows.jsonl"),
-    again=dict(kind="llava", given_by="nobody", **given),
-    none=dict(kind="eval", path=""),
-    scenes=dict(kind="scenes", task="text", split="train", size=3),
-  )
-  c.train = dict(data=(("chat", 1.0),), max_length=500)
-  c.later = dict(data="again", max_length=400)
-  return c
-"""
-
-
-def test_a_config_says_what_is_checked_and_how(folder, monkeypatch):
-  monkeypatch.chdir(folder)
-  pathlib.Path("recipe.py").write_text(CONFIG)
-  row = {"id": "a", "image": "a.png", "conversations": TALK}
-  long = [TALK[0], {"from": "gpt", "value": "one " * 400}]
-  rows = [row, row | {"id": "b", "conversations": long}]
-  path = _lines(pathlib.Path("rows.jsonl"), rows)
-  with path.open("a") as file:
-    file.write("{\n")
-  given = ["recipe.py", "--out=out"]
-  assert checking.main(given) == 1
-  assert [f["kind"] for f in _bad(folder)] == ["too_long", "bad_json"]
-  report = _report(folder)
-  assert len(report["files"]) == 1
-  assert report["settings"]["patches"] == 36
-  assert report["settings"]["max_length"] == {"rows.jsonl": 400}
-  other = _lines(pathlib.Path("other.jsonl"), [row])
-  keys = [f"--config.sources.{k}.path={other}" for k in ("chat", "again")]
-  checking.main([*given, *keys])
-  files = [file["file"] for file in _report(folder)["files"]]
-  assert files == ["other.jsonl", "rows.jsonl"]
 
 
 @pytest.mark.parametrize(
   "given, said",
   [
-    (["recipe.py", "--config.nothing=1"], "recipe.py: has no value nothing"),
-    (["recipe.py", "--other=1"], "--other=1: unknown"),
-    (["rows.jsonl", "--config.seed=1"], "--config.seed=1: unknown"),
-    (["recipe.py", "rows.jsonl"], "recipe.py: give one config, or files"),
-    (["absent.py:files"], "absent.py: no such config"),
-    (["broken.py"], "broken.py: ZeroDivisionError: division"),
     (["absent.jsonl"], "absent.jsonl: no such file"),
-    (["recipe.py"], "rows.jsonl: no such file"),
-    (["notes.txt"], "notes.txt: give .json"),
+    (["none-*"], "none-\\*: no file is called so"),
+    (["notes.txt", "--other=1"], "--other=1: unknown"),
+    (["notes.txt", "--config.seed=1"], "--config.seed=1: unknown"),
     (["notes.txt", "--images=absent"], "--images=absent: no such folder"),
     (["out/bad.jsonl"], "out/bad.jsonl: is what this command writes"),
     (["notes.txt", "--tokenizer=images"], "images: holds no tokenizer"),
@@ -476,8 +512,6 @@ def test_what_cannot_be_checked_is_said_in_a_line(
   folder, monkeypatch, given, said
 ):
   monkeypatch.chdir(folder)
-  pathlib.Path("recipe.py").write_text(CONFIG)
-  pathlib.Path("broken.py").write_text("1 / 0")
   pathlib.Path("notes.txt").write_text("text")
   with pytest.raises(InputError, match=said) as error:
     checking.main([*given, "--out=out"] if "--out" not in given[-1] else given)
@@ -504,12 +538,6 @@ def test_what_was_written_before_stays_if_nothing_can_be_checked(folder):
   assert len(list((folder / "out").iterdir())) == 2
 
 
-def test_a_name_says_file_and_row():
-  assert checking_rows.place("a/b.jsonl:3") == ("a/b.jsonl", 2)
-  assert checking_rows.place("a:1/b.json#3") == ("a:1/b.json", 3)
-  assert checking_rows.place("b-0.parquet:0") == ("b-0.parquet", 0)
-
-
 @pytest.mark.parametrize("suffix", ["PNG", "GIF", "WEBP"])
 def test_a_header_says_the_size_of_a_picture(suffix):
   data = io.BytesIO()
@@ -519,18 +547,12 @@ def test_a_header_says_the_size_of_a_picture(suffix):
   assert checking_rows.claimed(data.getvalue()[:8]) == (0, 0)
 
 
-def test_only_a_path_to_python_is_a_config():
-  assert checking_config.is_config("configs/pivot.py:files")
-  assert checking_config.is_config("configs/pivot.py")
-  assert not checking_config.is_config("a.python/b.json")
-
-
 def test_every_kind_that_is_raised_is_in_the_vocabulary():
   raised = set()
   for path in (ROOT / "pivot_jax").glob("**/*.py"):
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
       named = isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
-      if not named or node.func.id not in ("InputError", "Unreadable"):
+      if not named or node.func.id != "InputError":
         continue
       raised |= {
         part.value

@@ -163,7 +163,7 @@ def test_a_group_is_read_once_while_there_is_room(tmp_path, monkeypatch):
   for _ in range(2):
     for index in range(3):
       source[index]
-  assert reads == [0, 0]  # Texts and images of the one group.
+  assert reads == [0] * 3  # Ids, texts and images of the one group.
 
 
 def test_a_source_travels_to_other_processes(tmp_path):
@@ -173,34 +173,6 @@ def test_a_source_travels_to_other_processes(tmp_path):
   copy = pickle.loads(pickle.dumps(source))
   assert copy.text(1) == source.text(1)
   np.testing.assert_array_equal(copy[1]["image"], source[1]["image"])
-
-
-def test_repeated_ids_are_numbered(tmp_path):
-  ids = ["a", "b", None, "a", "a#2", "a", None, "b"]
-  for number in range(2):
-    part = ids[4 * number : 4 * number + 4]
-    _write(
-      tmp_path / f"train-{number:05d}-of-00002.parquet",
-      *({"id": i, **PAIR} for i in part),
-    )
-  source = parquet.Parquet(tmp_path)
-  assert [source.text(i)["id"] for i in range(8)] == [
-    "a", "b", "train-00000-of-00002-2", "a#3",
-    "a#2", "a#4", "train-00001-of-00002-2", "b#2",
-  ]  # fmt: skip
-  assert source.name(5) == f"{tmp_path}/train-00001-of-00002.parquet:1"
-
-
-def test_numbers_are_ids_and_other_values_are_refused(tmp_path):
-  path = _write(tmp_path / "a.parquet", {"id": 7, **PAIR}, {"id": 7, **PAIR})
-  source = parquet.Parquet(path)
-  assert [source.text(i)["id"] for i in range(2)] == ["7", "7#2"]
-  path = _write(tmp_path / "a.parquet", {"id": 7.5, **PAIR})
-  with pytest.raises(InputError, match="a.parquet:0: id: must be text"):
-    parquet.Parquet(path).text(0)
-  path = _write(tmp_path / "a.parquet", {"id": [7], **PAIR})
-  with pytest.raises(InputError, match="a.parquet: parquet that cannot be"):
-    parquet.Parquet(path).text(0)
 
 
 @pytest.mark.parametrize("answer, expected", [
@@ -296,6 +268,146 @@ def test_shards_are_those_of_one_split_and_all_of_them(tmp_path):
   _write(data / "train-00002-of-00003.parquet", PAIR)
   with pytest.raises(InputError, match="shards of 2 and of 3 lie together"):
     parquet.Parquet(data / "train-*")
+
+
+@pytest.mark.parametrize("answers", [[{"answer": "a"}, None], [None]])
+def test_an_answer_that_is_null_in_its_list_is_refused(tmp_path, answers):
+  schema = pyarrow.schema({
+    "question": pyarrow.string(),
+    "answers": pyarrow.list_(pyarrow.struct({"answer": pyarrow.string()})),
+  })  # fmt: skip
+  record = {"question": "q", "answers": answers}
+  path = _write(tmp_path / "a.parquet", record, schema=schema)
+  with pytest.raises(InputError, match="a.parquet:0: answers: must be text"):
+    parquet.Parquet(path).text(0)
+
+
+def test_the_answers_are_those_that_can_be_read(tmp_path):
+  one = {"question": "q", "answer": {"text": "a"}, "answers": ["b", "c", "c"]}
+  row = parquet.Parquet(_write(tmp_path / "a.parquet", one)).text(0)
+  assert row["answer"] == "c" and "answer" not in row["columns"]
+
+
+@pytest.mark.parametrize("record, message", [
+  ({**ASKED, "answer": {"text": ["a"]}}, "answer: must be text, a whole numbe"),
+  ({"question": "q", "answers": [{"text": "a"}]}, "answers: must be text, a w"),
+  ({"question": "q", "answer": b"a"}, "answer: must be text, .*, not binary"),
+  ({**ASKED, "question": {"en": "q"}}, "question: must be text, not struct"),
+])  # fmt: skip
+def test_questions_and_answers_of_other_types_are_refused(
+  tmp_path, record, message
+):
+  path = _write(tmp_path / "a.parquet", record)
+  with pytest.raises(InputError, match=f"a.parquet: {message}"):
+    parquet.Parquet(path)
+
+
+def test_text_that_is_no_utf8_is_named_with_its_row_and_column(tmp_path):
+  def texts(*values):
+    buffers = pyarrow.array(values, pyarrow.binary()).buffers()
+    return pyarrow.Array.from_buffers(pyarrow.string(), len(values), buffers)
+
+  good = [b"a", b"b", b"c"]
+  columns = {"id": texts(b"x", b"y", b"\xfe"), "question": texts(*good)}
+  columns |= {"chosen": texts(b"yes", b"n\xffo", b"yes")}
+  columns |= {"rejected": texts(*good)}
+  path = tmp_path / "a.parquet"
+  arrow_parquet.write_table(pyarrow.table(columns), path)
+  source = parquet.Parquet(path)
+  assert source.text(0)["chosen"] == "yes"
+  for row, name, byte in ((1, "chosen", 2), (2, "id", 1)):
+    with pytest.raises(
+      InputError,
+      match=f"a.parquet:{row}: {name}: invalid UTF-8 at byte {byte} of a text",
+    ) as caught:
+      source.text(row)
+    assert caught.value.kind == "bad_utf8"
+
+
+def test_dictionaries_are_the_values_that_they_stand_for(tmp_path):
+  words = pyarrow.dictionary(pyarrow.int32(), pyarrow.string())
+  schema = pyarrow.schema({
+    "id": words, "question": words, "answer": words,
+    "hints": pyarrow.list_(words), "category": words,
+  })  # fmt: skip
+  row = {"question": "q", "answer": "a", "hints": ["h", "h"], "category": "c"}
+  path = _write(
+    tmp_path / "a.parquet", *({"id": "x", **row},) * 2, schema=schema
+  )
+  source = parquet.Parquet(path)
+  assert [source.text(i)["id"] for i in range(2)] == ["x", "x#2"]
+  found = source[0]
+  assert (found["question"], found["answer"]) == ("q", "a")
+  assert found["columns"] == {"id": "x", **row}
+  assert found["category"] == "c"
+
+
+def test_a_label_is_no_truth_value(tmp_path):
+  path = _write(tmp_path / "a.parquet", {"image": _image(), "label": True})
+  with pytest.raises(InputError, match="a.parquet:0: label: .* not True"):
+    parquet.Parquet(path).text(0)
+
+
+@pytest.mark.parametrize("order", ["ab", "ba"])
+def test_a_shard_may_be_without_images_and_other_values(tmp_path, order):
+  """Its columns are null where those of the other shards have a type."""
+  full = {"id": "x", **PAIR, "image": {"bytes": _png(3), "path": "p"}}
+  _write(tmp_path / f"{order[0]}.parquet", full)
+  _write(tmp_path / f"{order[1]}.parquet", full | {"image": None, "id": None})
+  source = parquet.Parquet(tmp_path)
+  at, other = "ab".index(order[0]), "ab".index(order[1])
+  assert source.text(at)["image"] is True and source.text(at)["id"] == "x"
+  assert source[at]["image"].max() == 3
+  assert source[other] == {"id": f"{order[1]}-0", "image": None, **PAIR}
+  assert source.encoded(other) == ()
+
+
+def test_shards_may_store_the_same_values_in_ways_of_their_own(tmp_path):
+  large = pyarrow.schema({
+    "answers": pyarrow.large_list(pyarrow.large_string()),
+    "id": pyarrow.int64(),
+    "images": pyarrow.list_(
+      pyarrow.struct({"path": pyarrow.null(), "bytes": pyarrow.large_binary()})
+    ),
+    "question": pyarrow.dictionary(pyarrow.int8(), pyarrow.string()),
+  })  # fmt: skip
+  small = pyarrow.schema({
+    "answers": pyarrow.list_(pyarrow.string()),
+    "id": pyarrow.int8(),
+    "images": pyarrow.list_(
+      pyarrow.struct({"bytes": pyarrow.binary(), "path": pyarrow.string()})
+    ),
+    "question": pyarrow.string(),
+  })  # fmt: skip
+  row = {"answers": ["y"], "id": 5, "images": [_image(1)] * 2, "question": "q"}
+  table = pyarrow.Table.from_pylist([row], large)
+  # The other name that parts of lists have, list.item.
+  arrow_parquet.write_table(
+    table, tmp_path / "a.parquet", use_compliant_nested_type=False
+  )
+  _write(tmp_path / "b.parquet", row, schema=small)
+  source = parquet.Parquet(tmp_path)
+  for index, name in enumerate(("5", "5#2")):
+    text = source.text(index)
+    assert (text["id"], text["image"]) == (name, [True, True])
+    assert (text["question"], text["answer"]) == ("q", "y")
+    assert source.encoded(index) == (_png(1), _png(1))
+
+
+@pytest.mark.parametrize("change, message", [
+  ({"image": "a.png"}, "image: is of type string, but struct<.*> in a.parque"),
+  ({"image": [_image()]}, "image: is of type list"),
+  ({"image": {"bytes": b""}}, "image: is of type struct<bytes: binary>, but"),
+  ({"image": {"bytes": "", "path": ""}}, "image: is of type struct"),
+  ({"id": 3}, "id: is of type int64, but string in a.parquet"),
+  ({"id": True}, "id: is of type bool"),
+])  # fmt: skip
+def test_shards_of_other_types_are_refused(tmp_path, change, message):
+  row = {"id": "x", **PAIR, "image": {"bytes": _png(), "path": "p"}}
+  _write(tmp_path / "a.parquet", row)
+  _write(tmp_path / "b.parquet", row | change)
+  with pytest.raises(InputError, match=f"b.parquet: {message}"):
+    parquet.Parquet(tmp_path)
 
 
 def test_shards_with_other_columns_are_refused(tmp_path):

@@ -33,6 +33,7 @@ def checked(folder, tmp_path_factory):
       *sorted(map(str, place.glob("*.json*"))),
       f"--images={place / planted.IMAGES}",
       f"--patches={PATCHES}",
+      "--tokenizer=package:toy",
       f"--out={out}",
     ],
     check=False,

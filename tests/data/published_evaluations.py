@@ -89,6 +89,32 @@ def _textvqa(rng, index):
   return files, {**columns, "image": parts.struct(files, None)}, row
 
 
+def _vqav2(rng, index):
+  files = [parts.picture(rng)]
+  texts = ["net"] * 3 + ["racket"] * 4 + ["net", "x", "y"]
+  columns = {
+    "question_type": "what is",
+    "multiple_choice_answer": "net",
+    "answers": texts,
+    "image_id": 262148 + index,
+    "answer_type": "other",
+    "question_id": 262148000 + index,
+    "question": parts.words(rng, 4, 9),
+  }
+  row = {
+    "id": str(262148000 + index),
+    "question": columns["question"],
+    "answer": "net",
+    "columns": columns,
+  }
+  answers = [
+    {"answer": text, "answer_confidence": "yes", "answer_id": k}
+    for k, text in enumerate(texts, 1)
+  ]
+  record = columns | {"answers": answers, "image": parts.struct(files, None)}
+  return files, record, row
+
+
 def _docvqa(rng, index):
   files = [parts.picture(rng, "PNG")]
   columns = {
@@ -177,6 +203,19 @@ EVALUATIONS: dict[str, tuple[str, Maker, dict[str, Any]]] = {
       question_id=parts.INT,
       answers=parts.TEXTS,
       ocr_tokens=parts.TEXTS,
+      image=parts.IMAGE,
+    ),
+  ),
+  "VQAv2": (
+    "validation",
+    _vqav2,
+    _types(
+      "question_type multiple_choice_answer answer_type question",
+      answers=[
+        _types("answer answer_confidence", answer_id=parts.INT),
+      ],
+      image_id=parts.INT,
+      question_id=parts.INT,
       image=parts.IMAGE,
     ),
   ),

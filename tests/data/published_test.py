@@ -51,6 +51,7 @@ def test_parquet_sets_have_shards_of_row_groups_and_the_published_columns(
   ("MMBench_EN", "dev", {"index", "hint", "A", "D", "l2-category", "image"}),
   ("ScienceQA", "test", {"question", "choices", "answer", "hint", "image"}),
   ("textvqa", "validation", {"question_id", "answers", "ocr_tokens", "image"}),
+  ("VQAv2", "validation", {"question_id", "answers", "image_id", "image"}),
   ("DocVQA", "validation", {"questionId", "answers", "docId", "image"}),
   ("SEED-Bench", "test", {"question_id", "choice_a", "answer", "image"}),
   ("MMMU", "validation", {"id", "options", "answer", "image_1", "image_7"}),
@@ -66,7 +67,7 @@ def test_evaluations_have_the_published_columns(tmp_path, name, split, columns):
 
 
 def test_all_evaluations_are_looked_at():
-  assert len(published_evaluations.EVALUATIONS) == 7
+  assert len(published_evaluations.EVALUATIONS) == 8
 
 
 def test_mmpr_is_a_meta_file_with_lines_and_images_a_source(tmp_path):

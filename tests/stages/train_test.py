@@ -12,7 +12,7 @@ import pytest
 from pivot_jax import artifacts, assembly, checkpoint, metrics, trees
 from pivot_jax import train as training
 from pivot_jax.convert import hf
-from pivot_jax.data import chat
+from pivot_jax.data import chat, pipeline
 from pivot_jax.errors import InputError
 from pivot_jax.stages import train
 from tests.stages import tiny
@@ -250,6 +250,42 @@ def test_a_loss_that_is_not_finite_names_its_rows_and_keeps_the_checkpoint(
       train.run(config, inputs, tmp_path)
   assert "resumes at step 2" in caplog.text
   assert "damaged" not in caplog.text
+
+
+# --- another batch size ------------------------------------------------------
+
+
+def test_a_stopped_training_goes_on_at_its_example_with_another_batch(
+  arm, tmp_path, monkeypatch, caplog
+):
+  seen = []
+  read = pipeline.read
+
+  def watched(stream, **place):
+    for example in read(stream, **place):
+      seen.append(example.id)
+      yield example
+
+  monkeypatch.setattr(pipeline, "read", watched)
+  free = dict(pack=dict(tokens=0, losses=0))
+  config, inputs = arm("sft", **free)
+  stops = iter([False, True])
+  with monkeypatch.context() as patch:
+    patch.setattr(training, "stop_requested", lambda: next(stops, True))
+    with pytest.raises(training.Stopped, match="saved at step 2 of 4"):
+      train.run(config, inputs, tmp_path)
+  taken = seen[:16]
+  seen.clear()
+  config, inputs = arm("sft", batch=12, **free)
+  with caplog.at_level(logging.INFO, "pivot_jax"):
+    found = train.run(config, inputs, tmp_path)
+  assert "resumes at step 2, example 16" in caplog.text
+  assert found["examples"] == 16 + 2 * 12
+  stream = train.make_stream(
+    config, train.make_coder(config, tiny.TOKENIZER, tiny.MODEL)
+  )
+  straight = [stream.example(i, pixels=False).id for i in range(40)]
+  assert taken + seen[:24] == straight
 
 
 # --- what a training starts from ---------------------------------------------
