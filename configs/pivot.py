@@ -347,7 +347,7 @@ def files(c: ConfigDict) -> ConfigDict:
   files.bad  the bad.jsonl of `python -m pivot_jax.data check`: rows to leave out
   files.long  rows over max_length: error, drop, truncate_answer, or auto
   files.group  trains pairs that share image and question as one example
-  files.decoder  pil, or simplejpeg: faster, other pixels (docs/data.md)
+  files.decoder  pil, or pil_draft: faster, other pixels (docs/data.md)
   """
   c.files = dict(
     pretrain="",
