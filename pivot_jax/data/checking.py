@@ -189,7 +189,8 @@ def _of(given: argparse.Namespace) -> checking_config.Wanted:
   """Returns what files are checked by."""
   if given.max_length and not given.tokenizer:
     raise InputError(
-      f"--max-length={given.max_length}: give --tokenizer, whose tokens these are"
+      f"--max-length={given.max_length}: give --tokenizer, whose tokens these"
+      " are"
     )
   most = MAX_LENGTH if given.max_length is None else given.max_length
   reading = checking_config.ALONE._replace(
@@ -255,13 +256,17 @@ def _say(found, report, out: pathlib.Path) -> None:
   said += [
     f"{report['bad_rows']} of {report['rows']} rows are bad{more}",
     *(f"too many: {one}" for one in over),
-    *_measure(report["settings"]),
+    *(_measure(report["settings"]) if _has_lengths(report) else ()),
     f"{out / BAD} names rows, {out / SUMMARY} counts",
   ]
   text = "".join(f"{one}\n" for one in said)
   # What the terminal's encoding lacks is escaped.
   encoding = sys.stdout.encoding or "utf-8"
   sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
+
+
+def _has_lengths(report) -> bool:
+  return any(file["tokens"] for file in report["files"])
 
 
 def _measure(settings) -> list[str]:

@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from pivot_jax.data import checking_rows
+from pivot_jax.data import checking_rows, places
 
 _QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.999)
 _TOP = 10  # Sizes of images that are named.
@@ -76,8 +76,8 @@ KINDS = {
     "shorten the row, raise max_length, or train with long=drop",
   ),
   "duplicate_id": Kind(
-    "An earlier row of the same file has the id. A fault in an evaluation alone;"
-    " training calls the row ID#2, and bad= does not leave it out.",
+    "An earlier row of the same file has the id. A fault in an evaluation"
+    " alone; training calls the row ID#2, and bad= does not leave it out.",
     "give each row of a file its own id",
   ),
   "lone_surrogate": Kind(
@@ -283,7 +283,7 @@ def _drawn(found: dict[str, Any] | None) -> list[str]:
 
 def line(fault: checking_rows.Fault, row: bool = True) -> str:
   """Returns a fault as a line of `bad.jsonl`; `row`: not of a whole file."""
-  at = checking_rows.place(fault.name) if row else None
+  at = places.place(fault.name) if row else None
   said = {
     "file": at.file if at else fault.name,
     "row": at.row if at else None,

@@ -26,7 +26,7 @@ _GRAMMAR = re.compile(
   rf"(?P<squash>{_NAMES})|crop_(?P<crop>{_NAMES})(:(?P<edge>[1-9][0-9]{{0,4}}))?"
 )
 # An image of 1 x 50000 pixels has to grow to thousands of millions before its
-# centre is cut out; no file may take that much memory.
+# centre is cut out, or to be padded; no file may take that much memory.
 _MAX_COVERED = 100_000_000
 # int(255 * mean) with a mean of 0.5 a channel (paper.md 1.3).
 _GREY = (127, 127, 127)
@@ -172,6 +172,11 @@ def _margins(width: int, height: int) -> tuple[int, int]:
 def _padded(image: Image.Image) -> Image.Image:
   if image.width == image.height:
     return image
+  if max(image.size) ** 2 > _MAX_COVERED:
+    raise InputError(
+      f"an image of {image.width}x{image.height} pixels would be padded to a"
+      f" square of {max(image.size)}; leave it out, or show it alone"
+    )
   square = Image.new("RGB", (max(image.size), max(image.size)), _GREY)
   square.paste(image, _margins(*image.size))
   return square

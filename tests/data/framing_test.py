@@ -178,3 +178,11 @@ def test_a_picture_is_never_decoded_below_the_size_it_is_scaled_to(
 ):
   found = framing.shrinkage(of, size, resample=resample, pad=pad)
   assert found == times
+
+
+def test_an_elongated_image_is_not_padded_to_gigabytes():
+  image = np.zeros((1, 50_000, 3), np.uint8)
+  with pytest.raises(
+    InputError, match="50000x1 .* padded to a square of 50000"
+  ):
+    framing.pad_square(image)
