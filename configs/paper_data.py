@@ -22,7 +22,8 @@ MMPR = dict(
   under30=dict(only="under30"),
   nothink=dict(only="nothink"),
 )
-# How many pairs the paper trains on; each set begins with the smaller ones.
+# How many pairs the paper trains on. A larger set holds the smaller ones of its
+# name, and begins with them unless it has a share of new answers.
 SIZES = (
   3_000,
   5_000,

@@ -8,11 +8,11 @@ label map's file follows the picture's. `texts-*` repeats the fields alone,
 packing) does not read all images. `converting.py` is the command that writes.
 """
 
+import functools
 import io
-import json
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import msgpack
@@ -20,12 +20,16 @@ import numpy as np
 from array_record.python import array_record_data_source, array_record_module
 from PIL import Image
 
-from pivot_jax.data import embedded, images, places, records
+from pivot_jax.data import (
+  array_record_folder,
+  embedded,
+  images,
+  places,
+  records,
+)
 from pivot_jax.errors import InputError
 
-NAME = "dataset.json"
-FORMAT, VERSION = "pivot_jax rows in ArrayRecord", 1
-KINDS = ("conversation", "preference", "eval", "classify", "segment")
+NAME, KINDS = array_record_folder.NAME, array_record_folder.KINDS
 # One record a group, so that a random read decompresses no other.
 _OPTIONS = "group_size:1"
 
@@ -86,14 +90,10 @@ class ArrayRecord:
       max_pixels=max_pixels,
       decoder=decoder,
     )
-    said = _read_json(self.path)
-    self.kind = said["kind"]
-    for shard in said["shards"]:
-      for name, size in shard["bytes"].items():
-        _check_shard(self.path / name, size)
-    self._rows = _opened(self.path, "rows", said["shards"])
-    self._texts = _opened(self.path, "texts", said["shards"])
-    rows = [shard["rows"] for shard in said["shards"]]
+    self.kind, shards = array_record_folder.read(self.path)
+    self._rows = _opened(self.path, "rows", shards)
+    self._texts = _opened(self.path, "texts", shards)
+    rows = [shard.rows for shard in shards]
     self._starts = np.cumsum([0, *rows])
 
   def __len__(self) -> int:
@@ -131,7 +131,7 @@ class ArrayRecord:
 
   def stamp(self) -> str:
     """Returns what tells the shards' contents, as they were written."""
-    return (self.path / "dataset.json").read_text("utf-8")
+    return (self.path / NAME).read_text("utf-8")
 
   def name(self, index: int) -> str:
     """Returns SHARD:ROW, counted from 0 in the shard."""
@@ -141,7 +141,7 @@ class ArrayRecord:
     if not 0 <= index < len(self):
       raise IndexError(index)
     shard = int(np.searchsorted(self._starts, index, "right")) - 1
-    file = _file(part, shard, len(self._starts) - 1)
+    file = array_record_folder.file_name(part, shard, len(self._starts) - 1)
     return f"{self.path / file}:{index - int(self._starts[shard])}"
 
   def _record(self, part: str, index: int) -> tuple[Row, Any]:
@@ -167,19 +167,13 @@ class _Shard(NamedTuple):
   examples_in_shard: int
 
 
-def _file(part: str, number: int, count: int) -> str:
-  return f"{part}-{number:05d}-of-{count:05d}.array_record"
-
-
-def _opened(folder: pathlib.Path, part: str, shards) -> Any:
+def _opened(
+  folder: pathlib.Path, part: str, shards: Sequence[array_record_folder.Shard]
+) -> Any:
+  name = functools.partial(array_record_folder.file_name, part)
   return array_record_data_source.ArrayRecordDataSource(
     [
-      _Shard(
-        str(folder / _file(part, number, len(shards))),
-        0,
-        shard["rows"],
-        shard["rows"],
-      )
+      _Shard(str(folder / name(number, len(shards))), 0, shard.rows, shard.rows)
       for number, shard in enumerate(shards)
     ]
   )
@@ -211,6 +205,7 @@ def write(
       first five named), or no room on the disk.
   """
   folder = pathlib.Path(folder)
+  array_record_folder.check_name(folder)
   if kind not in KINDS:
     raise InputError(
       f"kind {kind!r} cannot be written; only {', '.join(KINDS)}"
@@ -230,20 +225,12 @@ def write(
   if not sum(writer.rows):
     raise InputError(f"all {len(source)} rows are bad: {bad[0]}")
   sizes = [writer.sizes(number) for number in range(writer.count)]
-  said = {
-    "format": FORMAT,
-    "version": VERSION,
-    "kind": kind,
-    "rows": sum(writer.rows),
-    "origin": origin,
-    "left_out": bad,
-    "shards": [
-      {"rows": rows, "bytes": size} for rows, size in zip(writer.rows, sizes)
-    ],
-  }
-  aside = folder / (NAME + ".tmp")
-  aside.write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")
-  aside.rename(folder / NAME)
+  made = tuple(map(array_record_folder.Shard, writer.rows, sizes))
+  array_record_folder.write(
+    folder,
+    array_record_folder.Described(kind, made),
+    {"origin": origin, "left_out": bad},
+  )
   total = sum(sum(size.values()) for size in sizes)
   return Written(sum(writer.rows), total, tuple(bad))
 
@@ -286,8 +273,8 @@ class _Writer:
       return
     self.close()
     self._number = number
-    for part in ("rows", "texts"):
-      path = self._folder / _file(part, number, self.count)
+    for name in self._names(number):
+      path = self._folder / name
       aside = str(path.with_suffix(".tmp"))
       self._open[path] = _written(
         self._folder, array_record_module.ArrayRecordWriter, aside, _OPTIONS
@@ -311,8 +298,12 @@ class _Writer:
 
   def sizes(self, number: int) -> dict[str, int]:
     """Returns the bytes of each file of a shard."""
-    names = [_file(part, number, self.count) for part in ("rows", "texts")]
+    names = self._names(number)
     return {name: (self._folder / name).stat().st_size for name in names}
+
+  def _names(self, number: int) -> list[str]:
+    name = array_record_folder.file_name
+    return [name(p, number, self.count) for p in array_record_folder.PARTS]
 
 
 def _written(path: pathlib.Path, call: Callable, *given) -> Any:
@@ -359,7 +350,7 @@ def _check_packs(row: Row) -> None:
         " file, rename that",
         kind="lone_surrogate",
       ) from None
-    # An integer of over 64 bits, lists in lists in lists, another type.
+    # An integer of over 64 bits, another type.
     except (OverflowError, ValueError, TypeError) as error:
       raise InputError(
         f"{field}: cannot be written: {places.reason(error)}"
@@ -368,37 +359,3 @@ def _check_packs(row: Row) -> None:
 
 def _row(row: Row, image: Any) -> Row:
   return {"id": row["id"], "image": image} | row
-
-
-def _read_json(folder: pathlib.Path) -> Mapping[str, Any]:
-  path = folder / NAME
-  if not path.is_file():
-    if not folder.is_dir():
-      raise InputError(f"{folder}: no such folder")
-    if any(folder.glob("rows-*")):
-      raise InputError(
-        f"{folder}: was written only in part, it has no {NAME}; remove it and"
-        " convert again"
-      )
-    raise InputError(f"{folder}: no {NAME} in it; make it by converting")
-  try:
-    said = json.loads(path.read_text(encoding="utf-8"))
-    found = said["format"], said["version"]
-  except (OSError, ValueError, TypeError, KeyError) as error:
-    raise InputError(f"{path}: cannot be read: {error!r}") from None
-  if found != (FORMAT, VERSION):
-    raise InputError(
-      f"{path}: is {found[0]}, version {found[1]}, not {FORMAT}, version"
-      f" {VERSION}; convert the data again"
-    )
-  return said
-
-
-def _check_shard(path: pathlib.Path, size: int) -> None:
-  if not path.is_file():
-    raise InputError(f"{path}: the shard is missing; convert the data again")
-  found = path.stat().st_size
-  if found != size:
-    raise InputError(
-      f"{path}: {found} bytes instead of {size}; copy or convert it again"
-    )

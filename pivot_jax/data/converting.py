@@ -1,8 +1,13 @@
-"""`python -m pivot_jax.data convert SRC DST`: any data to ArrayRecord.
+"""`python -m pivot_jax.data convert SRC DST`: a data set to ArrayRecord.
 
-Rows are read by index afterwards, each at one read, which shuffled training
-needs and parquet and lists of JSON do not give. Images are copied as they are;
-their headers are looked at, and `check` is what decodes them.
+SRC is a file or folder that `opening.open_path` opens: what of the published
+formats has a path of its own, so neither scenes nor TensorFlow Datasets. Rows
+are read by index afterwards, each at one read, which shuffled training needs
+and parquet and lists of JSON do not give. Images are copied as they are; their
+headers are looked at, and `check` is what decodes them.
+
+With `--paper-files` SRC is MMPR's meta.json, and a training set chosen of it is
+written as the two JSON files of the paper's code.
 """
 
 import argparse
@@ -16,48 +21,88 @@ from collections.abc import Sequence
 
 import tqdm
 
-from pivot_jax.data import array_records, opening
+from pivot_jax.data import (
+  array_records,
+  mmpr_choice,
+  mmpr_sets,
+  opening,
+  registry,
+)
 from pivot_jax.errors import InputError
 
 ROWS = 10_000  # A shard, unless the number of shards is given.
 
+# Options of either command; what is not given is None.
+_ROWS_ALONE = ("root", "shards", "max_bad", "overwrite")
+_PAPER_ALONE = ("tokenizer", "selection", "size", "seed")
+
 
 def main(argv: Sequence[str]) -> int:
   """Runs the command; returns its exit status."""
-  parser = argparse.ArgumentParser(
-    prog="python -m pivot_jax.data convert",
-    description="Writes a data set as ArrayRecord shards.",
+  given = vars(_parser().parse_args(argv))
+  paper_files = given.pop("paper_files")
+  wrong = _ROWS_ALONE if paper_files else _PAPER_ALONE
+  found = [name for name in wrong if given[name] is not None]
+  if found:
+    how = "goes without" if paper_files else "is for"
+    option = found[0].replace("_", "-")
+    raise InputError(f"--{option}: {how} --paper-files")
+  if paper_files:
+    return _write_paper_files(given)
+  max_bad = given["max_bad"] or 0.0
+  overwrite = bool(given["overwrite"])
+  check_target(given["folder"], overwrite=overwrite)
+  place = pathlib.Path(given["source"])
+  if given["root"] is not None and registry.format_of(place) != "mixture":
+    raise InputError(f"{place}: --root is for mixtures, .yaml")
+  kind, source = opening.open_path(
+    given["source"],
+    images=given["images"],
+    root=given["root"],
+    flawed=max_bad > 0,
   )
-  parser.add_argument("source", metavar="SRC", help="what there is")
-  parser.add_argument("folder", metavar="DST", help="the folder to write")
-  parser.add_argument("--images", metavar="DIR", help="the root of SRC's paths")
-  parser.add_argument(
-    "--shards", type=int, help=f"files to write; one for {ROWS} rows"
-  )
-  parser.add_argument(
-    "--max-bad", type=float, default=0.0, help="share of rows to leave out"
-  )
-  parser.add_argument(
-    "--overwrite", action="store_true", help="replaces what convert wrote"
-  )
-  given = parser.parse_args(argv)
-  check_target(given.folder, overwrite=given.overwrite)
-  kind, source = opening.open_path(given.source, images=given.images)
   written = convert(
     source,
-    given.folder,
+    given["folder"],
     kind=kind,
-    origin=given.source,
-    shards=given.shards,
-    max_bad=given.max_bad,
-    overwrite=given.overwrite,
+    origin=given["source"],
+    shards=given["shards"],
+    max_bad=max_bad,
+    overwrite=overwrite,
   )
   for message in written.left_out:
-    sys.stdout.write(f"left out: {message}\n")
-  sys.stdout.write(
-    f"{given.folder}: {written.rows} {kind} rows,"
-    f" {written.size / 2**20:.1f} MiB; {len(written.left_out)} left out\n"
+    _say(f"left out: {message}")
+  _say(
+    f"{given['folder']}: {written.rows} {kind} rows,"
+    f" {written.size / 2**20:.1f} MiB; {len(written.left_out)} left out"
   )
+  return 0
+
+
+def _write_paper_files(given: dict) -> int:
+  """Writes the paper's files of a set of MMPR; returns the exit status."""
+  place = pathlib.Path(given["source"])
+  if not place.is_file():
+    raise InputError(f"{place}: no such file")
+  if registry.format_of(place) != "mmpr":
+    raise InputError(f"{place}: --paper-files is for MMPR's meta.json")
+  if given["tokenizer"] is None:
+    raise InputError(
+      "--tokenizer: give the folder of the one that counts tokens, Qwen2.5's"
+    )
+  size = mmpr_choice.SIZE if given["size"] is None else given["size"]
+  seed = mmpr_choice.SEED if given["seed"] is None else given["seed"]
+  # Before millions of rows are looked at.
+  mmpr_sets.paper_files(given["folder"], size=size, seed=seed)
+  selection = mmpr_sets.choose(
+    place,
+    given["images"],
+    tokenizer=given["tokenizer"],
+    selection=given["selection"] or "official",
+    wish=dict(size=size, seed=seed),
+  )
+  for path in mmpr_sets.write_paper_files(selection, given["folder"]):
+    _say(f"{path}: {len(selection.indices)} rows")
   return 0
 
 
@@ -111,6 +156,8 @@ def convert(
 def check_target(folder: str | os.PathLike, *, overwrite: bool) -> None:
   """Raises unless a folder may be written, before any work is done."""
   folder = pathlib.Path(folder)
+  if folder.name in ("", ".."):
+    raise InputError(f"{folder}: has no name; give the one of a new folder")
   if not folder.exists() and not folder.is_symlink():
     return
   if not overwrite:
@@ -120,3 +167,52 @@ def check_target(folder: str | os.PathLike, *, overwrite: bool) -> None:
       f"{folder}: exists and is not a folder that convert wrote, so it is not"
       " overwritten; remove it yourself"
     )
+
+
+def _say(text: str) -> None:
+  """Writes a line; what the terminal's encoding lacks is escaped."""
+  encoding = sys.stdout.encoding or "utf-8"
+  data = f"{text}\n".encode(encoding, "backslashreplace")
+  sys.stdout.write(data.decode(encoding))
+
+
+def _parser() -> argparse.ArgumentParser:
+  parser = argparse.ArgumentParser(
+    prog="python -m pivot_jax.data convert",
+    description="Writes a data set as ArrayRecord shards.",
+  )
+  add = parser.add_argument
+  add("source", metavar="SRC", help="a file or folder of data")
+  add("folder", metavar="DST", help="the folder to write")
+  add("--images", metavar="DIR", help="the root of SRC's image paths")
+  add("--root", metavar="DIR", help="the root of a mixture's json_path's")
+  add("--shards", type=int, help=f"files to write; one for {ROWS} rows")
+  add("--max-bad", type=float, help="share of rows to leave out (0)")
+  add(
+    "--overwrite",
+    action="store_true",
+    default=None,
+    help="replaces what convert wrote",
+  )
+  paper = parser.add_argument_group(
+    "the paper's own files",
+    "sft_mmpr_SIZE_SEED.json and dpo_mmpr_SIZE_SEED.json in DST",
+  ).add_argument
+  paper(
+    "--paper-files",
+    action="store_true",
+    help="writes these instead, of a set chosen from SRC, MMPR's meta.json",
+  )
+  paper(
+    "--tokenizer",
+    metavar="FOLDER",
+    help="of the one that counts tokens, Qwen2.5's",
+  )
+  paper(
+    "--selection",
+    choices=("official", "fixed"),
+    help="how rows are chosen (official)",
+  )
+  paper("--size", type=int, help=f"pairs to choose ({mmpr_choice.SIZE})")
+  paper("--seed", type=int, help=f"of their order ({mmpr_choice.SEED})")
+  return parser

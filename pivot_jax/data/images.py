@@ -213,11 +213,6 @@ class Pictures:
       pad=pad,
     )
 
-  def decode_labels(self, data: bytes, *, name: str) -> np.ndarray:
-    """Decodes a label map's file, and resizes it by nearest pixel."""
-    labels = decode_labels(data, name=name, max_pixels=self.max_pixels)
-    return self.fit_labels(labels)
-
   def fit(self, image: np.ndarray) -> np.ndarray:
     if self.size is None:
       return image

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import yaml
 
-from pivot_jax.data import images, sources
+from pivot_jax.data import images, records, sources
 from pivot_jax.errors import InputError
 
 LOG = logging.getLogger("pivot_jax")
@@ -72,6 +72,10 @@ class Line(NamedTuple):
   rows: int
   taken: int
   expected: int | None
+
+  def __str__(self) -> str:
+    expected = "" if self.expected is None else f", {self.expected} expected"
+    return f"{self.name}: {self.taken} rows of {self.rows}{expected}"
 
 
 def read(path: str | os.PathLike) -> tuple[Entry, ...]:
@@ -127,6 +131,8 @@ class Mixture:
   ):
     """Opens the files of a mixture; indexes those never seen before.
 
+    What is taken of each of several files goes to the log.
+
     Args:
       root: the folder that each `json_path` is relative to; the YAML file's own
         if not given.
@@ -138,9 +144,12 @@ class Mixture:
       flawed: lines that are no records are an error only when they are read.
 
     Raises:
-      InputError: all files that are not there, or all of another length.
+      InputError: all files that are not there, or all of another length; or
+        a seed under 0.
     """
     self.path = pathlib.Path(path)
+    if seed < 0:
+      raise InputError(f"{self.path}: seed={seed}: give 0 or more")
     self.entries = read(self.path)
     root = self.path.parent if root is None else pathlib.Path(root)
     _check_there(self.path, root, self.entries)
@@ -159,6 +168,9 @@ class Mixture:
     _check_lengths(self.path, root, self.entries, self._files, strict=strict)
     self._parts = _parts(self.path, self.entries, self._files, seed)
     self._ends = np.cumsum([len(part.rows) for part in self._parts]).tolist()
+    if len(self.entries) > 1:
+      for line in describe(self):
+        LOG.info("%s: %s", self.path, line)
 
   def __len__(self) -> int:
     return self._ends[-1]
@@ -239,8 +251,9 @@ def _entry(found: Any, where: str) -> Entry:
     raise InputError(
       f"{where}: {unknown[0]}: unknown; keys are {sorted(_KEYS)}"
     )
-  path = found["json_path"]
-  if not isinstance(path, str) or not path.endswith((".json", ".jsonl")):
+  with records.located(where):
+    path = records.text(found, "json_path")
+  if not path.endswith((".json", ".jsonl")):
     raise InputError(f"{where}: json_path: must name a .json or .jsonl file")
   strategy = str(found.get("sampling_strategy", "all"))
   if strategy != "all" and not _STRATEGY.fullmatch(strategy):
@@ -268,7 +281,8 @@ def _check_number(
   if key not in found:
     return
   value = found[key]
-  if isinstance(value, bool) or not isinstance(value, of) or not value > 0:
+  number = isinstance(value, of) and not isinstance(value, bool)
+  if not number or not 0 < value < math.inf:
     raise InputError(f"{where}: {key}: {value!r} is no number over 0")
 
 

@@ -122,10 +122,6 @@ class Mmpr:
     with records.located(self.name(index)):
       return tuple(self._pictures.read_bytes(path) for path in paths)
 
-  def check_image(self, path: str) -> None:
-    """Raises for an image of a row that is not a file inside `root`."""
-    images.resolve(self.root, path)
-
   def check_row(self, index: int) -> None:
     """Raises for a wrong field, or an image that is not in place."""
     for path in records.listed(self.text(index)["image"]):

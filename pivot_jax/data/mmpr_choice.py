@@ -32,6 +32,8 @@ Count = Callable[[str], int]
 # Why a row is refused, "" if it is not.
 Refuse = Callable[[Row], str]
 
+# The paper's set that most of its runs train on.
+SIZE, SEED = 20_000, 777
 # Prompt and answer together, as text: the released script's limit.
 MAX_TOKENS = 1500
 PREFIX = "MMPR-v1.2"  # What the released script calls the data's folder.
@@ -74,8 +76,8 @@ def select_official(
   datasets: str | os.PathLike | None,
   count_tokens: Count,
   *,
-  size: int = 20_000,
-  seed: int = 777,
+  size: int = SIZE,
+  seed: int = SEED,
   new_fraction: float | None = None,
   only: str = "",
   image_root: str | os.PathLike | None = None,
@@ -119,8 +121,8 @@ def select_fixed(
   image_root: str | os.PathLike | None,
   count_tokens: Count,
   *,
-  size: int = 20_000,
-  seed: int = 777,
+  size: int = SIZE,
+  seed: int = SEED,
   new_fraction: float | None = None,
   only: str = "",
   text_only: bool = False,
@@ -136,7 +138,7 @@ def select_fixed(
   Args:
     image_root: see `mmpr.Mmpr`.
     text_only: take rows without an image, too.
-    several: take rows of several images, too.
+    several: take rows of several images, too, which have a tag for each.
 
   Raises:
     InputError: too few rows.
@@ -296,7 +298,9 @@ def _refused(
     return "no image"
   if len(paths) > 1 and not several:
     return "several images"
-  if row["question"].count(tokens.IMAGE) not in (0, len(paths)):
+  tags = row["question"].count(tokens.IMAGE)
+  # As in `chat.py`: one image needs no tag, several need one each.
+  if tags != len(paths) and (tags or len(paths) > 1):
     return "other number of <image> than of images"
   for path in paths:
     if not path.lower().endswith(images.SUFFIXES):

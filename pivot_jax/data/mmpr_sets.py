@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import pathlib
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -27,8 +28,8 @@ def open_set(
   *,
   tokenizer: str | os.PathLike = "",
   selection: str = "all",
-  size: int = 20_000,
-  seed: int = 777,
+  size: int = mmpr_choice.SIZE,
+  seed: int = mmpr_choice.SEED,
   new_fraction: float | None = None,
   only: str = "",
   text_only: bool = False,
@@ -78,29 +79,103 @@ def open_set(
   )
 
 
+def choose(
+  path: str | os.PathLike,
+  image_root: str | os.PathLike | None = None,
+  *,
+  tokenizer: str | os.PathLike,
+  selection: str,
+  wish: Mapping[str, Any],
+) -> mmpr_choice.Selection:
+  """Returns the rows of a set, and logs how many were refused and why.
+
+  Args:
+    tokenizer: the folder of the one that counts tokens, Qwen2.5's.
+    selection: "official" or "fixed".
+    wish: further arguments of `select_official` or `select_fixed`.
+  """
+  if selection not in ("official", "fixed"):
+    raise InputError(f"selection={selection!r}: choose official or fixed")
+  count = _counter(tokenizer)
+  if selection == "fixed":
+    found = mmpr_choice.select_fixed(path, image_root, count, **wish)
+  else:
+    found = mmpr_choice.select_official(
+      path, None, count, image_root=image_root, **wish
+    )
+  LOG.info("%s: %d rows chosen, %s", path, len(found.indices), dict(wish))
+  for reason, number in sorted(found.refused.items()):
+    LOG.info("%s: %d rows refused: %s", path, number, reason)
+  return found
+
+
+def paper_files(
+  folder: str | os.PathLike, *, size: int, seed: int
+) -> tuple[pathlib.Path, pathlib.Path]:
+  """Returns the files of a set, SFT's and DPO's, which must not be there yet.
+
+  Raises:
+    InputError: one of them exists.
+  """
+  names = [f"{kind}_mmpr_{size}_{seed}.json" for kind in ("sft", "dpo")]
+  sft, dpo = (pathlib.Path(folder) / name for name in names)
+  for path in (sft, dpo):
+    if path.exists():
+      raise InputError(f"{path}: exists; remove it, or give another folder")
+  return sft, dpo
+
+
 def write_paper_files(
   selection: mmpr_choice.Selection, folder: str | os.PathLike
-) -> None:
+) -> tuple[pathlib.Path, pathlib.Path]:
   """Writes the two JSON files of the paper's code, row for row alike.
 
   sft_mmpr_{size}_{seed}.json has LLaVA records of question and chosen answer,
   dpo_mmpr_{size}_{seed}.json records of id, prompt, chosen, rejected, image.
   An image is MMPR-v1.2/{root}/{image}, and the question opens with it.
+
+  Raises:
+    InputError: one of the files exists, or the folder cannot be written.
   """
-  folder = pathlib.Path(folder)
-  folder.mkdir(parents=True, exist_ok=True)
   source = selection.open()
-  rows = [source.text(index) for index in range(len(source))]
-  name = f"{len(rows)}_{selection.seed}.json"
-  for kind, make in (("sft", _sft_record), ("dpo", _dpo_record)):
-    lines = (json.dumps(make(row), ensure_ascii=False) for row in rows)
-    text = "[\n" + ",\n".join(lines) + "\n]\n"
-    (folder / f"{kind}_mmpr_{name}").write_text(text, "utf-8")
+  paths = paper_files(folder, size=len(source), seed=selection.seed)
+  try:
+    pathlib.Path(folder).mkdir(parents=True, exist_ok=True)
+    for path, make in zip(paths, (_sft_record, _dpo_record)):
+      _write_list(path, (make(source.text(i)) for i in range(len(source))))
+  except OSError as error:
+    raise InputError(f"{folder}: cannot be written: {error}") from None
+  return paths
+
+
+def _write_list(path: pathlib.Path, found: Iterable[Mapping[str, Any]]) -> None:
+  """Writes records as a JSON list, one a line; whole or not at all."""
+  aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+  try:
+    with aside.open("w", encoding="utf-8") as file:
+      separator = "[\n"
+      for record in found:
+        file.write(separator + json.dumps(record, ensure_ascii=False))
+        separator = ",\n"
+      file.write("\n]\n")
+    aside.rename(path)
+  finally:
+    aside.unlink(missing_ok=True)
 
 
 @functools.lru_cache(maxsize=8)
 def _chosen(path, image_root, tokenizer, selection, fields) -> np.ndarray:
   """Chooses once a run: each of its stages opens the set anew."""
+  return choose(
+    path,
+    image_root,
+    tokenizer=tokenizer,
+    selection=selection,
+    wish=dict(fields),
+  ).indices
+
+
+def _counter(tokenizer: str | os.PathLike) -> mmpr_choice.Count:
   loaded = tokens.load_tokenizer(tokenizer)
 
   def count(text: str) -> int:
@@ -109,16 +184,7 @@ def _chosen(path, image_root, tokenizer, selection, fields) -> np.ndarray:
       return len(text)
     return len(loaded.encode(text))
 
-  if selection == "fixed":
-    found = mmpr_choice.select_fixed(path, image_root, count, **dict(fields))
-  else:
-    found = mmpr_choice.select_official(
-      path, None, count, image_root=image_root, **dict(fields)
-    )
-  LOG.info("%s: %d rows chosen, %s", path, len(found.indices), dict(fields))
-  for reason, number in sorted(found.refused.items()):
-    LOG.info("%s: %d rows refused: %s", path, number, reason)
-  return found.indices
+  return count
 
 
 def _sft_record(row: mmpr.Row) -> dict[str, Any]:

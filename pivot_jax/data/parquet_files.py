@@ -201,7 +201,8 @@ def _reading(place: str = "") -> Iterator[None]:
   """Turns pyarrow's errors into an InputError that starts with `place`."""
   try:
     yield
-  except (OSError, pyarrow().ArrowException) as error:
+  # pyarrow opens no file whose name is not UTF-8.
+  except (OSError, UnicodeEncodeError, pyarrow().ArrowException) as error:
     why = " ".join(str(error).split())
     raise InputError(f"{place}parquet that cannot be read: {why}") from None
 

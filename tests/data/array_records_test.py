@@ -1,5 +1,6 @@
 import concurrent.futures
 import json
+import os
 import pickle
 
 import msgpack
@@ -153,6 +154,78 @@ def test_a_label_map_must_be_one(tmp_path):
     _write(source, tmp_path / "set", kind="segment")
 
 
+def _street(folder, labels):
+  """Writes a picture of 6x4 pixels and a label map as a folder's train."""
+  pixels = {"images": np.zeros((4, 6, 3), np.uint8), "labels": labels}
+  for name, array in pixels.items():
+    (folder / "train" / name).mkdir(parents=True)
+    data = published_parts.encode(array, "PNG")
+    (folder / "train" / name / "a.png").write_bytes(data)
+  return sources.SegmentFolder(folder, "train")
+
+
+def test_a_label_map_must_be_as_large_as_its_image(tmp_path):
+  source = _street(tmp_path, np.zeros((6, 4), np.uint8))
+  said = "labels: the label map is 4x6 pixels, its image 6x4"
+  with pytest.raises(InputError, match=f"train#0: {said}"):
+    _write(source, tmp_path / "set", kind="segment")
+  good = _street(tmp_path / "good", np.zeros((4, 6), np.uint8))
+  _write(good, tmp_path / "other", kind="segment", shards=1)
+  record = {"row": {"id": "a"}, "images": source.encoded(0)}
+  _replace_rows(tmp_path / "other", msgpack.packb(record))
+  # Also where both are made the same size.
+  found = array_records.ArrayRecord(tmp_path / "other", image_size=4)
+  with pytest.raises(InputError, match=f"-of-00001.array_record:0: {said}"):
+    found[0]
+
+
+def _replace_rows(folder, record: bytes) -> None:
+  """Makes a record the only one of a folder of one shard."""
+  name = "rows-00000-of-00001.array_record"
+  writer = array_record_module.ArrayRecordWriter(
+    str(folder / name), "group_size:1"
+  )
+  writer.write(record)
+  writer.close()
+  told = json.loads((folder / "dataset.json").read_text())
+  told["shards"][0]["bytes"][name] = (folder / name).stat().st_size
+  (folder / "dataset.json").write_text(json.dumps(told))
+
+
+def test_a_record_without_its_label_map_is_named(tmp_path):
+  source = _street(tmp_path, np.zeros((4, 6), np.uint8))
+  _write(source, tmp_path / "set", kind="segment")
+  record = {"row": {"id": "a"}, "images": source.encoded(0)[:1]}
+  _replace_rows(tmp_path / "set", msgpack.packb(record))
+  with pytest.raises(InputError, match=":0: image: 1 files, but 2 are needed"):
+    array_records.ArrayRecord(tmp_path / "set")[0]
+
+
+def test_a_name_that_is_no_utf8_is_a_bad_row(tmp_path):
+  made = published.make_image_folder(tmp_path, rows=2)
+  folder = made.path / "train" / "n01440764"
+  name = os.fsdecode(b"n\xff.JPEG")
+  (folder / "n01440764_0.JPEG").rename(folder / name)
+  source = sources.ImageFolder(made.path, "train")
+  with pytest.raises(InputError, match="train#1: id: .* no UTF-8; .* rename"):
+    _write(source, tmp_path / "none", kind="classify")
+  written = _write(source, tmp_path / "set", kind="classify", max_bad=0.2)
+  assert written.rows == 5 and "train#1: id: " in written.left_out[0]
+
+
+@pytest.mark.parametrize("value", [2**70, {1, 2}])
+def test_a_value_that_cannot_be_written_is_a_bad_row(captions, tmp_path, value):
+  class Extra:
+    __len__ = captions[1].__len__
+    name, encoded = captions[1].name, captions[1].encoded
+
+    def text(self, index):
+      return captions[1].text(index) | {"extra": value}
+
+  with pytest.raises(InputError, match="json#0: extra: cannot be written: "):
+    _write(Extra(), tmp_path / "set")
+
+
 def test_what_cannot_be_written_is_refused(captions, tmp_path):
   source = captions[1]
   with pytest.raises(InputError, match="kind 'text' cannot be written; only"):
@@ -212,6 +285,9 @@ def test_a_folder_without_its_description_was_written_in_part(folder, tmp_path):
   path.write_text("[]")
   with pytest.raises(InputError, match="dataset.json: cannot be read"):
     array_records.ArrayRecord(folder)
+  path.write_text("[" * 10**6)
+  with pytest.raises(InputError, match="dataset.json: cannot be read"):
+    array_records.ArrayRecord(folder)
   path.write_text(json.dumps(told | {"version": 2}))
   with pytest.raises(InputError, match="version 2, not .*, version 1; convert"):
     array_records.ArrayRecord(folder)
@@ -219,6 +295,39 @@ def test_a_folder_without_its_description_was_written_in_part(folder, tmp_path):
     array_records.ArrayRecord(tmp_path / "none")
   with pytest.raises(InputError, match="images: no dataset.json in it; make"):
     array_records.ArrayRecord(tmp_path / "LLaVA-Pretrain" / "images")
+
+
+@pytest.mark.parametrize("change, message", [
+  ({"kind": None}, "kind: must be one of conversation, .*, not None"),
+  ({"kind": "chat"}, "kind: must be one of .*, not 'chat'"),
+  ({"kind": []}, r"kind: must be one of .*, not \[\]"),
+  ({"shards": None}, "shards: must be a list"),
+  ({"shards": []}, "shards: must be a list"),
+  ({"shards": [1]}, r"shards\[0\]: must say rows, and the bytes of rows-0000"),
+  ({"shards": [{"rows": 8}]}, r"shards\[0\]: must say rows"),
+  ({"shards": [{"rows": 8, "bytes": {"../x": 3}}]}, r"shards\[0\]: must say"),
+])  # fmt: skip
+def test_a_description_that_lacks_something_is_refused(folder, change, message):
+  path = folder / "dataset.json"
+  told = json.loads(path.read_text()) | change
+  for key in [key for key, value in told.items() if value is None]:
+    del told[key]
+  path.write_text(json.dumps(told))
+  with pytest.raises(InputError, match=f"dataset.json: {message}") as caught:
+    array_records.ArrayRecord(folder)
+  assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("key, value", [
+  ("rows", "3"), ("rows", -1), ("rows", True), ("bytes", 5),
+])  # fmt: skip
+def test_a_shards_numbers_are_whole(folder, key, value):
+  path = folder / "dataset.json"
+  told = json.loads(path.read_text())
+  told["shards"][1][key] = value
+  path.write_text(json.dumps(told))
+  with pytest.raises(InputError, match=r"json: shards\[1\]: must say rows"):
+    array_records.ArrayRecord(folder)
 
 
 def test_a_shard_that_is_missing_or_cut_is_named(folder):

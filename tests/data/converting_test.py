@@ -1,10 +1,20 @@
 import json
+import os
 
 import pytest
 
-from pivot_jax.data import array_records, converting, parquet, sources
+from pivot_jax import checkpoint
+from pivot_jax.data import (
+  array_records,
+  converting,
+  mmpr_sets,
+  parquet,
+  sources,
+)
 from pivot_jax.errors import InputError
 from tests.data import published, published_parts
+
+TOKENIZER = checkpoint.tokenizer_folder("package:toy")
 
 
 @pytest.fixture
@@ -95,6 +105,133 @@ def test_bad_rows_are_named_when_they_are_left_out(made, tmp_path, capsys):
   assert out[0].startswith(f"left out: {made.path}#1: image: ")
   assert out[1].endswith("; 1 left out")
   assert len(array_records.ArrayRecord(tmp_path / "set")) == 5
+
+
+def test_bad_lines_are_left_out_as_bad_rows_are(made, tmp_path, capsys):
+  records = json.loads(made.path.read_text())
+  lines = [json.dumps(record) for record in records]
+  lines[2], lines[4] = "{broken", "[]"
+  path = tmp_path / "captions.jsonl"
+  path.write_text("".join(line + "\n" for line in lines))
+  argv = [str(path), str(tmp_path / "set"), f"--images={made.root}"]
+  with pytest.raises(InputError, match="captions.jsonl:3: invalid JSON"):
+    converting.main(argv)
+  with pytest.raises(InputError, match="2 of 6 rows are bad.*jsonl:3: invalid"):
+    converting.main([*argv, "--max-bad=0.3"])
+  assert converting.main([*argv, "--max-bad=0.4"]) == 0
+  out = capsys.readouterr().out.splitlines()
+  assert out[0].startswith(f"left out: {path}:3: invalid JSON")
+  assert out[1].startswith(f"left out: {path}:5: a record must be a JSON obj")
+  source = array_records.ArrayRecord(tmp_path / "set")
+  kept = [made.rows[i]["id"] for i in (0, 1, 3, 5)]
+  assert [source.text(i)["id"] for i in range(len(source))] == kept
+
+
+def test_a_name_that_no_terminal_can_show_is_escaped(made, tmp_path, capsys):
+  record = json.loads(made.path.read_text())[0]
+  path = tmp_path / os.fsdecode(b"c\xff.jsonl")
+  path.write_text(f"{json.dumps(record)}\n{{broken\n")
+  argv = [str(path), str(tmp_path / "set"), f"--images={made.root}"]
+  assert converting.main([*argv, "--max-bad=0.5"]) == 0
+  assert "/c\\udcff.jsonl:2: invalid JSON" in capsys.readouterr().out
+  argv[1] = str(tmp_path / os.fsdecode(b"s\xff"))
+  with pytest.raises(InputError, match="the name is not UTF-8; give another"):
+    converting.main([*argv, "--max-bad=0.5"])
+
+
+def test_a_mixtures_files_are_where_it_is_said(tmp_path):
+  made = published.make_llava_pretrain(tmp_path / "files", rows=3)
+  mixture = tmp_path / "mixture.yaml"
+  mixture.write_text(f"datasets: [{{json_path: {made.path.name}}}]\n")
+  argv = [str(mixture), str(tmp_path / "set"), f"--images={made.root}"]
+  with pytest.raises(InputError, match="1 of 1 files are not in"):
+    converting.main(argv)
+  assert converting.main([*argv, f"--root={made.path.parent}"]) == 0
+  source = array_records.ArrayRecord(tmp_path / "set")
+  assert [source.encoded(i) for i in range(3)] == [*map(tuple, made.files)]
+  argv = [str(made.path), str(tmp_path / "b"), f"--root={made.path.parent}"]
+  with pytest.raises(InputError, match=r"json: --root is for mixtures, \.yaml"):
+    converting.main(argv)
+
+
+@pytest.mark.parametrize("name", [".", "..", "/", "set/.."])
+def test_a_folder_without_a_name_is_refused(made, tmp_path, monkeypatch, name):
+  (tmp_path / "set").mkdir()
+  monkeypatch.chdir(tmp_path)
+  with pytest.raises(InputError, match="has no name; give the one of a new fo"):
+    _run(made, name, "--overwrite")
+  source = sources.LlavaJson(made.path, made.root)
+  with pytest.raises(InputError, match="has no name"):
+    converting.convert(
+      source, name, kind="conversation", origin="a", overwrite=True
+    )
+
+
+def test_the_papers_files_are_written_of_a_set(tmp_path, capsys):
+  made = published.make_mmpr(tmp_path, rows=30)
+  out = tmp_path / "out"
+  argv = [str(made.path), str(out), "--paper-files", f"--tokenizer={TOKENIZER}"]
+  assert converting.main([*argv, "--size=20", "--seed=3"]) == 0
+  paths = [out / f"{kind}_mmpr_20_3.json" for kind in ("sft", "dpo")]
+  assert capsys.readouterr().out == "".join(f"{p}: 20 rows\n" for p in paths)
+  assert sorted(out.iterdir()) == sorted(paths)
+  source = mmpr_sets.open_set(
+    made.path, tokenizer=TOKENIZER, selection="official", size=20, seed=3
+  )
+  sft, dpo = (json.loads(path.read_text()) for path in paths)
+  texts = [source.text(i) for i in range(20)]
+  for written in (sft, dpo):
+    assert [one["id"] for one in written] == [text["id"] for text in texts]
+  chosen = [one["conversations"][1]["value"] for one in sft]
+  assert chosen == [one["chosen"] for one in dpo]
+  before = paths[0].read_bytes()
+  with pytest.raises(InputError, match="sft_mmpr_20_3.json: exists; remove it"):
+    converting.main([*argv, "--size=20", "--seed=3"])
+  assert paths[0].read_bytes() == before
+
+
+def test_the_papers_files_may_be_of_the_mended_selection(tmp_path):
+  made = published.make_mmpr(tmp_path, rows=4)
+  annotations = made.root / "annotations" / "ai2d_prefix_pair.jsonl"
+  annotations.write_text("{broken\n" + annotations.read_text())
+  moved = tmp_path / "elsewhere"
+  moved.mkdir()
+  (made.root / "images").rename(moved / "images")
+  argv = [str(made.path), str(tmp_path / "out"), "--paper-files", "--size=8"]
+  argv += [f"--tokenizer={TOKENIZER}", "--selection=fixed"]
+  with pytest.raises(InputError, match="has no folder images"):
+    converting.main(argv)
+  assert not (tmp_path / "out").exists()
+  assert converting.main([*argv, f"--images={moved}"]) == 0
+  found = json.loads((tmp_path / "out" / "sft_mmpr_8_777.json").read_text())
+  assert sorted(one["conversations"][1]["value"] for one in found) == sorted(
+    row["chosen"] for row in made.rows
+  )
+
+
+@pytest.mark.parametrize("options, message", [
+  (["--size=3"], "--size: is for --paper-files"),
+  (["--tokenizer=a"], "--tokenizer: is for --paper-files"),
+  (["--paper-files", "--max-bad=0"], "--max-bad: goes without --paper-files"),
+  (["--paper-files", "--overwrite"], "--overwrite: goes without --paper-files"),
+  (["--paper-files"], "--paper-files is for MMPR's meta.json"),
+])  # fmt: skip
+def test_options_of_the_other_command_are_refused(
+  made, tmp_path, options, message
+):
+  with pytest.raises(InputError, match=message):
+    _run(made, tmp_path / "set", *options)
+
+
+def test_the_papers_files_need_a_tokenizer_and_a_meta_file(tmp_path):
+  made = published.make_mmpr(tmp_path)
+  argv = [str(made.path), str(tmp_path / "out"), "--paper-files"]
+  with pytest.raises(InputError, match="--tokenizer: give the folder"):
+    converting.main(argv)
+  with pytest.raises(InputError, match="none: no such tokenizer folder"):
+    converting.main([*argv, f"--tokenizer={tmp_path / 'none'}"])
+  with pytest.raises(InputError, match="gone.json: no such file"):
+    converting.main([str(tmp_path / "gone.json"), *argv[1:]])
 
 
 def test_the_source_is_not_opened_for_a_folder_that_exists(tmp_path):

@@ -175,6 +175,30 @@ def test_describe_says_what_is_taken_of_what(write):
   )
 
 
+def test_a_log_says_what_several_files_give(write, caplog):
+  path = write(
+    {"a.json": 10, "b.json": 4},
+    entry("a.json", "first:5%", expected=10),
+    entry("b.json", epochs=3),
+  )
+  with caplog.at_level(logging.INFO, "pivot_jax"):
+    mixtures.Mixture(path)
+  assert caplog.messages == [
+    f"{path}: a: 1 rows of 10, 10 expected",
+    f"{path}: b: 12 rows of 4",
+  ]
+  caplog.clear()
+  with caplog.at_level(logging.INFO, "pivot_jax"):
+    mixtures.Mixture(write({}, entry("a.json"), name="one.yaml"))
+  assert not caplog.messages
+
+
+def test_a_seed_under_zero_is_refused(write):
+  path = write({"a.json": 3}, entry("a.json", "random:1"))
+  with pytest.raises(InputError, match=r"mix\.yaml: seed=-1: give 0 or more"):
+    mixtures.Mixture(path, seed=-1)
+
+
 def test_files_of_another_length_are_one_error_or_a_warning(write, caplog):
   path = write(
     {"a.json": 3, "b.json": 4, "c.json": 5},
@@ -242,6 +266,14 @@ def test_nothing_is_no_mixture(write):
       "epochs: 1.5 is no number",
     ),
     ("datasets: [{json_path: a.json, weight: 0}]", "weight: 0 is no number"),
+    ("datasets: [{json_path: a.json, weight: .inf}]", "weight: inf is no num"),
+    ("datasets: [{json_path: a.json, weight: .nan}]", "weight: nan is no num"),
+    ("datasets: [{json_path: a.json, weight: true}]", "weight: True is no nu"),
+    ("datasets: [{json_path: 3}]", "json_path: must be text, not 3"),
+    (
+      'datasets: [{json_path: "\\ud800.json"}]',
+      "json_path: has half a surrogate pair",
+    ),
     ("datasets: [{json_path: a.json, expected: x}]", "expected: 'x' is no"),
     ("datasets: [{json_path: a.json, epochs: 2, weight: 1}]", "not both"),
     (

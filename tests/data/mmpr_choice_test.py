@@ -6,10 +6,13 @@ import random
 import pytest
 from PIL import Image
 
-from pivot_jax.data import mmpr_choice
+from configs import paper_data
+from pivot_jax import checkpoint
+from pivot_jax.data import chat, mmpr_choice
 from pivot_jax.errors import InputError
 from tests.data import mmpr_files
 
+TOKENIZER = chat.load_tokenizer(checkpoint.tokenizer_folder("package:toy"))
 row, numbered, words = mmpr_files.row, mmpr_files.numbered, mmpr_files.words
 
 
@@ -167,7 +170,8 @@ def test_rows_are_refused_one_by_one_for_counted_reasons(write):
 
 
 def test_text_and_several_images_are_taken_if_asked_for(write):
-  rows = [row(image=None), row(image=["x.png", "y.jpg"]), row()]
+  two = row(image=["x.png", "y.jpg"], question="<image> or <image> ?")
+  rows = [row(image=None), two, row()]
   meta = write({"a": rows})
   for options, there in (
     (dict(), {2}),
@@ -177,6 +181,25 @@ def test_text_and_several_images_are_taken_if_asked_for(write):
   ):
     selection = fixed(meta, size=len(there), **options)
     assert {i for _, i in selection.rows} == there
+
+
+@pytest.mark.parametrize("images", [0, 1, 2, 3])
+@pytest.mark.parametrize("tags", [0, 1, 2, 3])
+def test_tags_are_as_many_as_training_takes(write, images, tags):
+  paths = ["x.png", "y.jpg", "z.webp"][:images]
+  one = row(image=paths, question="<image> " * tags + "what ?")
+  meta = write({"a": [one]})
+  options = dict(size=1, text_only=True, several=True)
+  try:
+    chat.encode_pair(
+      TOKENIZER, one["question"], "a cat", "a dog", template="qwen_1_5",
+      mask="paper", images=images,
+    )  # fmt: skip
+  except InputError:
+    with pytest.raises(InputError, match="1 other number of <image> than of"):
+      fixed(meta, **options)
+  else:
+    assert fixed(meta, **options).rows == ((0, 0),)
 
 
 # --- the sets of 4.6 and 4.7 -------------------------------------------------
@@ -225,6 +248,19 @@ def test_a_share_of_the_rows_is_new_in_the_seeded_order(
     own = [i for i, m in zip(taken, marks) if m == mark]
     assert own == of_kind[: len(own)]
   assert taken == sorted(taken, key=everything.index)
+
+
+def test_a_larger_set_holds_the_smaller_one_if_not_at_its_start(mixed):
+  def rows(size, **wish):
+    return official(mixed, size=size, **wish).rows
+
+  for name, wish in paper_data.MMPR.items():
+    smaller, larger = rows(5, **wish), rows(10, **wish)
+    assert set(smaller) < set(larger), name
+    if "new_fraction" not in wish:
+      assert larger[:5] == smaller
+  # Others are taken where there are enough new ones already.
+  assert rows(20, new_fraction=0.5)[:10] != rows(10, new_fraction=0.5)
 
 
 @pytest.mark.parametrize("select", [official, fixed])

@@ -107,6 +107,33 @@ def test_the_papers_files_hold_the_same_rows_in_lock_step(write, tmp_path):
     assert (asked, answered) == (two["prompt"], two["chosen"])
 
 
+def test_the_papers_files_are_whole_or_not_there(write, tmp_path):
+  meta = write({"a": numbered(5)})
+  selection = mmpr_choice.select_official(meta, meta.parents[1], words, size=5)
+  out = tmp_path / "out"
+  out.mkdir()
+  (out / "dpo_mmpr_5_777.json").write_text("mine")
+  with pytest.raises(InputError, match="dpo_mmpr_5_777.json: exists; remove"):
+    mmpr_sets.write_paper_files(selection, out)
+  assert (out / "dpo_mmpr_5_777.json").read_text() == "mine"
+  assert len(list(out.iterdir())) == 1
+  with pytest.raises(InputError, match="meta.json: cannot be written: .*exist"):
+    mmpr_sets.write_paper_files(selection, meta)
+  # A row that cannot be read any more.
+  path = meta.parent / "annotations" / "0.jsonl"
+  path.write_text(path.read_text().replace("a cat", "3")[:-20])
+  with pytest.raises(InputError):
+    mmpr_sets.write_paper_files(selection, tmp_path / "other")
+  assert not list((tmp_path / "other").iterdir())
+
+
+def test_a_selection_must_be_named(write):
+  with pytest.raises(InputError, match="selection='all': choose official or"):
+    mmpr_sets.choose(
+      write({"a": [row()]}), tokenizer=TOKENIZER, selection="all", wish={}
+    )
+
+
 def test_every_set_of_the_paper_is_an_entry(tmp_path):
   names = {"origin", "new_0", "new_50", "new_80", "under30", "nothink"}
   assert set(paper_data.MMPR) == names

@@ -1,4 +1,5 @@
 import concurrent.futures
+import os
 import pickle
 import sys
 
@@ -421,6 +422,10 @@ def test_shards_with_other_columns_are_refused(tmp_path):
 
 def test_a_file_that_is_no_parquet_is_refused(tmp_path):
   path = _write(tmp_path / "a.parquet", PAIR)
+  renamed = path.rename(tmp_path / os.fsdecode(b"\xff.parquet"))
+  with pytest.raises(InputError, match="parquet that cannot be read: .*utf-8"):
+    parquet.Parquet(renamed)
+  renamed.rename(path)
   path.write_bytes(path.read_bytes()[:-9])
   with pytest.raises(InputError, match="a.parquet: parquet that cannot be"):
     parquet.Parquet(path)

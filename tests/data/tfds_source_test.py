@@ -82,6 +82,22 @@ def test_instance_annotations_are_labels_only_if_they_are_wanted(tmp_path):
     np.testing.assert_array_equal(source[index]["labels"], row["labels"])
 
 
+def test_an_annotation_must_be_as_large_as_its_image(tmp_path, monkeypatch):
+  published_tfds.make_scene_parse150(tmp_path, grey=True)
+  # Also where both are made the same size.
+  source = tfds_source.Tfds("scene_parse150", "train", tmp_path, image_size=4)
+  height, width = images.decode(source.encoded(1)[0], name="image").shape[:2]
+  small = published_parts.encode(np.zeros((height - 1, width), "uint8"), "PNG")
+  record = dict(source._record(1), annotation=small)
+  monkeypatch.setattr(source, "_record", lambda index: record)
+  with pytest.raises(
+    InputError,
+    match=f"train:1: annotation: the label map is {width}x{height - 1} pixels,"
+    f" its image {width}x{height}",
+  ):
+    source[1]
+
+
 def test_other_annotations_are_refused(tmp_path):
   published_tfds.make_scene_parse150(tmp_path, grey=True)
   source = tfds_source.Tfds("scene_parse150", "train", tmp_path, instances=True)
