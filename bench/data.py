@@ -71,12 +71,12 @@ def measure(
   found = []
 
   def note(name: str, *args, about: Mapping[str, Any], **kwargs):
-    load = os.getloadavg()[0]
-    began = time.monotonic()
+    load, began, other = os.getloadavg()[0], time.monotonic(), _other_work()
     made = run(name, *args, **kwargs)
-    print(f"{name} {dict(about)}: {time.monotonic() - began:.1f} s", flush=True)
-    found.append({"run": name, "load": load, **about, "found": made})
-    return made
+    seconds, other = time.monotonic() - began, _other_work() - other
+    print(f"{name} {dict(about)}: {seconds:.1f} s", flush=True)
+    machine = {"load": load, "other_work": max(0.0, other / seconds)}
+    found.append({"run": name, **about, "machine": machine, "found": made})
 
   for kind in KINDS:
     # Always: others would open for the first time.
@@ -101,6 +101,14 @@ def measure(
   if "lay_out" in only:
     note("lay_out", about={}, batch=plan.batch, steps=plan.steps)
   return found
+
+
+def _other_work() -> float:
+  """Returns the seconds that cores have been busy with others' processes."""
+  text = pathlib.Path("/proc/stat").read_text(encoding="ascii")
+  user, nice, system, _, _, irq, softirq, steal = map(int, text.split()[1:9])
+  ticks = user + nice + system + irq + softirq + steal
+  return ticks / os.sysconf("SC_CLK_TCK") - sum(os.times()[:4])
 
 
 def _pack(note, kind, path, tokenizer, plan: Plan, run: Run) -> None:

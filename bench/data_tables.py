@@ -25,7 +25,8 @@ def page(report: Found) -> str:
     f" other work, {report['memory'] / 2**30:.0f} GiB; {versions}; took"
     f" {seconds['all']:.0f} s, {seconds['writing']:.0f} s of them for writing"
     f" the files; load {load['before'][0]:.1f} before, {load['after'][0]:.1f}"
-    " after, and in each table before its run.",
+    " after. The tables give the load before each run, and how many cores did"
+    " other work meanwhile.",
     "",
     "**Opening.** Memory is that of a fresh process, in MiB: anonymous / all of"
     " it, with the mapped pages of the index and of libraries. Files were in the"
@@ -80,6 +81,11 @@ def _memory(at: Mapping[str, int]) -> str:
   return f"{at['anonymous'] / 2**20:,.0f} / {at['total'] / 2**20:,.0f}"
 
 
+def _machine(one: Found) -> str:
+  machine = one["machine"]
+  return f"{machine['load']:.1f}, {machine['other_work']:.1f}"
+
+
 def opening(found: Sequence[Found]) -> str:
   """Returns the table of the first opening, the next one, and memory."""
   again = {one["kind"]: one for one in of(found, "read")}
@@ -98,11 +104,11 @@ def opening(found: Sequence[Found]) -> str:
       f"{one['bytes'] / 1e6 / one['seconds']:.0f}",
       f"{one['memory']['opened']['peak'] / 2**20:,.0f}",
       *cells,
-      f"{one['load']:.1f}",
+      _machine(one),
     ])  # fmt: skip
   head = ["kind", "rows", "MB", "indexed, s", "MB/s", "peak MiB"]
   head += ["opened again, s", "MiB before", "opened", "texts read"]
-  return table([*head, "images read", "load"], rows)
+  return table([*head, "images read", "load, others"], rows)
 
 
 def reading(found: Sequence[Found]) -> str:
@@ -110,11 +116,11 @@ def reading(found: Sequence[Found]) -> str:
   rows = [
     [one["kind"], name]
     + [f"{one[name][key]:,.0f}" for key in ("reads", "rate", "cpu_rate")]
-    + [f"{one['load']:.1f}"]
+    + [_machine(one)]
     for one in of(found, "read")
     for name in ("texts", "pictures")
   ]
-  head = ["kind", "random", "reads", "reads/s", "reads/CPU s", "load"]
+  head = ["kind", "random", "reads", "reads/s", "reads/CPU s", "load, others"]
   return table(head, rows)
 
 
@@ -129,12 +135,12 @@ def measuring(found: Sequence[Found]) -> str:
       f"{one['seconds']:.1f}",
       f"{one['rate']:,.0f}",
       f"{one['rows'] / one['cpu']:,.0f}",
-      f"{one['load']:.1f}",
+      _machine(one),
     ]
     for one in of(found, "measure")
   ]
   head = ["kind", "processes", "rows", "tokens of text a row", "s", "rows/s"]
-  return table([*head, "rows/CPU s", "load"], rows)
+  return table([*head, "rows/CPU s", "load, others"], rows)
 
 
 def packing(found: Sequence[Found]) -> str:
@@ -152,10 +158,15 @@ def packing(found: Sequence[Found]) -> str:
       f"{1000 * one['pack_seconds']:.0f}",
       f"{one['rate'] / NEEDS[one['kind']][1]:.1f}",
       f"{one['memory']['end']['peak'] / 2**20:,.0f}",
-      f"{one['load']:.1f}",
+      _machine(one),
     ])  # fmt: skip
   head = ["kind", "JPEGs", "threads", "rows/s", "p10–p90", "rows/CPU s"]
-  head += ["packing, ms an update", "times the need", "peak MiB", "load"]
+  head += [
+    "packing, ms an update",
+    "times the need",
+    "peak MiB",
+    "load, others",
+  ]
   return table(head, rows)
 
 
@@ -172,10 +183,10 @@ def choosing(found: Sequence[Found]) -> str:
       said or "none",
       _memory(one["memory"]["end"]),
       f"{one['memory']['end']['peak'] / 2**20:,.0f}",
-      f"{one['load']:.1f}",
+      _machine(one),
     ])  # fmt: skip
   head = ["selection", "chosen", "s", "CPU s", "refused", "MiB after"]
-  return table([*head, "peak MiB", "load"], rows)
+  return table([*head, "peak MiB", "load, others"], rows)
 
 
 def laying_out(found: Sequence[Found]) -> str:
@@ -192,10 +203,10 @@ def laying_out(found: Sequence[Found]) -> str:
       _memory(one["memory"]["start"]),
       _memory(one["memory"]["end"]),
       f"{one['memory']['end']['peak'] / 2**20:,.0f}",
-      f"{one['load']:.1f}",
+      _machine(one),
     ])  # fmt: skip
   head = ["updates", "order and sizes, s", "layout, s", "rows", "padding"]
-  head += ["MiB before", "after", "peak MiB", "load"]
+  head += ["MiB before", "after", "peak MiB", "load, others"]
   return table(head, rows)
 
 
