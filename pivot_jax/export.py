@@ -196,7 +196,9 @@ def _hf(job: Job, out: pathlib.Path) -> str:
     eos_token_id=job.tokenizer.im_end,
     dtype=job.dtype,
   )
-  llava_files.write_tokenizer(out, job.tokenizer.backend, image_token=False)
+  llava_files.write_tokenizer(
+    out, job.tokenizer.backend, image_token=False, template=_template(job)
+  )
   llava_files.write_generation(out, job.tokenizer, suppress=[])
   return "Qwen2ForCausalLM"
 
@@ -222,8 +224,15 @@ def _llava(job: Job, out: pathlib.Path) -> str:
     eos_token_id=tokenizer.im_end,
     **_encoder(job),
   )
-  llava_files.write(out, vision=vision, tokenizer=tokenizer)
+  llava_files.write(
+    out, vision=vision, tokenizer=tokenizer, template=_template(job)
+  )
   return "LlavaForConditionalGeneration"
+
+
+def _template(job: Job) -> str:
+  """Returns the template that the model was trained with."""
+  return job.meta.get("template", "qwen_1_5")
 
 
 def _timm(job: Job, out: pathlib.Path) -> str:

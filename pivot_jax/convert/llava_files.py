@@ -15,11 +15,11 @@ from pivot_jax.convert import hf_json, tensors
 from pivot_jax.data import chat, tokens
 from pivot_jax.models import qwen2, vit
 
-# ChatML as `chat.encode_prompt` writes it: the paper's system prompt unless the
-# conversation brings one, images before the text of their turn.
-CHAT_TEMPLATE = (
+# ChatML as `chat.encode_prompt` writes it: the system prompt of the training
+# unless the conversation brings one, images before the text of their turn.
+_CHAT_TEMPLATE = (
   "{% if messages[0]['role'] != 'system' %}"
-  "{{ '<|im_start|>system\\n" + chat.SYSTEM + "<|im_end|>\\n' }}"
+  "{{ '<|im_start|>system\\nSYSTEM<|im_end|>\\n' }}"
   "{% endif %}"
   "{% for message in messages %}"
   "{{ '<|im_start|>' + message['role'] + '\\n' }}"
@@ -37,6 +37,11 @@ CHAT_TEMPLATE = (
   "{% endfor %}"
   "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
+
+
+def chat_template(template: str) -> str:
+  """Returns the Jinja template of one of `chat.TEMPLATES`."""
+  return _CHAT_TEMPLATE.replace("SYSTEM", chat.system(template))
 
 
 def with_image_token(
@@ -72,11 +77,15 @@ def widen(
 
 
 def write(
-  folder: Path, *, vision: vit.VisionConfig, tokenizer: tokens.Tokenizer
+  folder: Path,
+  *,
+  vision: vit.VisionConfig,
+  tokenizer: tokens.Tokenizer,
+  template: str,
 ) -> None:
   """Writes tokenizer, processor, chat template and generation config."""
   backend, image_id = with_image_token(tokenizer)
-  write_tokenizer(folder, backend, image_token=True)
+  write_tokenizer(folder, backend, image_token=True, template=template)
   tensors.write_json(
     folder / "processor_config.json",
     {
@@ -91,7 +100,11 @@ def write(
 
 
 def write_tokenizer(
-  folder: Path, backend: tokenizers.Tokenizer, *, image_token: bool
+  folder: Path,
+  backend: tokenizers.Tokenizer,
+  *,
+  image_token: bool,
+  template: str,
 ) -> None:
   """Writes a tokenizer that transformers 4 and 5 load, with its template."""
   backend.encode_special_tokens = False
@@ -107,14 +120,14 @@ def write_tokenizer(
     # The class would add token_type_ids, which generate() of transformers 4
     # refuses.
     "model_input_names": ["input_ids", "attention_mask"],
-    "chat_template": CHAT_TEMPLATE,
+    "chat_template": chat_template(template),
   }
   if image_token:
     config["processor_class"] = "LlavaProcessor"
     config["extra_special_tokens"] = {"image_token": tokens.IMAGE}
   tensors.write_json(folder / "tokenizer_config.json", config)
   path = folder / "chat_template.jinja"
-  path.write_text(CHAT_TEMPLATE, encoding="utf-8")
+  path.write_text(chat_template(template), encoding="utf-8")
 
 
 def write_generation(

@@ -1,6 +1,7 @@
 """Turns conversations into token ids and targets; the one file with a template.
 
-Two templates (`qwen_1_5` and `plain`) and two masks (`paper` and `answer`).
+Three templates (`qwen_1_5`, the paper's; `qwen2_5`, with that model's own system
+prompt; `plain`, a caption alone) and two masks (`paper` and `answer`).
 Text is never trusted with special tokens: the only ChatML tokens in the result
 are those that the template placed, and `<image>` becomes `IMAGE_TOKEN` only
 where the image belongs. It does not pack, truncate or look at images, and its
@@ -19,8 +20,15 @@ from pivot_jax.data.tokens import IMAGE, IMAGE_TOKEN, Tokenizer
 from pivot_jax.errors import InputError
 
 load_tokenizer = tokens.load_tokenizer
-SYSTEM = "You are a helpful assistant."
-TEMPLATES = ("qwen_1_5", "plain")
+# What each template in ChatML opens with: LLaVA's choice, which the paper's code
+# took over, and that of Qwen2.5's tokenizer.
+SYSTEMS = {
+  "qwen_1_5": "You are a helpful assistant.",
+  "qwen2_5": (
+    "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."
+  ),
+}
+TEMPLATES = (*SYSTEMS, "plain")
 MASKS = ("paper", "answer")
 
 _ROLES = {
@@ -59,7 +67,7 @@ def encode_conversation(
 
   The branch starts at the first assistant turn's `<|im_start|>` and runs to the
   end, later questions included. Template `plain` is the caption and a newline
-  after the image, all of it a target under either mask. For `qwen_1_5`:
+  after the image, all of it a target under either mask. For the others:
 
   - mask `paper`: every token of an assistant turn, from its `<|im_start|>` to
     the newline after `<|im_end|>`, and in the system and user turns every
@@ -90,7 +98,7 @@ def encode_conversation(
   if template == "plain":
     return _encode_plain(tokenizer, turns, images)
   prompt, prompt_targets = _encode_turns(
-    tokenizer, [("system", SYSTEM), *turns[:first]], mask
+    tokenizer, [("system", system(template)), *turns[:first]], mask
   )
   answer, targets = _encode_turns(tokenizer, turns[first:], mask)
   return Encoded(prompt, prompt_targets, (answer,), (targets,))
@@ -122,7 +130,7 @@ def encode_pair(
   _check_answer("rejected", rejected)
   user = _place_in_question(question, images, strip=True)
   prompt, prompt_targets = _encode_turns(
-    tokenizer, [("system", SYSTEM), ("user", user)], mask
+    tokenizer, [("system", system(template)), ("user", user)], mask
   )
   branches = [
     _encode_turns(tokenizer, [("assistant", text)], mask)
@@ -137,15 +145,27 @@ def encode_pair(
 
 
 def encode_prompt(
-  tokenizer: Tokenizer, question: str, *, images: int = 1
+  tokenizer: Tokenizer,
+  question: str,
+  *,
+  images: int = 1,
+  template: str = "qwen_1_5",
 ) -> Encoded:
-  """Encodes a question for generation; it ends after the assistant's header."""
+  """Encodes a question for generation; it ends after the assistant's header.
+
+  What was trained by `plain` is asked in `qwen_1_5`.
+  """
   user = _place_in_question(question, images, strip=False)
-  turns = [("system", SYSTEM), ("user", user)]
+  turns = [("system", system(template)), ("user", user)]
   ids, _ = _encode_turns(tokenizer, turns, "answer")
   header = [tokenizer.im_start, *tokenizer.encode("assistant\n")]
   ids = np.concatenate([ids, np.asarray(header, np.int32)])
   return Encoded(ids, np.zeros(len(ids), bool), (), ())
+
+
+def system(template: str) -> str:
+  """Returns the system prompt that goes with a template."""
+  return SYSTEMS["qwen_1_5" if template == "plain" else template]
 
 
 def _check_choice(template: str, mask: str) -> None:

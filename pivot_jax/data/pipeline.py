@@ -281,6 +281,7 @@ def _prompt(source, index, coder, *, pixels: bool = True) -> packing.Example:
       coder.tokenizer,
       row["question"],
       images=len(records.listed(row["image"])),
+      template=coder.template,
     )
     shown = coder.pixels(row["image"]) if pixels else examples.blank(row)
   return packing.Example(id=row["id"], images=shown, **encoded._asdict())

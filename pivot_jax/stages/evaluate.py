@@ -137,7 +137,7 @@ def _answers(config, model, source, mesh) -> list[str]:
   tokenizer, patches = model.tokenizer, model.mllm.vision.num_patches
   coder = pipeline.Coder(
     tokenizer=tokenizer,
-    template="qwen_1_5",
+    template=model.meta.get("template", "qwen_1_5"),
     mask="answer",
     pairs=False,
     image_size=model.mllm.vision.image_size,

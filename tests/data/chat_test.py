@@ -15,6 +15,7 @@ HI = (
 )
 START, END, NEWLINE, IMAGE = 151644, 151645, 198, chat.IMAGE_TOKEN
 CHAT = dict(template="qwen_1_5", mask="paper")
+SYSTEM = chat.SYSTEMS["qwen_1_5"]
 
 
 @pytest.fixture(scope="session")
@@ -106,7 +107,7 @@ def test_turns_tokenise_as_transformers_does_the_whole_text(
     test_data / "tokenizer_qwen2", local_files_only=True
   )
   rendered = (
-    f"<|im_start|>system\n{chat.SYSTEM}<|im_end|>\n"
+    f"<|im_start|>system\n{SYSTEM}<|im_end|>\n"
     f"<|im_start|>user\n{text}<|im_end|>\n"
     f"<|im_start|>assistant\n{text}A{text}<|im_end|>\n"
   )
@@ -117,7 +118,7 @@ def test_turns_tokenise_as_transformers_does_the_whole_text(
   # Around an image the pieces are those of a text split at the image.
   image = chat.encode_prompt(qwen, text).prompt.tolist()
   at = image.index(IMAGE)
-  front, back = f"<|im_start|>system\n{chat.SYSTEM}", f"\n{text}<|im_end|>\n"
+  front, back = f"<|im_start|>system\n{SYSTEM}", f"\n{text}<|im_end|>\n"
   front += "<|im_end|>\n<|im_start|>user\n"
   back += "<|im_start|>assistant\n"
   assert image[:at] == theirs.encode(front)
@@ -401,3 +402,32 @@ def test_tags_of_several_images_must_be_as_many(tiny, text, images, have):
   plain = dict(template="plain", mask="paper")
   with pytest.raises(InputError):
     chat.encode_conversation(tiny, _turns(text, "a"), images=images, **plain)
+
+
+# --- Qwen2.5's own template --------------------------------------------------
+
+
+def test_qwen2_5_is_what_its_tokenizer_writes(tiny):
+  """The published template's text for a question and answer without tools."""
+  turns = _turns("hello", "hi")
+  style = dict(template="qwen2_5", mask="answer", images=0)
+  encoded = chat.encode_conversation(tiny, turns, **style)
+  wanted = (
+    "<|im_start|>system\nYou are Qwen, created by Alibaba Cloud. You are a helpful"
+    " assistant.<|im_end|>\n<|im_start|>user\nhello<|im_end|>\n"
+    "<|im_start|>assistant\nhi<|im_end|>\n"
+  )
+  said = tiny.decode([*encoded.prompt, *encoded.answers[0]])
+  assert said == wanted
+  prompt = chat.encode_prompt(tiny, "hello", images=0, template="qwen2_5")
+  assert tiny.decode(prompt.prompt) == wanted[: wanted.index("hi<|im_end|>")]
+  pair = chat.encode_pair(tiny, "hello", "hi", "ho", **style)
+  np.testing.assert_array_equal(pair.prompt, encoded.prompt)
+
+
+def test_what_was_trained_on_captions_is_asked_in_chatml(tiny):
+  asked = [
+    chat.encode_prompt(tiny, "q", template=template).prompt
+    for template in ("plain", "qwen_1_5")
+  ]
+  np.testing.assert_array_equal(*asked)
