@@ -22,7 +22,7 @@ from pivot_jax import (
   sharding,
   speed,
 )
-from pivot_jax.data import chat, examples, images, registry
+from pivot_jax.data import chat, examples, images, registry, streams
 from pivot_jax.errors import InputError
 from pivot_jax.models import attention, layers
 
@@ -185,19 +185,41 @@ def _check_weights(steps: Iterable[rundir.Step]) -> None:
 
 def _check_sources(steps: Iterable[rundir.Step]) -> None:
   """Opens every source once: files there, records readable, images in place."""
-  sizes: dict[str, int] = {}
+  steps, sizes = list(steps), {}
   for step in steps:
-    for name, spec in step.config.get("sources", {}).items():
+    for spec in step.config.get("sources", {}).values():
       fields = spec.to_dict()
       key = json.dumps(fields, sort_keys=True)
       if key not in sizes:
         sizes[key] = _check_source(fields)
+  for step in steps:
+    _check_batch(step, sizes)
+    for name, spec in step.config.get("sources", {}).items():
+      size = sizes[json.dumps(spec.to_dict(), sort_keys=True)]
       trains = step.kind == "segment_probe" and name == step.config.data[0][0]
-      if trains and sizes[key] < step.config.batch:
+      if trains and size < step.config.batch:
         raise InputError(
-          f"{step.name}.batch={step.config.batch} is more than the {sizes[key]} "
+          f"{step.name}.batch={step.config.batch} is more than the {size} "
           "training images: lower it or give more images"
         )
+
+
+def _check_batch(step: rundir.Step, sizes: dict[str, int]) -> None:
+  """Raises for a training whose rows are fewer than those of one update."""
+  if step.kind != "train":
+    return
+  data = step.config.data
+  names = [data] if isinstance(data, str) else [name for name, _ in data]
+  keys = [
+    json.dumps(step.config.sources[name].to_dict(), sort_keys=True)
+    for name in names
+  ]
+  rows = sum(sizes[key] for key in keys)
+  if rows < step.config.batch:
+    raise InputError(
+      f"{step.name}: the data has {rows} rows, fewer than batch="
+      f"{step.config.batch}: lower the batch or give more rows"
+    )
 
 
 def _check_source(fields: dict[str, Any]) -> int:
@@ -210,5 +232,8 @@ def _check_source(fields: dict[str, Any]) -> int:
   texts = fields["kind"] in (*registry.TEXTS, "eval")
   if texts and not fields.get("max_bad"):
     for index in range(min(_LOOKED_AT, len(source))):
-      source.check_row(index)
+      try:
+        source.check_row(index)
+      except InputError as error:
+        raise InputError(f"{error}; {streams.REMEDY}") from None
   return len(source)

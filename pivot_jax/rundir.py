@@ -230,7 +230,8 @@ def claim(workdir: pathlib.Path, config: ConfigDict) -> None:
         f"{workdir} belongs to another configuration "
         f"({_difference(before, now)}): use another --workdir"
       )
-  files.write_json(path, now)
+  else:
+    files.write_json(path, now)
 
 
 def _without(node: Any, keys: Sequence[str]) -> Any:

@@ -24,6 +24,8 @@ def open_file(path: str, root: str | None) -> Any:
     InputError: nothing there, nothing that is known, or no row that can be
       read; of a .json or .jsonl file it then has a `kind`.
   """
+  if path.startswith("scenes:"):
+    raise InputError(f"{path}: scenes are made, and have no faults; give files")
   file = pathlib.Path(path)
   try:
     return opening.open_path(file, images=root, flawed=True)[1]

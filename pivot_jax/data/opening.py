@@ -5,6 +5,7 @@ A config says its kind (`registry.py`); this is for the command line.
 
 import os
 import pathlib
+import urllib.parse
 from typing import Any
 
 from pivot_jax.data import indexed, registry
@@ -30,7 +31,7 @@ def open_path(
     path: .json or .jsonl of records; MMPR's meta.json; a mixture's .yaml; a
       .parquet file or a folder of them; a folder that `data convert` wrote; a
       folder of {train,val}/CLASS or {train,val}/{images,labels}, or one of
-      these splits.
+      these splits; or scenes:TASK?size=100&split=train for embedded ones.
     images: the folder that image paths are relative to.
     root: the folder that the files of a mixture are relative to.
     flawed: whether lines that are no records are left for later.
@@ -38,6 +39,9 @@ def open_path(
   Raises:
     InputError: nothing there, or nothing that is known.
   """
+  if str(path).startswith("scenes:"):
+    source = registry.open_source(_scenes(str(path)))
+    return source.kind, source
   place = pathlib.Path(path)
   # A pattern names the shards of a split.
   if "*" not in place.name and not place.exists():
@@ -67,6 +71,22 @@ def _spec(place: pathlib.Path, images: str | None) -> dict[str, Any]:
       f"{place}: give .json, .jsonl, .yaml or .parquet, or a folder"
     )
   return dict(kind=_kind(place), path=str(place), **rooted)
+
+
+def _scenes(text: str) -> dict[str, Any]:
+  """Returns the config entry of `scenes:TASK?FIELD=VALUE&...`."""
+  task, _, query = text.removeprefix("scenes:").partition("?")
+  kinds = {"size": int, "seed": int, "turns": int, "new_fraction": float}
+  fields: dict[str, Any] = {}
+  for name, value in urllib.parse.parse_qsl(query):
+    try:
+      fields[name] = kinds.get(name, str)(value)
+    except ValueError:
+      raise InputError(f"{text}: {name} must be a number") from None
+  unknown = set(fields) - {*kinds, "split"}
+  if unknown:
+    raise InputError(f"{text}: scenes have no field {sorted(unknown)[0]}")
+  return dict(kind="scenes", task=task, **fields)
 
 
 def _folder(place: pathlib.Path) -> dict[str, Any]:

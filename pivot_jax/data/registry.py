@@ -199,7 +199,8 @@ def _open(spec: Mapping[str, Any]) -> Any:
   kind = "llava" if kind == "llava_text" else kind
   if kind in ("classify", "segment", "array_record"):
     fields["folder"] = fields.pop("path")
-  if kind in ("llava", "preference", "mixture", "mmpr") and max_bad:
+  if kind in ("llava", "preference", "mixture", "mmpr") and (max_bad or bad):
+    # What is no record is left out by its place, or counted when it is read.
     fields["flawed"] = True
   if kind in ("parquet", "array_record"):
     # Their images are inside, and a split is a folder.

@@ -186,7 +186,7 @@ class JsonLines(_Records):
   kind = "preference"
 
   def _fields(self, record):
-    asked = "question" if "question" in record else "prompt"
+    asked = "prompt" if "prompt" in record else "question"
     return {
       "question": records.text(record, asked),
       "chosen": records.text(record, "chosen"),

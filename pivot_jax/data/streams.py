@@ -21,6 +21,11 @@ from pivot_jax.errors import InputError
 
 LOG = logging.getLogger("pivot_jax")
 
+# What to do about a row that cannot be read.
+REMEDY = (
+  "`python -m pivot_jax.data check` finds all such rows, and `bad` (files.bad) "
+  "leaves them out"
+)
 # Examples that are read ahead by each thread.
 _AHEAD = 4
 
@@ -168,7 +173,7 @@ class Stream:
         shown = self._coders[part].pixels(row["image"])
     except InputError as error:
       if not self.max_bad[part]:
-        raise
+        raise InputError(f"{error}; {REMEDY}") from None
       self._count(part, index, str(error))
       return self._void(part, index)
     found = self._encode(part, index, row)

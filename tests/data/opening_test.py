@@ -154,3 +154,14 @@ def test_what_is_no_data_set_is_refused(tmp_path, name, text, message):
   empty.mkdir()
   with pytest.raises(InputError, match="no data set"):
     opening.open_path(empty)
+
+
+def test_scenes_are_opened_by_their_task():
+  kind, source = opening.open_path("scenes:preference?size=3&new_fraction=1")
+  assert kind == "preference" and len(source) == 3
+  assert "<think>" in source[0]["chosen"]
+  assert opening.open_path("scenes:chat")[0] == "conversation"
+  with pytest.raises(InputError, match="scenes have no field colour"):
+    opening.open_path("scenes:chat?colour=red")
+  with pytest.raises(InputError, match="size must be a number"):
+    opening.open_path("scenes:chat?size=red")

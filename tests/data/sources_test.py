@@ -160,7 +160,7 @@ def test_damaged_files_are_named_with_line_and_byte(folder):
 
 @pytest.mark.parametrize("change, message", [
   ({"chosen": ...}, "chosen: the field is missing"),
-  ({"question": ...}, "prompt: the field is missing"),
+  ({"question": ...}, "question: the field is missing"),
   ({"rejected": 3}, "rejected: must be text, not 3"),
   ({"question": "\ud800"}, "question: has half a surrogate pair"),
   ({"image": 3}, "image: must be text, not 3"),

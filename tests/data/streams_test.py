@@ -519,3 +519,15 @@ def test_groups_need_images_with_names(tmp_path):
   scenes_pairs = dict(kind="scenes", task="preference", size=4, group=True)
   with pytest.raises(InputError, match="images without names"):
     registry.open_source(scenes_pairs)
+
+
+def test_a_listed_line_that_is_no_record_is_left_out(spec, tmp_path):
+  path = pathlib.Path(spec["path"])
+  lines = path.read_text().splitlines()
+  lines[5] = "{oops"
+  path.write_text("\n".join(lines))
+  bad = tmp_path / "bad.jsonl"
+  faults = [dict(file=str(path), row=row) for row in (3, 5, 8)]
+  bad.write_text("".join(json.dumps(one) + "\n" for one in faults))
+  found = list(opened(spec, bad=str(bad)).examples(range(9)))
+  assert len({example.id for example in found}) == 9
