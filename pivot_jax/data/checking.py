@@ -283,8 +283,9 @@ def _measure(settings) -> list[str]:
   return said
 
 
-def _parser() -> argparse.ArgumentParser:
-  kinds = "\n".join(
+def _kinds() -> str:
+  """Returns the kinds of fault as a list for the help text."""
+  return "\n".join(
     textwrap.fill(
       f"{name:<18} {kind.meaning}",
       initial_indent="  ",
@@ -292,10 +293,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     for name, kind in checking_report.KINDS.items()
   )
+
+
+def _parser() -> argparse.ArgumentParser:
   parser = argparse.ArgumentParser(
     prog="python -m pivot_jax.data check",
     description="Looks at every row of data: text, images, lengths.",
-    epilog=f"faults, of which a row has at most one:\n{kinds}",
+    epilog=f"faults, of which a row has at most one:\n{_kinds()}",
     formatter_class=argparse.RawDescriptionHelpFormatter,
     allow_abbrev=False,
   )

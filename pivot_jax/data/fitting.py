@@ -84,21 +84,8 @@ def layout_for(
     InputError: no example, or one that a row cannot hold.
   """
   sizes = [size for update in updates for size in update]
-  if not sizes:
-    raise InputError("no examples to pack: the data is empty")
-  longest = max(size.tokens for size in sizes)
+  longest, most = _largest(sizes, row_tokens, row_images)
   tokens = row_tokens or _up(longest, 8)
-  if tokens < longest:
-    raise InputError(
-      f"row_tokens={tokens} is shorter than the longest example ({longest} "
-      "tokens with its image): raise row_tokens, or 0 to have it chosen"
-    )
-  most = max(size.images for size in sizes)
-  if row_images and row_images < most:
-    raise InputError(
-      f"pack.row_images={row_images} is less than the {most} images of one "
-      "example: raise it, or 0 to have it chosen"
-    )
   parts = [part for update in updates for part in _shares(update, hosts)]
   # Those with most tokens are hardest: sizes are found for some of them, and
   # then the whole run is tried.
@@ -125,6 +112,27 @@ def layout_for(
     losses=max(1, max(sum(size.losses for size in row) for row in placed)),
     pairs=max(sum(size.pairs for size in row) for row in placed),
   )
+
+
+def _largest(
+  sizes: Sequence[Size], row_tokens: int, row_images: int
+) -> tuple[int, int]:
+  """Returns the most tokens and images of an example, which a row must hold."""
+  if not sizes:
+    raise InputError("no examples to pack: the data is empty")
+  longest = max(size.tokens for size in sizes)
+  if row_tokens and row_tokens < longest:
+    raise InputError(
+      f"row_tokens={row_tokens} is shorter than the longest example ({longest} "
+      "tokens with its image): raise row_tokens, or 0 to have it chosen"
+    )
+  most = max(size.images for size in sizes)
+  if row_images and row_images < most:
+    raise InputError(
+      f"pack.row_images={row_images} is less than the {most} images of one "
+      "example: raise it, or 0 to have it chosen"
+    )
+  return longest, most
 
 
 def _up(number: int, step: int) -> int:

@@ -17,6 +17,7 @@ import pathlib
 import struct
 import zlib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int32, UInt8
@@ -189,6 +190,13 @@ class Pictures:
     """Reads the images of a row; of several each is padded to a square."""
     pad = len(relatives) > 1
     return [self._read(relative, pad=pad) for relative in relatives]
+
+  def read_row(self, image: str | list[str] | None) -> Any:
+    """Reads what a row shows: nothing, one image, or a list of several."""
+    if image is None:
+      return None
+    several = isinstance(image, list)
+    return self.read_many(image) if several else self.read(image)
 
   def read_native(self, relative: str) -> np.ndarray:
     path = resolve(self.root, relative)

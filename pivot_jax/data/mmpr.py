@@ -94,10 +94,7 @@ class Mmpr:
   def __getitem__(self, index: int) -> Row:
     row = self.text(index)
     with records.located(self.name(index)):
-      if isinstance(row["image"], list):
-        row["image"] = self._pictures.read_many(row["image"])
-      elif row["image"] is not None:
-        row["image"] = self._pictures.read(row["image"])
+      row["image"] = self._pictures.read_row(row["image"])
     return row
 
   def text(self, index: int) -> Row:

@@ -220,6 +220,8 @@ def _open(spec: Mapping[str, Any]) -> Any:
       )
   if asked == "llava_text":
     source = WithoutImages(source)
+  if bad and kind in ("scenes", "tfds"):
+    raise InputError(f"bad={bad}: rows of {kind} are in no file that it names")
   if bad:
     source = Readable(source, _listed(source, pathlib.Path(bad)))
   return grouping.Grouped(source) if group else source

@@ -100,11 +100,6 @@ class Stream:
     kept = self._kept[part]
     return part, index if kept is None else int(kept[index])
 
-  def at(self, position: int) -> tuple[Any, int]:
-    """Returns (source, row index) at a position of the stream."""
-    part, index = self.place(position)
-    return self._sources[part], index
-
   def size(self, position: int) -> fitting.Size:
     """Returns what the example at a position takes in a row."""
     return self.size_of(self.place(position))

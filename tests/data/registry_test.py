@@ -129,3 +129,9 @@ def test_lengths_of_large_files_are_measured_once(tmp_path, monkeypatch):
     patch.setattr(lengths, "part", refuse)
     with pytest.raises(AssertionError, match="measured again"):
       opened()
+
+
+def test_rows_that_are_in_no_file_cannot_be_listed_as_bad(tmp_path):
+  spec = dict(kind="scenes", task="chat", size=3, bad=str(tmp_path / "b.jsonl"))
+  with pytest.raises(InputError, match="rows of scenes are in no file"):
+    registry.open_source(spec)
