@@ -18,7 +18,6 @@ from PIL import Image
 from pivot_jax import checkpoint
 from pivot_jax.data import chat, examples, lengths, pipeline, registry, scenes
 from pivot_jax.errors import InputError
-from tests.data import published
 
 TOKENIZER = chat.load_tokenizer(checkpoint.tokenizer_folder("package:toy"))
 BATCH = 6
@@ -308,133 +307,6 @@ def test_processes_measure_what_one_does_and_a_table_is_kept(
     lengths.measure(preference(), other, key="k", processes=1)
 
 
-# --- pairs that share an image -----------------------------------------------
-
-
-def grouped_rows(tmp_path, counts):
-  """Writes groups of pairs on one image and question each, shuffled."""
-  Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save(tmp_path / "a.png")
-  rows = [
-    dict(
-      id=f"{g}-{k}",
-      image="a.png",
-      question=f"question {g}",
-      chosen=f"right {k}",
-      rejected=f"wrong {k}",
-    )
-    for g, count in enumerate(counts)
-    for k in range(count)
-  ]
-  random.Random(0).shuffle(rows)
-  path = tmp_path / "groups.jsonl"
-  path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-  return dict(kind="preference", path=str(path)), rows
-
-
-def test_pairs_on_one_image_become_one_example(tmp_path):
-  spec, rows = grouped_rows(tmp_path, (1, 2, 3, 4, 6))
-  source = registry.open_source(spec | dict(group=True))
-  # Six pairs are over the four of a group.
-  assert sorted(len(source.text(i)["chosen"]) for i in range(len(source))) == [
-    1, 2, 2, 3, 4, 4,
-  ]  # fmt: skip
-  found = list(opened(spec, group=True).examples(range(6)))
-  assert sorted(x for e in found for x in e.pair_ids) == sorted(
-    row["id"] for row in rows
-  )
-  plain = {e.id: e for e in opened(spec).examples(range(len(rows)))}
-  for group in found:
-    for k, name in enumerate(group.pair_ids):
-      alone = plain[name]
-      np.testing.assert_array_equal(group.prompt, alone.prompt)
-      for one, other in zip(group.answers[2 * k : 2 * k + 2], alone.answers):
-        np.testing.assert_array_equal(one, other)
-      assert examples.pair_crcs(group)[k] == examples.pair_crcs(alone)[0]
-  # SFT learns the chosen answers of the same rows.
-  how = coder(pairs=False)
-  for group in opened(spec, how, group=True).examples(range(6)):
-    assert len(group.answers) == len(group.pair_ids) and group.pairs == 0
-
-
-def test_a_batch_of_more_rows_than_there_are_is_refused():
-  with pytest.raises(InputError, match="40 rows, fewer than batch=41: lower"):
-    pipeline.choose_layout(
-      stream(),
-      coder(),
-      pack=dict(tokens=0, losses=0),
-      batch=41,
-      steps=1,
-      shards=1,
-    )
-
-
-# --- from an entry of a config to pixels -------------------------------------
-
-
-def test_several_images_are_padded_to_squares_and_one_is_squashed(tmp_path):
-  rng = np.random.default_rng(0)
-  wide, tall = (
-    rng.integers(0, 256, shape, np.uint8)
-    for shape in ((20, 60, 3), (50, 30, 3))
-  )
-  for name, image in (("wide", wide), ("tall", tall)):
-    Image.fromarray(image).save(tmp_path / f"{name}.png")
-  rows = [
-    dict(image="wide.png", question="q", chosen="yes", rejected="no"),
-    dict(
-      image=["wide.png", "tall.png"],
-      question="<image> or <image>",
-      chosen="yes",
-      rejected="no",
-    ),
-  ]
-  path = tmp_path / "rows.jsonl"
-  path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-  found = opened(dict(kind="preference", path=str(path)))
-  by_id = {e.id: e.images for e in found.examples(range(2))}
-
-  def squashed(image):
-    return np.array(Image.fromarray(image).resize((48, 48), Image.BICUBIC))
-
-  np.testing.assert_array_equal(by_id["rows-0"][0], squashed(wide))
-  square = np.full((60, 60, 3), 127, np.uint8)
-  square[20:40] = wide
-  np.testing.assert_array_equal(by_id["rows-1"][0], squashed(square))
-  square = np.full((50, 50, 3), 127, np.uint8)
-  square[:, 10:40] = tall
-  np.testing.assert_array_equal(by_id["rows-1"][1], squashed(square))
-  # A coder pads by itself where a source gives images as they are.
-  raw = registry.open_source(dict(kind="preference", path=str(path)))[1]
-  for one, other in zip(coder().pixels(raw["image"]), by_id["rows-1"]):
-    np.testing.assert_array_equal(one, other)
-
-
-def test_a_decoder_is_the_one_that_pixels_come_from(tmp_path):
-  rng = np.random.default_rng(0)
-  image = Image.fromarray(rng.integers(0, 256, (30, 40, 3), np.uint8))
-  image.resize((400, 300), Image.BICUBIC).save(tmp_path / "a.jpg", quality=88)
-  row = dict(image="a.jpg", question="q", chosen="yes", rejected="no")
-  path = tmp_path / "rows.jsonl"
-  path.write_text(json.dumps(row) + "\n")
-  spec = dict(kind="preference", path=str(path))
-  exact, fast = (
-    opened(spec, decoder=name).example(0).images[0].astype(int)
-    for name in ("pil", "pil_draft")
-  )
-  assert 0 < np.abs(exact - fast).mean() < 6
-
-
-def test_a_crop_is_cut_once(tmp_path):
-  noise = np.random.default_rng(0).integers(0, 256, (80, 90, 3), np.uint8)
-  Image.fromarray(noise).save(tmp_path / "a.png")
-  row = dict(image="a.png", question="q", chosen="yes", rejected="no")
-  path = tmp_path / "rows.jsonl"
-  path.write_text(json.dumps(row) + "\n")
-  how = coder(resample="crop_bicubic:64")
-  found = opened(dict(kind="preference", path=str(path)), how).example(0)
-  np.testing.assert_array_equal(found.images[0], how.pixels(noise)[0])
-
-
 # --- SFT and DPO -------------------------------------------------------------
 
 
@@ -502,25 +374,6 @@ def test_bad_texts_and_unreadable_images_are_counted_together(spec):
     list(found.examples(range(11)))
 
 
-def test_one_bad_pair_does_not_take_its_group_with_it(tmp_path):
-  spec, rows = grouped_rows(tmp_path, (4, 3))
-  rows[0]["rejected"] = rows[0]["chosen"]
-  path = pathlib.Path(spec["path"])
-  path.write_text("".join(json.dumps(row) + "\n" for row in rows) + "{oops\n")
-  found = opened(spec, group=True, max_bad=0.5)
-  seen = [x for e in found.examples(range(found.rows(0))) for x in e.pair_ids]
-  assert sorted(seen) == sorted(row["id"] for row in rows[1:])
-
-
-def test_groups_need_images_with_names(tmp_path):
-  made = published.make_onevision(tmp_path)
-  with pytest.raises(InputError, match="conversation rows; group=True is for"):
-    registry.open_source(dict(kind="llava", path=str(made.path), group=True))
-  scenes_pairs = dict(kind="scenes", task="preference", size=4, group=True)
-  with pytest.raises(InputError, match="images without names"):
-    registry.open_source(scenes_pairs)
-
-
 def test_a_listed_line_that_is_no_record_is_left_out(spec, tmp_path):
   path = pathlib.Path(spec["path"])
   lines = path.read_text().splitlines()
@@ -531,3 +384,15 @@ def test_a_listed_line_that_is_no_record_is_left_out(spec, tmp_path):
   bad.write_text("".join(json.dumps(one) + "\n" for one in faults))
   found = list(opened(spec, bad=str(bad)).examples(range(9)))
   assert len({example.id for example in found}) == 9
+
+
+def test_a_batch_of_more_rows_than_there_are_is_refused():
+  with pytest.raises(InputError, match="40 rows, fewer than batch=41: lower"):
+    pipeline.choose_layout(
+      stream(),
+      coder(),
+      pack=dict(tokens=0, losses=0),
+      batch=41,
+      steps=1,
+      shards=1,
+    )

@@ -1,0 +1,78 @@
+"""Pairs that share image and question become one example."""
+
+import json
+import pathlib
+import random
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pivot_jax.data import examples, registry
+from pivot_jax.errors import InputError
+from tests.data import published
+from tests.data.streams_test import coder, opened
+
+
+def grouped_rows(tmp_path, counts):
+  """Writes groups of pairs on one image and question each, shuffled."""
+  Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save(tmp_path / "a.png")
+  rows = [
+    dict(
+      id=f"{g}-{k}",
+      image="a.png",
+      question=f"question {g}",
+      chosen=f"right {k}",
+      rejected=f"wrong {k}",
+    )
+    for g, count in enumerate(counts)
+    for k in range(count)
+  ]
+  random.Random(0).shuffle(rows)
+  path = tmp_path / "groups.jsonl"
+  path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+  return dict(kind="preference", path=str(path)), rows
+
+
+def test_pairs_on_one_image_become_one_example(tmp_path):
+  spec, rows = grouped_rows(tmp_path, (1, 2, 3, 4, 6))
+  source = registry.open_source(spec | dict(group=True))
+  # Six pairs are over the four of a group.
+  assert sorted(len(source.text(i)["chosen"]) for i in range(len(source))) == [
+    1, 2, 2, 3, 4, 4,
+  ]  # fmt: skip
+  found = list(opened(spec, group=True).examples(range(6)))
+  assert sorted(x for e in found for x in e.pair_ids) == sorted(
+    row["id"] for row in rows
+  )
+  plain = {e.id: e for e in opened(spec).examples(range(len(rows)))}
+  for group in found:
+    for k, name in enumerate(group.pair_ids):
+      alone = plain[name]
+      np.testing.assert_array_equal(group.prompt, alone.prompt)
+      for one, other in zip(group.answers[2 * k : 2 * k + 2], alone.answers):
+        np.testing.assert_array_equal(one, other)
+      assert examples.pair_crcs(group)[k] == examples.pair_crcs(alone)[0]
+  # SFT learns the chosen answers of the same rows.
+  how = coder(pairs=False)
+  for group in opened(spec, how, group=True).examples(range(6)):
+    assert len(group.answers) == len(group.pair_ids) and group.pairs == 0
+
+
+def test_one_bad_pair_does_not_take_its_group_with_it(tmp_path):
+  spec, rows = grouped_rows(tmp_path, (4, 3))
+  rows[0]["rejected"] = rows[0]["chosen"]
+  path = pathlib.Path(spec["path"])
+  path.write_text("".join(json.dumps(row) + "\n" for row in rows) + "{oops\n")
+  found = opened(spec, group=True, max_bad=0.5)
+  seen = [x for e in found.examples(range(found.rows(0))) for x in e.pair_ids]
+  assert sorted(seen) == sorted(row["id"] for row in rows[1:])
+
+
+def test_groups_need_images_with_names(tmp_path):
+  made = published.make_onevision(tmp_path)
+  with pytest.raises(InputError, match="conversation rows; group=True is for"):
+    registry.open_source(dict(kind="llava", path=str(made.path), group=True))
+  scenes_pairs = dict(kind="scenes", task="preference", size=4, group=True)
+  with pytest.raises(InputError, match="images without names"):
+    registry.open_source(scenes_pairs)
