@@ -28,9 +28,11 @@ KINDS = {
   "schema": Kind(
     "The record is no object, lacks a field (id, image, category and kind may be"
     " absent), has one of a wrong type (an id is text or an integer, an image"
-    " text, a list of texts or null), or its conversations are empty, have an"
-    " unknown role, no question or no answer. Of a whole file: it is JSON and no"
-    " list, or has no rows.",
+    " text, a list of texts or null), has pictures under another key than image"
+    " or images, or in both, or two different questions; or its conversations"
+    " are empty, have an unknown role, no question or no answer. Of a whole"
+    " file: it is JSON and no list, has no rows, or has a column of pictures"
+    " that is not read.",
     "mend the field that is named: its type, or what it lacks",
   ),
   "missing_image": Kind(

@@ -51,7 +51,7 @@ class Parquet:
 
   Images are struct<bytes, path>, one or a list, in `image` or in `images`, or
   one each in `image_1`, `image_2` and so on (MMMU); rows without any are text
-  alone. The id is the first of `IDS` that is a column; used again it becomes
+  alone, and an error if another column looks like pictures. The id is the first of `IDS` that is a column; used again it becomes
   `id#2` (MME asks twice about an image), and a row without one is called after
   its file and row. `name` is FILE:ROW, counted from 0 in the file.
 
@@ -101,7 +101,10 @@ class Parquet:
     if self.kind == "eval":
       self._answer = _answer_column(self._files.schema, where)
     self._fields = _field_columns(self._files.schema, self.kind, self._answer)
-    texts = {*self._fields, *([] if self._id is None else [self._id])}
+    _check_unread(self._files.schema, self._images, where)
+    self._others = _other_texts(self._files.schema, self._images, self._answer)
+    texts = {*self._fields, *self._others}
+    texts |= set() if self._id is None else {self._id}
     column = parquet_files.Column
     self._texts = (
       *(column(n, "answer" * (n == self._answer)) for n in sorted(texts)),
@@ -125,6 +128,8 @@ class Parquet:
     with records.located(self.name(index)):
       record = self._files.record(index, self._texts)
       count = len(_structs(record, self._images))
+      if not count:
+        records.check_unread({name: record[name] for name in self._others})
       row: Row = {
         "id": self._row_id(record, index),
         "image": embedded.present(count),
@@ -237,7 +242,10 @@ def _image_columns(schema: Any, where: pathlib.Path) -> tuple[str, ...]:
   ways = [("image",), ("images",), tuple(numbered)]
   ways = [way for way in ways if way and way[0] in schema.names]
   if len(ways) > 1:
-    raise InputError(f"{where}: images in {ways[0][0]} and in {ways[1][0]}")
+    raise InputError(
+      f"{where}: images in {ways[0][0]} and in {ways[1][0]}; keep one",
+      kind="schema",
+    )
   columns = ways[0] if ways else ()
   for name in columns:
     found = schema.field(name).type
@@ -245,9 +253,52 @@ def _image_columns(schema: Any, where: pathlib.Path) -> tuple[str, ...]:
     if not _is_image(one):
       raise InputError(
         f"{where}: {name}: must be struct<bytes, path> or a list of such, not"
-        f" {found}"
+        f" {found}",
+        kind="schema",
       )
   return columns
+
+
+def _check_unread(
+  schema: Any, images: tuple[str, ...], where: pathlib.Path
+) -> None:
+  """Raise for a column of files that looks like pictures and is not read.
+
+  In a set with pictures, it looks so by its name.
+  """
+  types = parquet_files.pyarrow().types
+  for field in schema:
+    kind = field.type
+    one = kind.value_type if parquet_files.is_list(kind) else kind
+    held = types.is_binary(one) or types.is_large_binary(one) or _is_image(one)
+    if field.name in images or types.is_null(one) or not held:
+      continue
+    if not images or records.names_picture(field.name):
+      with records.located(str(where)):
+        raise records.unread(field.name)
+
+
+def _other_texts(
+  schema: Any, images: tuple[str, ...], answer: str
+) -> tuple[str, ...]:
+  """Return the columns whose texts may name pictures that nothing reads."""
+  read = {*images, answer, "conversations", "chosen", "rejected"}
+  return tuple(
+    field.name
+    for field in schema
+    if field.name not in read and _is_text(field.type)
+  )
+
+
+def _is_text(found: Any) -> bool:
+  """Return whether a column has texts, lists of them, or structs with some."""
+  types = parquet_files.pyarrow().types
+  if parquet_files.is_list(found) or types.is_dictionary(found):
+    return _is_text(found.value_type)
+  if types.is_struct(found):
+    # Those with bytes are pictures, or what is shown beside them.
+    return not _is_image(found) and any(_is_text(one.type) for one in found)
+  return types.is_string(found) or types.is_large_string(found)
 
 
 def _is_image(found: Any) -> bool:

@@ -5,13 +5,50 @@ is, adds the file and the row.
 """
 
 import contextlib
+import functools
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from pivot_jax.errors import InputError
 
 Record = Mapping[str, Any]
+
+# The fields that pictures are read from, and those that hold a question.
+PICTURES = ("image", "images")
+QUESTIONS = ("question", "prompt")
+
+# Keys that hold a picture, as `img`, `image_path`, `input_images`, `video2`.
+_PICTURE = (
+  "(?:image|img|picture|pic|photo|photograph|video|frame|screenshot"
+  "|jpe?g|png|webp|gif|mp4)s?"
+)
+_AROUND = (
+  "(?:(?:path|file|filename|name|url|uri|link|byte|data|base64|b64|list|src"
+  "|local|input|main|query|original|orig|raw|decoded|full|reference|ref|left"
+  "|right|first|second|before|after|chosen|rejected|target|pil|rgb"
+  "|value|content)s?|[0-9]|[ab])"
+)
+_NAMED = re.compile(rf"(?:{_AROUND}[_. -]?)*{_PICTURE}(?:[_. -]?{_AROUND})*")
+# Those that often say where a picture came from, of a row that has one.
+_ORIGIN = re.compile("name|url|uri|link|src|orig|raw")
+# Keys whose texts are text, whatever they end in: fields and names of rows.
+_TEXTS = frozenset(
+  (*QUESTIONS, "conversations", "chosen", "rejected", "answer", "answers")
+  + ("category", "kind", "from", "value", "role", "content")
+)
+_ROW_NAME = re.compile(
+  r"(?:.*[_. -])?(?:id|ids|ID|index)|.*[a-z]I[dD]s?|(?:data_)?source"
+)
+_FILE = re.compile(
+  r"[^\r\n]{0,1000}[^\s.]\.(?:jpe?g|png|gif|webp|bmp|ppm|pgm|tiff?|svg|avif|heic"
+  r"|mp4|avi|mov|mkv|webm)(?:[?#]\S*)?",
+  re.I,
+)
+# How base64 of JPEG, PNG, GIF and WebP begins; shorter texts are words.
+_BASE64 = ("/9j/", "iVBORw0KGgo", "R0lGOD", "UklGR")
+_SHORTEST = 64
 
 
 def parse(data: bytes) -> Record:
@@ -71,7 +108,20 @@ def turns(record: Record) -> list[dict[str, str]]:
     for key in ("from", "role", "value", "content"):
       if key in turn:
         _utf8(turn[key], f"{where}.{key}")
+    if len(turn) > 2:
+      check_unread(turn, shown=_shown(record), where=f"{where}.")
   return found
+
+
+def question(record: Record) -> str:
+  """Return a row's question, in `question` or `prompt`, which must agree."""
+  held = [name for name in QUESTIONS if record.get(name) is not None]
+  if len(held) > 1 and record["question"] != record["prompt"]:
+    raise InputError(
+      "question and prompt: are two different texts; keep one", kind="schema"
+    )
+  named = [name for name in QUESTIONS if name in record]
+  return text(record, (*held, *named, "question")[0])
 
 
 def question_and_answer(found: Sequence[Record]) -> tuple[str, str]:
@@ -88,14 +138,126 @@ def question_and_answer(found: Sequence[Record]) -> tuple[str, str]:
 
 
 def image_paths(record: Record) -> str | list[str] | None:
-  """Returns the path of a record's image, a list of several, None for none."""
-  found = record.get("image")
-  if not isinstance(found, list):
-    return None if found is None else _utf8(found, "image")
-  paths = [_utf8(one, f"image[{i}]") for i, one in enumerate(found)]
-  if not paths:
+  """Return the path of a record's image, a list of several, None for none.
+
+  They are read from `image` or from `images`.
+
+  Raises:
+    InputError: both hold images, a path is no text, or another key looks like
+      a picture, which nothing reads.
+  """
+  held = [name for name in PICTURES if record.get(name) not in (None, [])]
+  if len(held) > 1:
+    raise InputError(
+      "image and images: both hold pictures; keep one", kind="schema"
+    )
+  check_unread(
+    {key: value for key, value in record.items() if key not in PICTURES},
+    shown=_shown(record),
+  )
+  if not held:
     return None
+  name, found = held[0], record[held[0]]
+  if not isinstance(found, list):
+    return _utf8(found, name)
+  paths = [_utf8(one, f"{name}[{i}]") for i, one in enumerate(found)]
   return paths if len(paths) > 1 else paths[0]
+
+
+def check_unread(
+  fields: Record, *, shown: Sequence[str] = (), where: str = ""
+) -> None:
+  """Raise for a field that looks like a picture, as nothing reads it.
+
+  A field looks so by its name. In a row that shows no picture, it looks so by
+  its value, too: the name of a file of pictures, or base64. In a row that shows
+  some, a field may name the same ones again.
+
+  Args:
+    shown: the paths of the pictures that are read.
+    where: the start of the fields' names in messages.
+  """
+  for key, value in fields.items():
+    if _is_unread(key, value, shown):
+      raise unread(f"{where}{key}")
+
+
+def unread(name: str) -> InputError:
+  """Return the error of a field or column of pictures that is not read."""
+  return InputError(
+    f"{name}: unknown; pictures are read from image", kind="schema"
+  )
+
+
+class _Key(NamedTuple):
+  """The roles of a key: a picture's name, its origin's, or some text's."""
+
+  named: bool
+  origin: bool
+  text: bool
+
+
+@functools.lru_cache(maxsize=4096)
+def _key(key: str) -> _Key:
+  lower = key.lower()
+  named = len(key) <= 64 and bool(_NAMED.fullmatch(lower))
+  return _Key(
+    named,
+    bool(_ORIGIN.search(lower)),
+    lower in _TEXTS or bool(_ROW_NAME.fullmatch(key)),
+  )
+
+
+def names_picture(key: str) -> bool:
+  """Return whether a field or column is named as one of pictures."""
+  return _key(key).named
+
+
+def _is_unread(key: str, value: Any, shown: Sequence[str]) -> bool:
+  about = _key(key)
+  if about.named:
+    texts = _leaves(value)
+    if not shown or not texts:
+      return bool(texts)
+    stems = set(map(_stem, shown))
+    return not about.origin and not stems.issuperset(map(_stem, texts))
+  if shown or about.text:
+    return False
+  return any(map(_is_picture, _leaves(value)))
+
+
+def _shown(record: Record) -> list[str]:
+  return _leaves([record.get(name) for name in PICTURES])
+
+
+def _leaves(value: Any) -> list[str]:
+  """Return the texts in a JSON value, but for empty ones."""
+  if isinstance(value, str):
+    return [value] if value else []
+  found, waiting = [], [value]
+  # No recursion: a value may be nested as deeply as JSON can be.
+  while waiting:
+    one = waiting.pop()
+    if isinstance(one, str) and one:
+      found.append(one)
+    elif isinstance(one, dict):
+      waiting += one.values()
+    elif isinstance(one, list):
+      waiting += one
+  return found
+
+
+def _is_picture(value: str) -> bool:
+  if value.startswith(("data:image/", "data:video/")):
+    return True
+  if len(value) >= _SHORTEST and value.startswith(_BASE64):
+    return True
+  return bool(_FILE.fullmatch(value))
+
+
+def _stem(path: str) -> str:
+  name = path.replace("\\", "/").rpartition("/")[2]
+  return name.rpartition(".")[0] or name
 
 
 def listed(image: Any) -> list[Any]:
