@@ -108,10 +108,14 @@ class Mmpr:
       else:
         image = None if found is None else self._relative(part, found)
       own = part.file.id(record, number) if part.has_ids else number
-      fields = ("question", "chosen", "rejected")
-      row: Row = {"id": f"{part.name}/{own}", "image": image}
-      row |= {name: records.text(record, name) for name in fields}
-      return row | {"data_source": part.name}
+      return {
+        "id": f"{part.name}/{own}",
+        "image": image,
+        "question": records.question(record),
+        "chosen": records.text(record, "chosen"),
+        "rejected": records.text(record, "rejected"),
+        "data_source": part.name,
+      }
 
   def encoded(self, index: int) -> tuple[bytes, ...]:
     """Returns the bytes of the row's image files."""

@@ -37,8 +37,9 @@ class Parquet:
   The columns tell the kind:
     conversation: `conversations`, a list of struct<from, value> or struct<role,
       content>, as lmms-lab publishes LLaVA-OneVision-Data and LLaVA-NeXT-Data.
-    preference: `chosen`, `rejected`, and `question` or `prompt`.
-    eval: `question`, and `answer` or `answers`, as lmms-lab publishes MME,
+    preference: `chosen`, `rejected`, and `question` or `prompt`; a row may have
+      both if they are equal.
+    eval: `question` or `prompt`, and `answer` or `answers`, as lmms-lab publishes MME,
       MMBench, ScienceQA, textvqa, DocVQA, SEED-Bench, MMMU and others. The
       answer is text. A whole number becomes text (ScienceQA's is a place in
       `choices`); of a list (textvqa, DocVQA) the answer that occurs most counts
@@ -188,8 +189,7 @@ class Parquet:
       return {"conversations": _turns(record)}
     if self.kind == "classify":
       return {"label": _label(record["label"])}
-    asked = "question" if "question" in self._fields else "prompt"
-    row = {"question": records.text(record, asked)}
+    row = {"question": records.question(record)}
     if self.kind == "preference":
       for field in ("chosen", "rejected"):
         row[field] = records.text(record, field)
@@ -222,9 +222,10 @@ def _kind(names: list[str], where: pathlib.Path) -> str:
   found = set(names)
   if "conversations" in found:
     return "conversation"
-  if {"chosen", "rejected"} <= found and {"question", "prompt"} & found:
+  asked = bool(found.intersection(records.QUESTIONS))
+  if {"chosen", "rejected"} <= found and asked:
     return "preference"
-  if "question" in found and {"answer", "answers"} & found:
+  if asked and {"answer", "answers"} & found:
     return "eval"
   if {"image", "label"} <= found:
     return "classify"
@@ -321,8 +322,8 @@ def _field_columns(schema: Any, kind: str, answer: str) -> tuple[str, ...]:
   if kind == "classify":
     return ("label",)
   if kind == "preference":
-    asked = "question" if "question" in schema.names else "prompt"
-    return (asked, "chosen", "rejected")
+    asked = (name for name in records.QUESTIONS if name in schema.names)
+    return (*asked, "chosen", "rejected")
   return tuple(
     field.name
     for field in schema
@@ -332,9 +333,10 @@ def _field_columns(schema: Any, kind: str, answer: str) -> tuple[str, ...]:
 
 def _answer_column(schema: Any, where: pathlib.Path) -> str:
   """Returns the column of answers, which can be read as those of questions."""
-  asked = schema.field("question").type
-  if not _is_plain(asked):
-    raise InputError(f"{where}: question: must be text, not {asked}")
+  for name in records.QUESTIONS:
+    if name in schema.names and not _is_plain(schema.field(name).type):
+      asked = schema.field(name).type
+      raise InputError(f"{where}: {name}: must be text, not {asked}")
   named = [name for name in ("answer", "answers") if name in schema.names]
   for name in named:
     found = schema.field(name).type

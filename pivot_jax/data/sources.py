@@ -177,15 +177,15 @@ class LlavaJson(_Records):
 class JsonLines(_Records):
   """Preference rows: MMPR's question, chosen, rejected (paper.md 4.5).
 
-  The question may be called `prompt`, as in the paper's own files.
+  The question may be called `prompt`, as in the paper's own files; two
+  different texts in both are an error.
   """
 
   kind = "preference"
 
   def _fields(self, record):
-    asked = "prompt" if "prompt" in record else "question"
     return {
-      "question": records.text(record, asked),
+      "question": records.question(record),
       "chosen": records.text(record, "chosen"),
       "rejected": records.text(record, "rejected"),
     }
@@ -204,7 +204,7 @@ class EvalJson(_Records):
     if "conversations" in record:
       question, answer = records.question_and_answer(records.turns(record))
     else:
-      question = records.text(record, "question")
+      question = records.question(record)
       answer = records.text(record, "answer")
     row = {"question": question, "answer": answer}
     for field in ("category", "kind"):
