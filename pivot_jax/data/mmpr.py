@@ -68,7 +68,7 @@ class Mmpr:
       image_root: the folder that holds each entry's `root`; if not given,
         `meta.json`'s own or the one above, whichever has one of them.
       gif_as_jpg: a `.gif` is read as the `.jpg` beside it, as in the released
-        script; otherwise only one that is not there.
+        script, and a `.GIF` is not; otherwise only one that is not there.
       flawed: lines that are no records are an error only when they are read.
     """
     self.path = pathlib.Path(meta)
@@ -152,9 +152,10 @@ class Mmpr:
   def _relative(self, part: Part, path: str) -> str:
     path = posixpath.join(part.root, path)
     stem, suffix = posixpath.splitext(path)
-    if suffix.lower() != ".gif":
-      return path
-    there = not self._gif_as_jpg and (self.root / path).is_file()
+    if self._gif_as_jpg:
+      # The released script knows suffixes in lower case alone.
+      return f"{stem}.jpg" if suffix == ".gif" else path
+    there = suffix.lower() != ".gif" or (self.root / path).is_file()
     return path if there else f"{stem}.jpg"
 
 

@@ -16,6 +16,7 @@ import functools
 import mmap
 import os
 import pathlib
+import posixpath
 import random
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -101,8 +102,9 @@ def select_official(
     image_root: see `mmpr.Mmpr`.
 
   Raises:
-    InputError: a row on the way that has no image, or one that is no .jpg,
-      .jpeg, .png or .gif: there the script stops. Or too few rows.
+    InputError: a row on the way that has no image, or one whose suffix is not
+      .jpg, .jpeg, .png or .gif in lower case: there the script stops. Or too
+      few rows.
   """
   if datasets is not None:
     image_root = pathlib.Path(datasets) / PREFIX
@@ -270,9 +272,11 @@ def _unlike(answer: str, only: str) -> str:
 
 def _refused_as_released(root: pathlib.Path, count: Count, row: Row) -> str:
   image = row["image"]
-  if image is None:
+  # A list under the key `images` ends no file, and the script reads no such key.
+  if not isinstance(image, str):
     raise InputError("no image: the released script stops here; choose 'fixed'")
-  if not image.lower().endswith((".jpg", ".jpeg", ".png")):
+  # By case: `.JPG` is another suffix.
+  if posixpath.splitext(image)[1] not in (".jpg", ".jpeg", ".png"):
     raise InputError(
       f"image: the released script stops at {image!r}; choose 'fixed'"
     )

@@ -108,6 +108,9 @@ def test_what_is_refused_is_counted_only_as_far_as_it_was_walked(write):
   [
     (None, "no image: the released script stops"),
     ("z.webp", "stops at .*webp"),
+    ("part/y.JPG", r"stops at .*y\.JPG"),
+    ("x.GIF", r"stops at .*x\.GIF"),
+    ("y.jpg/jpg", "stops at .*jpg/jpg"),
   ],
 )
 def test_the_script_stops_where_it_is_said_to(write, image, match):

@@ -3,6 +3,7 @@
 `mmpr_by_the_paper.py` was written from paper.md 4.5 alone.
 """
 
+import functools
 import json
 
 import pytest
@@ -55,6 +56,47 @@ def test_both_sets_are_in_lock_step(copy, tmp_path):
     turns = [turn["value"] for turn in one["conversations"]]
     assert turns == [other["prompt"], other["chosen"]]
     assert one["image"] == other["image"]
+
+
+def _kept(select, *given, size):
+  """Returns the pairs that a selection keeps, None if it stops at a row."""
+  try:
+    found = select(*given, count, size=size)
+  except (InputError, TypeError, ValueError):
+    return None
+  if isinstance(found, tuple):
+    pairs = [(one["prompt"], one["chosen"], one["image"]) for one in found[1]]
+    return pairs if len(pairs) == size else None
+  source = found.open()
+  rows = [source.text(i) for i in range(len(source))]
+  return [
+    (mmpr_choice.prompt(row), row["chosen"], f"MMPR-v1.2/{row['image']}")
+    for row in rows
+  ]
+
+
+@pytest.mark.parametrize("situations", [
+  (), *((one,) for one in mmpr_by_the_paper.CRASHING),
+  mmpr_by_the_paper.CRASHING,
+])  # fmt: skip
+def test_every_planted_row_is_judged_alike(tmp_path, situations):
+  """The walk passes all rows or stops at the same one, by the last two sizes."""
+  meta = mmpr_by_the_paper.make_copy(tmp_path, 20, crashing=situations)
+  theirs = functools.partial(_kept, mmpr_by_the_paper.select, meta, tmp_path)
+  mine = functools.partial(_kept, mmpr_choice.select_official, meta, tmp_path)
+  # The largest set that can be had; one more passes or meets what stops it.
+  most = next(size for size in range(1, 100) if theirs(size=size + 1) is None)
+  for size in (most // 2, most):
+    assert len(theirs(size=size)) == size
+    assert mine(size=size) == theirs(size=size)
+  assert mine(size=most + 1) is None
+
+
+@pytest.mark.parametrize("situation", mmpr_by_the_paper.CRASHING)
+def test_the_row_that_stops_the_walk_is_named(tmp_path, situation):
+  meta = mmpr_by_the_paper.make_copy(tmp_path, 20, crashing=[situation])
+  with pytest.raises(InputError, match=r"z_vqa\.jsonl:\d+: .*script stops"):
+    mmpr_choice.select_official(meta, tmp_path, count)
 
 
 def test_fewer_rows_than_asked_for_are_an_error_and_not_a_smaller_set(copy):
