@@ -22,15 +22,27 @@ LOG = logging.getLogger("pivot_jax")
 
 Row = dict[str, Any]
 
+_MOST = 1000  # Times that rows may come.
+
 
 class Part(NamedTuple):
-  """One entry of a `meta.json`: its file, and where its rows begin."""
+  """One entry of a `meta.json`: its file, and where its rows begin.
+
+  rows: of the file, the first ones, that are taken. times: of each.
+  """
 
   name: str
   root: str
   file: indexed.File
   begin: int
   has_ids: bool
+  rows: int
+  times: int
+
+  @property
+  def size(self) -> int:
+    """How many rows of the source come from it."""
+    return self.rows * self.times
 
 
 class Mmpr:
@@ -38,6 +50,10 @@ class Mmpr:
 
   A row has `id` (NAME/ID, or NAME/INDEX in a file without ids), `image` (None,
   one or a list), `question`, `chosen`, `rejected` and `data_source`, the NAME.
+
+  An entry's `repeat_time` counts as in InternVL: under 1 it is the share of the
+  rows, from the first, that are taken; a whole number is how often all rows
+  come, one time after the other. The ids of the second time are NAME#2/ID.
 
   Attributes:
     parts: the entries.
@@ -56,6 +72,7 @@ class Mmpr:
     max_pixels: int = images.MAX_PIXELS,
     decoder: str = "pil",
     gif_as_jpg: bool = False,
+    repeated: bool = True,
     flawed: bool = False,
   ):
     """Opens the files that `meta` names; indexes those never seen before.
@@ -69,14 +86,17 @@ class Mmpr:
         `meta.json`'s own or the one above, whichever has one of them.
       gif_as_jpg: a `.gif` is read as the `.jpg` beside it, as in the released
         script, and a `.GIF` is not; otherwise only one that is not there.
+      repeated: whether `repeat_time` counts; otherwise each row comes once.
       flawed: lines that are no records are an error only when they are read.
     """
     self.path = pathlib.Path(meta)
     entries = _read_meta(self.path)
     folder = self.path.parent
-    self.parts = _open_parts(folder, entries, flawed=flawed)
+    self.parts = _open_parts(
+      self.path, entries, repeated=repeated, flawed=flawed
+    )
     self._begins = [part.begin for part in self.parts]
-    self._size = sum(len(part.file) for part in self.parts)
+    self._size = sum(part.size for part in self.parts)
     self._gif_as_jpg = gif_as_jpg
     roots = [part.root for part in self.parts]
     self._pictures = images.Pictures(
@@ -100,6 +120,8 @@ class Mmpr:
   def text(self, index: int) -> Row:
     """Returns the row with paths, relative to `root`, in place of pixels."""
     part, number = self._at(index)
+    time = (index - part.begin) // part.rows + 1
+    named = part.name if time == 1 else f"{part.name}#{time}"
     with records.located(part.file.name(number)):
       record = part.file.record(number)
       found = records.image_paths(record)
@@ -109,7 +131,7 @@ class Mmpr:
         image = None if found is None else self._relative(part, found)
       own = part.file.id(record, number) if part.has_ids else number
       return {
-        "id": f"{part.name}/{own}",
+        "id": f"{named}/{own}",
         "image": image,
         "question": records.question(record),
         "chosen": records.text(record, "chosen"),
@@ -130,8 +152,12 @@ class Mmpr:
         images.resolve(self.root, path)
 
   def stamp(self) -> str:
-    """Returns what tells the files' contents."""
-    return " ".join(indexed.stamp(part.file.path) for part in self.parts)
+    """Return what tells the files' contents, and how often rows come."""
+    stamps = [indexed.stamp(part.file.path) for part in self.parts]
+    counts = [(part.rows, part.times) for part in self.parts]
+    if counts != [(len(part.file), 1) for part in self.parts]:
+      stamps.append(f"{zlib.crc32(str(counts).encode()):08x}")
+    return " ".join(stamps)
 
   def name(self, index: int) -> str:
     """Returns `file:line`."""
@@ -143,7 +169,7 @@ class Mmpr:
     if not 0 <= index < self._size:
       raise IndexError(index)
     entry = bisect.bisect_right(self._begins, index) - 1
-    return entry, int(index) - self._begins[entry]
+    return entry, (int(index) - self._begins[entry]) % self.parts[entry].rows
 
   def _at(self, index: int) -> tuple[Part, int]:
     entry, number = self.place(index)
@@ -221,7 +247,14 @@ def _read_meta(path: pathlib.Path) -> Mapping[str, Mapping[str, Any]]:
   return entries
 
 
-def _open_parts(folder, entries, *, flawed: bool) -> tuple[Part, ...]:
+def _open_parts(
+  meta: pathlib.Path,
+  entries: Mapping[str, Mapping[str, Any]],
+  *,
+  repeated: bool,
+  flawed: bool,
+) -> tuple[Part, ...]:
+  folder = meta.parent
   paths = {
     name: _annotation(folder, entry["annotation"])
     for name, entry in entries.items()
@@ -243,10 +276,46 @@ def _open_parts(folder, entries, *, flawed: bool) -> tuple[Part, ...]:
     length = entries[name].get("length", len(file))
     if length != len(file):
       LOG.warning("%s: %d rows, %s in meta.json", path, len(file), length)
+    rows, times = len(file), 1
+    if repeated:
+      with records.located(f"{meta}: {name}"):
+        rows, times = _repeat(entries[name].get("repeat_time", 1), rows)
+        _check_apart(name, times, entries)
     root = entries[name]["root"]
-    parts.append(Part(name, root, file, begin, _has_ids(file)))
-    begin += len(file)
+    part = Part(name, root, file, begin, _has_ids(file), rows, times)
+    parts.append(part)
+    begin += part.size
   return tuple(parts)
+
+
+def _repeat(asked: Any, rows: int) -> tuple[int, int]:
+  """Return how many rows of a file are taken, and how often."""
+  number = isinstance(asked, (int, float)) and not isinstance(asked, bool)
+  if not number or not 0 < asked <= _MOST or asked > 1 and asked % 1:
+    raise InputError(
+      f"repeat_time: must be a whole number up to {_MOST}, or a share between"
+      f" 0 and 1, not {asked!r}"
+    )
+  if asked >= 1:
+    return rows, int(asked)
+  # Rounded as in InternVL, in floats.
+  taken = int(rows * asked)
+  if rows and not taken:
+    raise InputError(
+      f"repeat_time: {asked} of {rows} rows is none; remove the entry"
+    )
+  return taken, 1
+
+
+def _check_apart(name: str, times: int, entries: Iterable[str]) -> None:
+  """Raise if the ids of a later time are those of another entry."""
+  for other in entries:
+    start, mark, number = other.rpartition("#")
+    if mark and start == name and number.isdecimal() and int(number) <= times:
+      raise InputError(
+        f"repeat_time: the ids of time {number} are those of the entry {other};"
+        " rename it"
+      )
 
 
 def _annotation(folder: pathlib.Path, path: str) -> pathlib.Path | None:

@@ -2,7 +2,8 @@
 
 `select_official` is the released script's algorithm as described in paper.md
 4.5, quirks included; it was not checked against the released files.
-`select_fixed` mends the quirks. Either makes the sets of 4.6 (`new_fraction`)
+`select_fixed` mends the quirks. Both choose each row once at most, whatever its
+entry's `repeat_time`. Either makes the sets of 4.6 (`new_fraction`)
 and 4.7 (`only`), too.
 
 Rows are shuffled by number, which gives the order that shuffling the rows would
@@ -108,7 +109,7 @@ def select_official(
   """
   if datasets is not None:
     image_root = pathlib.Path(datasets) / PREFIX
-  source = mmpr.Mmpr(meta, image_root, gif_as_jpg=True)
+  source = mmpr.Mmpr(meta, image_root, gif_as_jpg=True, repeated=False)
   _check_roots(source)
   return _walk(
     source,
@@ -145,7 +146,7 @@ def select_fixed(
   Raises:
     InputError: too few rows.
   """
-  source = mmpr.Mmpr(meta, image_root, flawed=True)
+  source = mmpr.Mmpr(meta, image_root, repeated=False, flawed=True)
   if not text_only:
     _check_roots(source)
   return _walk(

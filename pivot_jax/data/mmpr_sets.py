@@ -45,7 +45,7 @@ def open_set(
   Args:
     tokenizer: the folder of the one that counts tokens, Qwen2.5's.
     selection: "official", "fixed", or "all" for every row, whatever else is
-      asked for.
+      asked for, each as often as its `repeat_time` says.
     flawed: see `mmpr.Mmpr`; "official" has no such lines, "fixed" leaves them
       out.
   """
@@ -59,6 +59,7 @@ def open_set(
     max_pixels=max_pixels,
     decoder=decoder,
     gif_as_jpg=selection == "official",
+    repeated=selection == "all",
     flawed=selection == "fixed" or (flawed and selection == "all"),
   )
   if selection == "all":

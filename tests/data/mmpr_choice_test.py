@@ -8,7 +8,7 @@ from PIL import Image
 
 from configs import paper_data
 from pivot_jax import checkpoint
-from pivot_jax.data import chat, mmpr_choice
+from pivot_jax.data import chat, mmpr_choice, registry
 from pivot_jax.errors import InputError
 from tests.data import mmpr_files
 
@@ -203,6 +203,26 @@ def test_tags_are_as_many_as_training_takes(write, images, tags):
       fixed(meta, **options)
   else:
     assert fixed(meta, **options).rows == ((0, 0),)
+
+
+@pytest.mark.parametrize("select", [official, fixed])
+def test_a_row_is_chosen_once_whatever_its_repeat_time(write, select, tmp_path):
+  (tmp_path / "other").mkdir()
+  files = {"a": numbered(30), "b": numbered(30)}
+  meta = write(files, repeat_time=3)
+  other = mmpr_files.write(tmp_path / "other", files)
+  assert select(meta, size=60).rows == select(other, size=60).rows
+  with pytest.raises(InputError, match="only 60 of 61 rows"):
+    select(meta, size=61)
+  selection = select(meta, size=20)
+  spec = dict(
+    kind="mmpr", path=str(meta), size=20, selection=select.__name__,
+    tokenizer=str(checkpoint.tokenizer_folder("package:toy")),
+  )  # fmt: skip
+  source = registry.open_source(spec)
+  assert [source.text(i)["question"] for i in range(len(source))] == chosen(
+    selection, "question"
+  )
 
 
 # --- the sets of 4.6 and 4.7 -------------------------------------------------

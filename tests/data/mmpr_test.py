@@ -1,12 +1,13 @@
 """MMPR as a source: rows of many files, their names and images."""
 
 import functools
+import json
 import logging
 
 import pytest
 from PIL import Image
 
-from pivot_jax.data import mmpr
+from pivot_jax.data import checking, converting, mmpr, registry
 from pivot_jax.errors import InputError
 from tests.data import mmpr_files
 
@@ -123,3 +124,97 @@ def test_images_outside_the_root_are_refused(write):
   Image.new("L", (2, 2)).save(meta.parents[1] / "secret.png")
   with pytest.raises(InputError, match=r"0\.jsonl:1: image: .*escapes"):
     mmpr.Mmpr(meta)[0]
+
+
+# --- repeat_time -------------------------------------------------------------
+
+
+def _repeated(meta, *times):
+  """Writes `repeat_time` into the entries of a `meta.json`, in order."""
+  entries = json.loads(meta.read_text())
+  for entry, time in zip(entries.values(), times, strict=True):
+    entry["repeat_time"] = time
+  meta.write_text(json.dumps(entries))
+  return meta
+
+
+def test_rows_come_as_often_as_their_entry_says(write):
+  named = [row(id=f"r{i}") for i in range(2)]
+  meta = write({"a": numbered(7), "b": named, "c": numbered(2)})
+  source = mmpr.Mmpr(_repeated(meta, 0.5, 3, 1))
+  rows = [source.text(i) for i in range(len(source))]
+  assert [one["id"] for one in rows] == [
+    "a/0", "a/1", "a/2",
+    "b/r0", "b/r1", "b#2/r0", "b#2/r1", "b#3/r0", "b#3/r1",
+    "c/0", "c/1",
+  ]  # fmt: skip
+  assert [one["question"] for one in rows[:3]] == [
+    f"what {i} ?" for i in range(3)
+  ]
+  assert {one["data_source"] for one in rows[3:9]} == {"b"}
+  lines = [source.name(i).rpartition("/")[2] for i in range(3, 11)]
+  assert lines[:6] == ["1.jsonl:1", "1.jsonl:2"] * 3
+  assert lines[6:] == ["2.jsonl:1", "2.jsonl:2"]
+  assert source.place(8) == (1, 1) and source.place(9) == (2, 0)
+  assert source[8]["image"].shape == (2, 3, 3)
+  assert source.encoded(8) == source.encoded(4)
+  source.check_row(8)
+  with pytest.raises(IndexError):
+    source.text(11)
+
+
+@pytest.mark.parametrize(
+  ("time", "rows"),
+  # The share is rounded down, and in floats: 100 * 0.29 is under 29.
+  [(0.29, 28), (0.999, 99), (0.01, 1), (1, 100), (1.0, 100), (2.0, 200)],
+)
+def test_a_share_is_rounded_as_in_internvl(write, time, rows):
+  meta = write({"a": numbered(100)}, repeat_time=time)
+  assert len(mmpr.Mmpr(meta)) == rows
+
+
+@pytest.mark.parametrize(
+  "time", [0, -1, 1.5, True, "2", None, [1], float("nan"), float("inf"), 10**9]
+)
+def test_a_repeat_time_that_is_none_is_named_with_its_entry(write, time):
+  meta = _repeated(write({"a": [row()], "b": [row()]}), 1, time)
+  with pytest.raises(InputError, match=r"meta\.json: b: repeat_time: "):
+    mmpr.Mmpr(meta)
+
+
+def test_a_share_of_no_row_is_an_error(write):
+  meta = write({"a": numbered(9)}, repeat_time=0.1)
+  with pytest.raises(InputError, match="a: repeat_time: 0.1 of 9 rows is none"):
+    mmpr.Mmpr(meta)
+
+
+def test_ids_of_a_later_time_are_not_those_of_another_entry(write):
+  meta = _repeated(write({"a": [row()], "a#2": [row()]}), 2, 1)
+  with pytest.raises(InputError, match="repeat_time: .*entry a#2"):
+    mmpr.Mmpr(meta)
+  assert len(mmpr.Mmpr(_repeated(meta, 1, 2))) == 3
+
+
+def test_the_stamp_knows_how_often_rows_come(write):
+  meta = write({"a": numbered(4), "b": numbered(4)})
+  plain = mmpr.Mmpr(meta).stamp()
+  assert mmpr.Mmpr(_repeated(meta, 1, 1)).stamp() == plain
+  stamps = [
+    mmpr.Mmpr(_repeated(meta, *times)).stamp()
+    for times in ((0.5, 1), (1, 0.5), (2, 1), (1, 2), (0.75, 1))
+  ]
+  assert len({plain, *stamps}) == 6
+  assert mmpr.Mmpr(meta, repeated=False).stamp() == plain
+
+
+def test_check_and_training_read_repeated_rows(write, tmp_path):
+  meta = _repeated(write({"a": numbered(4), "b": numbered(2)}), 0.5, 2)
+  options = [str(meta), f"--out={tmp_path}", "--tokenizer=package:toy"]
+  assert checking.main(options) == 0
+  assert json.loads((tmp_path / "check.json").read_text())["rows"] == 6
+  for kind in ("mmpr", "preference"):
+    source = registry.open_source({"kind": kind, "path": str(meta)})
+    assert len(source) == 6 and source.text(5)["id"] == "b#2/1"
+  converting.main([str(meta), str(tmp_path / "out")])
+  spec = {"kind": "array_record", "path": str(tmp_path / "out")}
+  assert registry.open_source(spec).text(5)["id"] == "b#2/1"
