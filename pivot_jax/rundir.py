@@ -56,6 +56,7 @@ class Inputs:
 
   def __init__(self):
     self._known: dict[pathlib.Path, str] = {}
+    self._stamps: dict[str, str] = {}
 
   def of(self, step: Step) -> dict[str, str]:
     """Returns a hash per input and per file or folder of a source.
@@ -79,9 +80,15 @@ class Inputs:
         if spec.get(field):
           texts[f"{name}.{field}"] = self._files(pathlib.Path(spec[field]))
       if spec.get("path") and _lists(spec):
-        source = registry.open_source(spec.to_dict())
-        texts[f"{name}.rows"] = source.stamp()
+        texts[f"{name}.rows"] = self._stamp(spec)
     return {name: _short_hash(text.encode()) for name, text in texts.items()}
+
+  def _stamp(self, spec: ConfigDict) -> str:
+    """Return the stamp of a source, which is opened once in a run."""
+    key = json.dumps(spec.to_dict(), sort_keys=True, default=list)
+    if key not in self._stamps:
+      self._stamps[key] = registry.open_source(spec.to_dict()).stamp()
+    return self._stamps[key]
 
   def _files(self, path: pathlib.Path) -> str:
     if path not in self._known:

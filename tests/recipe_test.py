@@ -9,6 +9,7 @@ import pytest
 
 from configs import pivot
 from pivot_jax import recipe, rundir
+from pivot_jax.data import mixtures, registry
 from pivot_jax.errors import InputError
 from pivot_jax.stages import detach, train
 from tests.data import published
@@ -312,3 +313,22 @@ def test_files_that_a_mixture_lists_count_too(tmp_path):
   after = rundir.Inputs().of(step)
   assert after["rows.path"] == before["rows.path"]
   assert after["rows.rows"] != before["rows.rows"]
+
+
+def test_a_mixture_is_opened_once_in_a_run_for_its_stamp(tmp_path, monkeypatch):
+  made = published.make_onevision_mixture(tmp_path)
+  opened = []
+
+  def count(*given, **more):
+    opened.append(given)
+    return mixtures.Mixture(*given, **more)
+
+  monkeypatch.setitem(registry.KINDS, "mixture", count)
+  inputs, found = rundir.Inputs(), []
+  for stage, seed in (("a", 0), ("b", 0), ("c", 1)):
+    source = {"kind": "mixture", "path": str(made.path), "seed": seed}
+    config = ml_collections.ConfigDict({"sources": {"rows": source}})
+    step = rundir.Step(stage, "train", config, {}, tmp_path / stage)
+    found += [inputs.of(step)["rows.rows"] for _ in range(2)]
+  assert len(opened) == 2
+  assert len(set(found)) == 1  # No entry of the mixture draws rows.

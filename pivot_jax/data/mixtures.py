@@ -131,8 +131,6 @@ class Mixture:
   ):
     """Opens the files of a mixture; indexes those never seen before.
 
-    What is taken of each of several files goes to the log.
-
     Args:
       root: the folder that each `json_path` is relative to; the YAML file's own
         if not given.
@@ -168,9 +166,6 @@ class Mixture:
     _check_lengths(self.path, root, self.entries, self._files, strict=strict)
     self._parts = _parts(self.path, self.entries, self._files, seed)
     self._ends = np.cumsum([len(part.rows) for part in self._parts]).tolist()
-    if len(self.entries) > 1:
-      for line in describe(self):
-        LOG.info("%s: %s", self.path, line)
 
   def __len__(self) -> int:
     return self._ends[-1]
@@ -232,6 +227,13 @@ def describe(mixture: Mixture) -> tuple[Line, ...]:
     Line(entry.name, mixture.rows(i), mixture.taken(i), entry.expected)
     for i, entry in enumerate(mixture.entries)
   )
+
+
+def log(mixture: Mixture) -> None:
+  """Log the rows that a mixture takes of each of several files."""
+  if len(mixture.entries) > 1:
+    for line in describe(mixture):
+      LOG.info("%s: %s", mixture.path, line)
 
 
 class _Part(NamedTuple):

@@ -48,7 +48,7 @@ TEXTS = (
 )
 
 
-def open_source(spec: Mapping[str, Any]) -> Any:
+def open_source(spec: Mapping[str, Any], *, logged: bool = False) -> Any:
   """Returns the source that a config's `data` entry describes.
 
   `kind` names it, `max_bad` is the share of rows that may be left out because
@@ -57,13 +57,17 @@ def open_source(spec: Mapping[str, Any]) -> Any:
   share image and question; the other fields are its constructor's arguments.
 
   Of `TEXTS`, `max_bad` leaves nothing out here: see `open_stream`.
+
+  Args:
+    spec: the entry.
+    logged: whether the rows that a mixture takes of each file go to the log.
   """
   given = dict(spec)
   max_bad = given.get("max_bad", 0.0)
   if not 0 <= max_bad < 1:
     raise InputError(f"max_bad={max_bad}: give a share, 0 or more and under 1")
   if given["kind"] in TEXTS:
-    return _open(given)
+    return _open(given, logged=logged)
   given.pop("max_bad", None)
   source = _open(given)
   if not max_bad:
@@ -81,13 +85,15 @@ def open_stream(
 ) -> streams.Stream:
   """Returns the stream of (entry, weight) pairs; see `streams.Stream`.
 
+  The rows that a mixture takes of each file go to the log.
+
   Images of files are brought to the coder's size where they are decoded, which
   is where several are padded and a decoder may decode smaller.
   """
   how = dict(image_size=coder.image_size, resample=coder.resample)
   framed = [spec["kind"] in TEXTS for spec, _ in specs]
   opened = [
-    open_source(dict(spec) | how if inside else spec)
+    open_source(dict(spec) | how if inside else spec, logged=True)
     for (spec, _), inside in zip(specs, framed, strict=True)
   ]
   return streams.Stream(
@@ -126,6 +132,20 @@ def _bad_rows(spec: str, max_bad: float) -> tuple[int, ...]:
     LOG.warning("%d of %d rows left out", len(found), len(source))
   return tuple(index for index, _ in found)
 
+
+KINDS = {
+  "scenes": scenes.Scenes,
+  "llava": sources.LlavaJson,
+  "preference": sources.JsonLines,
+  "eval": sources.EvalJson,
+  "classify": sources.ImageFolder,
+  "segment": sources.SegmentFolder,
+  "mixture": mixtures.Mixture,
+  "mmpr": mmpr_sets.open_set,
+  "parquet": parquet.Parquet,
+  "array_record": array_records.ArrayRecord,
+  "tfds": tfds_source.Tfds,
+}
 
 # What the rows of an entry's kind are, where files of several formats hold them.
 ROWS = {
@@ -166,28 +186,15 @@ def _is_meta(place: pathlib.Path) -> bool:
   )
 
 
-def _open(spec: Mapping[str, Any]) -> Any:
-  kinds = {
-    "scenes": scenes.Scenes,
-    "llava": sources.LlavaJson,
-    "preference": sources.JsonLines,
-    "eval": sources.EvalJson,
-    "classify": sources.ImageFolder,
-    "segment": sources.SegmentFolder,
-    "mixture": mixtures.Mixture,
-    "mmpr": mmpr_sets.open_set,
-    "parquet": parquet.Parquet,
-    "array_record": array_records.ArrayRecord,
-    "tfds": tfds_source.Tfds,
-  }
+def _open(spec: Mapping[str, Any], *, logged: bool = False) -> Any:
   fields = dict(spec)
   asked = kind = fields.pop("kind")
   fields.pop("given_by", None)
   max_bad = fields.pop("max_bad", 0.0)
   bad, group = fields.pop("bad", ""), fields.pop("group", False)
-  if kind not in (*kinds, "llava_text"):
+  if kind not in (*KINDS, "llava_text"):
     raise InputError(
-      f"data kind {kind!r}: choose one of {sorted((*kinds, 'llava_text'))}"
+      f"data kind {kind!r}: choose one of {sorted((*KINDS, 'llava_text'))}"
     )
   if kind in ROWS and fields.get("path"):
     split = pathlib.Path(fields["path"]) / fields.get("split", "")
@@ -209,15 +216,13 @@ def _open(spec: Mapping[str, Any]) -> Any:
   for name in ("root", "image_root"):
     if fields.get(name) == "":
       fields[name] = None
-  source = kinds[kind](**fields)
+  source = KINDS[kind](**fields)
+  if logged and kind == "mixture":
+    mixtures.log(source)
   if len(source) == 0:
     raise InputError(f"{spec.get('path', kind)}: the data is empty")
   if asked in ROWS and kind not in ("classify", "segment"):
-    if source.kind != ROWS[asked]:
-      raise InputError(
-        f"{spec['path']}: holds {source.kind} rows; {ROWS[asked]} rows are "
-        "needed here"
-      )
+    _check_rows(source, spec["path"], ROWS[asked])
   if asked == "llava_text":
     source = WithoutImages(source)
   if bad and kind in ("scenes", "tfds"):
@@ -225,6 +230,14 @@ def _open(spec: Mapping[str, Any]) -> Any:
   if bad:
     source = Readable(source, _listed(source, pathlib.Path(bad)))
   return grouping.Grouped(source) if group else source
+
+
+def _check_rows(source: sources.Source, path: str, needed: str) -> None:
+  """Raise if the rows of a source are of another kind than is needed."""
+  if source.kind != needed:
+    raise InputError(
+      f"{path}: holds {source.kind} rows; {needed} rows are needed here"
+    )
 
 
 def _listed(source: Any, path: pathlib.Path) -> tuple[int, ...]:

@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from configs import paper_data
-from pivot_jax.data import mixtures
+from pivot_jax import checkpoint
+from pivot_jax.data import chat, examples, mixtures, registry
 from pivot_jax.errors import InputError
 
 LISTS = pathlib.Path(paper_data.__file__).parent / "data"
@@ -182,15 +183,32 @@ def test_a_log_says_what_several_files_give(write, caplog):
     entry("b.json", epochs=3),
   )
   with caplog.at_level(logging.INFO, "pivot_jax"):
-    mixtures.Mixture(path)
+    mixtures.log(mixtures.Mixture(path))
   assert caplog.messages == [
     f"{path}: a: 1 rows of 10, 10 expected",
     f"{path}: b: 12 rows of 4",
   ]
   caplog.clear()
   with caplog.at_level(logging.INFO, "pivot_jax"):
-    mixtures.Mixture(write({}, entry("a.json"), name="one.yaml"))
+    mixtures.log(mixtures.Mixture(write({}, entry("a.json"), name="one.yaml")))
   assert not caplog.messages
+
+
+def test_the_log_has_a_mixture_once_and_only_for_a_stream(write, caplog):
+  path = write({"a.json": 4, "b.json": 4}, entry("a.json"), entry("b.json"))
+  coder = examples.Coder(
+    tokenizer=chat.load_tokenizer(checkpoint.tokenizer_folder("package:toy")),
+    template="qwen_1_5", mask="paper", pairs=False, image_size=8, patches=4,
+    resample="bicubic", max_length=2048, long="error",
+  )  # fmt: skip
+  with caplog.at_level(logging.INFO, "pivot_jax"):
+    for kind in ("mixture", "llava"):
+      spec = {"kind": kind, "path": str(path)}
+      assert registry.open_source(spec).stamp()
+      assert not caplog.messages
+      registry.open_stream([(spec, 1.0)], coder, seed=0)
+      assert len(caplog.messages) == 2
+      caplog.clear()
 
 
 def test_a_seed_under_zero_is_refused(write):
