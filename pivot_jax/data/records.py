@@ -41,11 +41,12 @@ _TEXTS = frozenset(
 _ROW_NAME = re.compile(
   r"(?:.*[_. -])?(?:id|ids|ID|index)|.*[a-z]I[dD]s?|(?:data_)?source"
 )
-_FILE = re.compile(
-  r"[^\r\n]{0,1000}[^\s.]\.(?:jpe?g|png|gif|webp|bmp|ppm|pgm|tiff?|svg|avif|heic"
-  r"|mp4|avi|mov|mkv|webm)(?:[?#]\S*)?",
-  re.I,
+_SUFFIXES = frozenset(
+  "jpg jpeg png gif webp bmp ppm pgm tif tiff svg avif heic"
+  " mp4 avi mov mkv webm".split()
 )
+_QUERY = re.compile("[?#]")
+_LONGEST = 1000  # Characters of a path or an address.
 # How base64 of JPEG, PNG, GIF and WebP begins; shorter texts are words.
 _BASE64 = ("/9j/", "iVBORw0KGgo", "R0lGOD", "UklGR")
 _SHORTEST = 64
@@ -252,7 +253,15 @@ def _is_picture(value: str) -> bool:
     return True
   if len(value) >= _SHORTEST and value.startswith(_BASE64):
     return True
-  return bool(_FILE.fullmatch(value))
+  if len(value) > _LONGEST or "\n" in value:
+    return False
+  # An address may go on after the path.
+  return any(map(_has_suffix, (value, _QUERY.split(value, 1)[0])))
+
+
+def _has_suffix(path: str) -> bool:
+  stem, _, suffix = path.rpartition(".")
+  return suffix.lower() in _SUFFIXES and stem[-1:] not in ("", " ", ".")
 
 
 def _stem(path: str) -> str:

@@ -153,6 +153,7 @@ def test_another_key_of_pictures_is_a_fault_that_names_it(folder, name, key):
     {"img": None, "video": "", "image_path": [], "picture": {"path": None}},
     {"image_caption": "A goat.", "video_id": 17, "has_image": False},
     {"id": "goat.png", "category": "goat.png", "hint": "Think of goats."},
+    {"choices": [".png", "a png", "see goat.png\nand answer"], "lang": "en"},
     {"meta": {"name": "a text", "numbers": [1, 2.5, None]}},
   ],
 )
