@@ -42,7 +42,7 @@ def main(argv: Sequence[str]) -> None:
   del argv
   _setup_logging()
   # Imported here so that a wrong flag is answered at once.
-  from pivot_jax import checks, dry_run, recipe, train
+  from pivot_jax import checks, dry_run, recipe, rundir, train
 
   try:
     _setup_jax()
@@ -52,6 +52,7 @@ def main(argv: Sequence[str]) -> None:
     began = time.monotonic()
     plan = recipe.expand(config, workdir)
     _check_sizes(config)
+    rundir.check_folders(workdir, plan.steps)
     checks.check(plan.steps)
     if _DRY_RUN.value:
       sys.stdout.write(dry_run.describe(plan) + "\n")

@@ -93,6 +93,7 @@ def expand(config: ConfigDict, workdir: pathlib.Path) -> Plan:
 
 def run(plan: Plan, workdir: pathlib.Path, config: ConfigDict) -> None:
   """Runs the plan; raises what a stage raises, having kept what is finished."""
+  rundir.check_folders(workdir, plan.steps)
   try:
     workdir.mkdir(parents=True, exist_ok=True)
   except OSError as error:

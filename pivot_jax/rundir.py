@@ -15,7 +15,7 @@ import logging
 import os
 import pathlib
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -26,15 +26,24 @@ from pivot_jax.errors import InputError
 
 LOG = logging.getLogger("pivot_jax")
 
-# Fields that say how a run is shown or kept, not what it computes.
+# Settings that say how a run is shown or kept, not what it computes.
 LOGGING_KEYS = (
   *("tensorboard", "profile", "save_every", "title", "shipped"),
   "workers",
 )
-# What a training may go on with otherwise than it began: its place in the data is
-# a number of examples, and its state does not depend on where it lies.
-_CHANGEABLE = ("batch", "accum", "mesh", "pack")
-_FREE = (*LOGGING_KEYS, *_CHANGEABLE)
+# The one definition of what never makes another run, begun or finished: how it
+# is shown, and where and how the same updates are computed.
+FREE_KEYS = (*LOGGING_KEYS, "mesh", "accum", "pack", "compute")
+# An update is made of `batch` examples, so that it decides what these kinds
+# make. An unfinished training may all the same go on with another one: its place
+# in the data is a number of examples. For other kinds it is a matter of memory.
+_BATCH_COUNTS = ("train", "segment_probe")
+_BATCH = "batch"
+# Files of a training that goes on from a checkpoint.
+_CONTINUED = (
+  *("checkpoints", "metrics.jsonl", "speed.jsonl", "tensorboard", "profile"),
+)
+_BEGUN, _DONE = "begun.json", "done.json"
 # Files of more bytes are not read as a whole to be told apart.
 _LARGE = 2**30
 _SHARD = 2**24
@@ -131,27 +140,39 @@ def _short_hash(content: bytes) -> str:
   return hashlib.sha256(content).hexdigest()[:16]
 
 
-def fingerprint(step: Step, without: Sequence[str] = ()) -> str:
-  """Returns the hash of a stage's own config, without logging keys."""
-  fields = {
-    key: value
-    for key, value in step.config.to_dict().items()
-    if key not in LOGGING_KEYS and key not in without
-  }
-  text = json.dumps(fields, sort_keys=True, default=list)
+def free_keys(kind: str, *, begun: bool = False) -> tuple[str, ...]:
+  """Returns the settings that do not tell two stages of a kind apart.
+
+  `begun`: the stage is not finished, so that the rest of a training may be made
+  of other batches.
+  """
+  counts = kind in _BATCH_COUNTS and not begun
+  return FREE_KEYS if counts else (*FREE_KEYS, _BATCH)
+
+
+def fingerprint(kind: str, fields: Mapping[str, Any]) -> str:
+  """Returns the hash of the settings that decide a stage's result."""
+  text = json.dumps(_deciding(fields, free_keys(kind)), sort_keys=True)
   return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _deciding(fields: Mapping[str, Any], free: Sequence[str]) -> dict[str, Any]:
+  """Returns the settings that count, as they are read back from JSON."""
+  kept = {key: value for key, value in fields.items() if key not in free}
+  return json.loads(json.dumps(kept, default=list))
 
 
 def finished(step: Step, inputs: Inputs) -> bool:
   """Returns whether a stage is done; raises if it was done otherwise."""
-  path = step.folder / "done.json"
+  path = step.folder / _DONE
   if not path.exists():
     return False
   done = files.read_json(path)
-  if done["config"] != fingerprint(step):
+  free, now = free_keys(step.kind), step.config.to_dict()
+  if _deciding(done["fields"], free) != _deciding(now, free):
     raise InputError(
       f"{step.folder} was made with other settings "
-      f"({_difference(done['fields'], step.config.to_dict())}): use another "
+      f"({_difference(done['fields'], now, free)}): use another "
       "--workdir, or delete the folder to make it again"
     )
   if done["inputs"] != inputs.of(step):
@@ -159,40 +180,106 @@ def finished(step: Step, inputs: Inputs) -> bool:
       f"{step.folder} was made from other inputs than there are now: delete it "
       "to make it again"
     )
-  now = _checksums(step.folder)
-  changed = [n for n, mark in done["outputs"].items() if now.get(n) != mark]
+  sums = _checksums(step.folder)
+  changed = [n for n, mark in done["outputs"].items() if sums.get(n) != mark]
   if changed:
     raise InputError(
       f"{step.folder / changed[0]} is not what the stage wrote: delete "
       f"{step.folder} to make it again"
     )
+  otherwise = _difference(done["fields"], now, LOGGING_KEYS)
+  if otherwise:
+    LOG.info("%s stays as it was made with %s", step.name, otherwise)
   return True
+
+
+def check_folders(workdir: pathlib.Path, steps: Iterable[Step]) -> None:
+  """Raises InputError if a stage's folder holds what no run has put there.
+
+  Nothing is touched. A folder is the run's if a begun or finished stage is in
+  it; an empty one may become so.
+  """
+  for step in steps:
+    for place in reversed(step.folder.relative_to(workdir).parents[:-1]):
+      _check_place(workdir / place, step.name)
+    _check_own(step)
+
+
+def _check_place(folder: pathlib.Path, name: str) -> None:
+  if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+    what = "a symbolic link" if folder.is_symlink() else "a file"
+    raise InputError(
+      f"{folder}: is {what}, where {name} makes a folder of its own: move it "
+      "away or use another --workdir"
+    )
+
+
+def _check_own(step: Step) -> None:
+  """Raises InputError unless the stage's folder is absent, empty or its own."""
+  folder = step.folder
+  _check_place(folder, step.name)
+  if not folder.exists() or any(
+    _is_record(folder / n) for n in (_BEGUN, _DONE)
+  ):
+    return
+  # A run killed while it wrote the record leaves it under its first name.
+  inside = sorted(p.name for p in folder.iterdir() if p.name != f"{_BEGUN}.tmp")
+  if inside:
+    raise InputError(
+      f"{folder}: holds {inside[0]!r}, but no {_BEGUN} or {_DONE} of a run, "
+      f"and {step.name} would delete it: move the folder away or use "
+      "another --workdir"
+    )
+
+
+def _is_record(path: pathlib.Path) -> bool:
+  """Returns whether a file is begun.json or done.json as a run writes them."""
+  if path.is_symlink() or not path.is_file():
+    return False
+  try:
+    content = files.read_json(path)
+  except InputError:
+    return False
+  return isinstance(content, dict) and "config" in content
 
 
 def begin(step: Step, inputs: Inputs) -> None:
   """Clears half a result, keeping committed checkpoints of the same making."""
+  _check_own(step)
   step.folder.mkdir(parents=True, exist_ok=True)
-  claim = step.folder / "begun.json"
+  claim = step.folder / _BEGUN
   begun = {
-    "config": fingerprint(step, _CHANGEABLE),
+    "config": fingerprint(step.kind, step.config.to_dict()),
     "inputs": inputs.of(step),
   }
-  kept = any((step.folder / "checkpoints").glob("*"))
-  if kept and claim.exists():
-    if files.read_json(claim) != begun:
-      raise InputError(
-        f"{step.folder} was begun with other settings or inputs: delete it to "
-        "make it again"
-      )
-    before = files.read_json(step.folder / "config.json")
-    changed = _difference(before, step.config.to_dict())
-    if changed:
-      LOG.info("%s goes on with other settings: %s", step.name, changed)
+  kept = claim.exists() and any((step.folder / "checkpoints").glob("*"))
+  if kept:
+    _check_begun(step, begun["inputs"])
   for path in step.folder.iterdir():
-    if path.name not in ("checkpoints", "metrics.jsonl", claim.name):
-      shutil.rmtree(path) if path.is_dir() else path.unlink()
+    if path.name == claim.name or (kept and path.name in _CONTINUED):
+      continue
+    linked = path.is_symlink()
+    shutil.rmtree(path) if path.is_dir() and not linked else path.unlink()
   files.write_json(claim, begun)
   files.write_json(step.folder / "config.json", step.config.to_dict())
+
+
+def _check_begun(step: Step, inputs: Mapping[str, str]) -> None:
+  """Raises if a stage with checkpoints was begun from something else."""
+  before = files.read_json(step.folder / "config.json")
+  free, now = free_keys(step.kind, begun=True), step.config.to_dict()
+  other = ""
+  if _deciding(before, free) != _deciding(now, free):
+    other = f"settings ({_difference(before, now, free)})"
+  elif files.read_json(step.folder / _BEGUN)["inputs"] != inputs:
+    other = "inputs"
+  if other:
+    raise InputError(
+      f"{step.folder} was begun with other {other}: delete it to make it again"
+    )
+  changed = _difference(before, now, LOGGING_KEYS)
+  if changed:
+    LOG.info("%s goes on with other settings: %s", step.name, changed)
 
 
 def finish(
@@ -200,11 +287,11 @@ def finish(
 ) -> None:
   """Commits a result: `done.json` last, and only then the checkpoints go."""
   files.write_json(
-    step.folder / "done.json",
+    step.folder / _DONE,
     {
       "stage": step.name,
       "kind": step.kind,
-      "config": fingerprint(step),
+      "config": fingerprint(step.kind, step.config.to_dict()),
       "fields": step.config.to_dict(),
       "inputs": inputs.of(step),
       "outputs": _checksums(step.folder),
@@ -214,12 +301,12 @@ def finish(
     },
   )
   shutil.rmtree(step.folder / "checkpoints", ignore_errors=True)
-  (step.folder / "begun.json").unlink()
+  (step.folder / _BEGUN).unlink()
 
 
 def _checksums(folder: pathlib.Path) -> dict[str, str]:
   """Returns a hash per result file; parameters have a fingerprint of theirs."""
-  sums, about = {}, ("done.json", "begun.json", "config.json")
+  sums, about = {}, (_DONE, _BEGUN, "config.json")
   for path in sorted(folder.iterdir()):
     if path.is_file() and path.name not in about:
       sums[path.name] = _short_hash(path.read_bytes())
@@ -232,10 +319,12 @@ def claim(workdir: pathlib.Path, config: ConfigDict) -> None:
   now = json.loads(json.dumps(config.to_dict(), default=list))
   if path.exists():
     before = files.read_json(path)
-    if _without(before, _FREE) != _without(now, _FREE):
+    # Of another batch each stage judges for itself.
+    free = (*FREE_KEYS, _BATCH)
+    if _without(before, free) != _without(now, free):
       raise InputError(
         f"{workdir} belongs to another configuration "
-        f"({_difference(before, now)}): use another --workdir"
+        f"({_difference(before, now, free)}): use another --workdir"
       )
   else:
     files.write_json(path, now)
@@ -249,13 +338,14 @@ def _without(node: Any, keys: Sequence[str]) -> Any:
   }
 
 
-def _difference(before: Mapping, now: Mapping) -> str:
+def _difference(before: Mapping, now: Mapping, free: Sequence[str]) -> str:
   """Returns the first few settings that differ, as `key: old -> new`."""
-  old, new = _leaves(before), _leaves(json.loads(json.dumps(now, default=list)))
+  old = _leaves(_without(before, free))
+  new = _leaves(_without(json.loads(json.dumps(now, default=list)), free))
   changed = [
     f"{key}: {old.get(key)!r} -> {new.get(key)!r}"
     for key in sorted(old.keys() | new.keys())
-    if old.get(key) != new.get(key) and key.split(".")[-1] not in LOGGING_KEYS
+    if old.get(key) != new.get(key)
   ]
   return "; ".join(changed[:4]) + (" ..." if len(changed) > 4 else "")
 

@@ -123,18 +123,27 @@ def test_a_result_that_was_changed_afterwards_is_no_result(small):
     _run(config, workdir)
 
 
-@pytest.mark.parametrize(
-  "left", [("half.txt", "half"), ("begun.json", '{"config": "other"}')]
-)
-def test_half_a_result_without_a_checkpoint_is_made_again(small, left):
+def test_half_a_result_without_a_checkpoint_is_made_again(small):
   """Also if it was begun from other data, as from a file since mended."""
   config, workdir, runs = small
-  name, text = left
   folder = workdir / "detach_dpo"
   folder.mkdir(parents=True)
-  (folder / name).write_text(text)
+  (folder / "begun.json").write_text('{"config": "other"}')
+  (folder / "half.txt").write_text("half")
   _run(config, workdir)
-  assert runs == ["detach_dpo"] and not (folder / name).exists()
+  assert runs == ["detach_dpo"] and not (folder / "half.txt").exists()
+  assert not (folder / "begun.json").exists()
+
+
+def test_a_folder_of_another_is_an_error_before_anything_is_touched(small):
+  config, workdir, runs = small
+  config.order = ("detach_dpo", "report")
+  (workdir / "report").mkdir(parents=True)
+  (workdir / "report" / "thesis.tex").write_text("mine")
+  with pytest.raises(InputError, match="report.*thesis.tex"):
+    _run(config, workdir)
+  assert runs == [] and [p.name for p in workdir.iterdir()] == ["report"]
+  assert (workdir / "report" / "thesis.tex").read_text() == "mine"
 
 
 def test_a_workdir_of_another_configuration_is_refused(small):
@@ -223,7 +232,7 @@ def test_a_stage_begun_from_other_data_is_not_continued(tmp_path, monkeypatch):
     recipe.run(plan, tmp_path / "w", config)
   (step.folder / "checkpoints" / "2").mkdir(parents=True)
   file.write_text('{"another": 1}\n')
-  with pytest.raises(InputError, match="begun with other settings or inputs"):
+  with pytest.raises(InputError, match="begun with other inputs"):
     recipe.run(plan, tmp_path / "w", config)
 
 
