@@ -154,23 +154,46 @@ def _made_alike(config: ConfigDict, address: str) -> bool:
   if origins != ("package:toy:vision", "package:toy:llm"):
     return False
   return all(
-    name in config and shipped_settings(config, name) == settings
+    name in config and _as_recorded(settings, shipped_settings(config, name))
     for name, settings in files.read_json(made)["settings"].items()
+  )
+
+
+def _as_recorded(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+  """Returns whether settings are still those that were recorded.
+
+  A setting that came later, with its default, is in no record and decides
+  nothing. What is free counts in no record either; another input always does.
+  """
+  free = rundir.FREE_KEYS
+  return recorded["inputs"] == now["inputs"] and all(
+    key in now and _holds(value, now[key])
+    for key, value in recorded.items()
+    if key not in free or key == "compute"
+  )
+
+
+def _holds(recorded: Any, now: Any) -> bool:
+  if not isinstance(recorded, Mapping) or not isinstance(now, Mapping):
+    return recorded == now
+  return all(
+    key in now and _holds(value, now[key]) for key, value in recorded.items()
   )
 
 
 def shipped_settings(config: ConfigDict, name: str) -> dict[str, Any]:
   """Returns what decides a stage's result, but for the weights it starts from.
 
-  Where it runs, how rows are packed and how it is shown is left out, and so is
-  where vision and llm came from: in the run that made a shipped result, from the
+  `rundir.FREE_KEYS` are skipped, except the precision: a shipped result is taken
+  unasked, so it has to be what the run itself would make. Where vision and llm
+  came from is skipped, too: in the run that made a shipped result, from the
   stages before it.
   """
   section = config[name]
   fields = _common(config, section) | section.to_dict()
-  free = {*rundir.LOGGING_KEYS, "mesh", "name", "only_if_used", "pack"}
+  free = {*rundir.FREE_KEYS, "name", "only_if_used"}
   kept = {k: v for k, v in fields.items() if k not in free}
-  kept["compute"] = {"dtype": kept["compute"]["dtype"]}
+  kept["compute"] = {"dtype": fields["compute"]["dtype"]}
   for part in ("vision", "llm"):
     kept[part] = {k: v for k, v in kept[part].items() if k != "init"}
     kept["inputs"] = {k: v for k, v in kept["inputs"].items() if k != part}

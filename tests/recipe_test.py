@@ -210,8 +210,52 @@ def test_a_changed_stage_1_runs_instead_of_the_shipped_one(change):
 
 
 def test_where_it_runs_does_not_unmake_the_shipped_stage_1():
-  ran, _ = shipped(mesh__fsdp=8, compute__remat="full")
+  ran, _ = shipped(
+    mesh__fsdp=8,
+    compute__remat="full",
+    stage1_full__accum=4,
+    stage1_proj__pack__row=512,
+  )
   assert "stage1_full" not in ran
+
+
+def with_new_defaults() -> ml_collections.ConfigDict:
+  """The recipe of a later version, which knows more settings."""
+  config = pivot.get_config()
+  for section in (config.stage1_full, config.stage1_proj):
+    section.smoothing = 0.0
+  config.sources.chat.style = "plain"
+  config.llm.sliding_window = 0
+  return config
+
+
+def test_a_setting_that_no_record_has_does_not_unmake_the_shipped_stage_1():
+  plan = recipe.expand(with_new_defaults(), pathlib.Path("run"))
+  assert "shipped" in plan.left_out["stage1_full"]
+
+
+@pytest.mark.parametrize(
+  "change",
+  [
+    dict(stage1_full__warmup=0.5),
+    dict(sources__chat__turns=2),
+    dict(llm__rope_theta=1e4),
+  ],
+  ids=str,
+)
+def test_a_recorded_setting_unmakes_it_among_new_ones_too(change):
+  config = with_new_defaults()
+  for key, value in change.items():
+    config.update_from_flattened_dict({key.replace("__", "."): value})
+  plan = recipe.expand(config, pathlib.Path("run"))
+  assert "stage1_full" not in plan.left_out
+
+
+def test_another_input_unmakes_the_shipped_stage_1():
+  config = with_new_defaults()
+  config.stage1_full.inputs.projector = "elsewhere"
+  plan = recipe.expand(config, pathlib.Path("run"))
+  assert "stage1_full" not in plan.left_out
 
 
 def test_a_stage_begun_from_other_data_is_not_continued(tmp_path, monkeypatch):
