@@ -8,7 +8,6 @@ import argparse
 import pathlib
 
 from pivot_jax import files
-from pivot_jax.checkpoint import read_json
 
 
 def main() -> None:
@@ -61,7 +60,7 @@ def _choose(rates: list[tuple[str, float, float]]) -> str:
 
 
 def _metrics(folder: pathlib.Path) -> dict:
-  return read_json(folder / "done.json")["metrics"]
+  return files.read_json(folder / "done.json")["metrics"]
 
 
 def _place(folder: pathlib.Path) -> tuple[str, float]:
