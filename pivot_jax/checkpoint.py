@@ -267,24 +267,41 @@ class Resumable:
   def restore(self, target: Any) -> tuple[int, Any, dict[str, Any]] | None:
     """Returns (step, state, note) of the newest sound checkpoint, or None.
 
-    `target` is a state of shapes with shardings. A damaged checkpoint is named,
-    set aside as `STEP.bad`, and the one before it is taken.
+    `target` is a state of shapes with shardings. None: there is no checkpoint. A
+    damaged one is named, set aside as `STEP.bad`, and the one before it is taken.
+
+    Raises:
+      InputError: every checkpoint is damaged; nothing is set aside.
     """
+    damaged: dict[int, str] = {}
     for step in sorted(self._manager.all_steps(), reverse=True):
       read, problem = self._read(step, target)
       if problem is None:
+        self._set_aside(damaged)
         return step, read["state"], read["meta"]["note"]
+      damaged[step] = problem
+    listed = [f"{step} ({problem})" for step, problem in damaged.items()]
+    listed += sorted(path.name for path in self._folder.glob("*.bad"))
+    if listed:
+      raise InputError(
+        f"{self._folder}: every checkpoint is damaged: {'; '.join(listed)}; put "
+        f"a copy of one back, or delete {self._folder} to begin at step 0"
+      )
+    return None
+
+  def _set_aside(self, damaged: Mapping[int, str]) -> None:
+    for step, problem in damaged.items():
       LOG.warning(
-        "checkpoint %d is damaged (%s): set aside as %d.bad, trying the one "
-        "before it",
+        "checkpoint %d is damaged (%s): set aside as %d.bad, the one before it "
+        "is taken",
         *(step, problem, step),
       )
       bad = self._folder / f"{step}.bad"
       shutil.rmtree(bad, ignore_errors=True)
       (self._folder / str(step)).rename(bad)
+    if damaged:
       self._manager.close()
       self._manager = _manager(self._folder, 2)
-    return None
 
   def close(self) -> None:
     """Releases the manager's threads."""

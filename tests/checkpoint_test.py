@@ -171,6 +171,36 @@ def test_a_damaged_newest_state_is_set_aside_and_the_one_before_taken(tmp_path):
 
 
 @_BROKEN_READ
+def test_damage_of_every_state_is_an_error_that_touches_nothing(tmp_path):
+  _saved(tmp_path, [1, 2])
+  for step in ("1", "2"):
+    _flip(_data_file(tmp_path / step))
+  before = sorted(tmp_path.rglob("*"))
+  saver = checkpoint.Resumable(tmp_path)
+  for _ in range(2):
+    with pytest.raises(InputError, match=rf"{tmp_path}: .*2 .*; 1 .*delete"):
+      saver.restore(_target())
+  saver.close()
+  assert sorted(tmp_path.rglob("*")) == before
+  gc.collect()
+
+
+@_BROKEN_READ
+def test_states_that_were_set_aside_are_no_reason_to_begin_anew(tmp_path):
+  _saved(tmp_path, [1, 2])
+  _flip(_data_file(tmp_path / "2"))
+  saver = checkpoint.Resumable(tmp_path)
+  assert saver.restore(_target())[0] == 1
+  saver.close()
+  _flip(_data_file(tmp_path / "1"))
+  saver = checkpoint.Resumable(tmp_path)
+  with pytest.raises(InputError, match=r"1 .*; 2.bad"):
+    saver.restore(_target())
+  saver.close()
+  gc.collect()
+
+
+@_BROKEN_READ
 def test_a_state_without_its_arrays_is_set_aside(tmp_path):
   _saved(tmp_path, [1, 2])
   _data_file(tmp_path / "2").unlink()
