@@ -17,6 +17,7 @@ from pivot_jax import (
   addresses,
   assembly,
   checkpoint,
+  metrics,
   optim,
   rundir,
   sharding,
@@ -66,6 +67,8 @@ def check(steps: Iterable[rundir.Step]) -> None:
       "there is nothing to run: no stage has its data; on your own files every "
       "stage needs --config.files.pretrain"
     )
+  if any(step.kind == "train" and step.config.tensorboard for step in steps):
+    metrics.check_board()
   _check_arms(steps)
   for mesh in {json.dumps(s.config.mesh.to_dict()): s for s in steps}.values():
     sharding.make_mesh(mesh.config.mesh)

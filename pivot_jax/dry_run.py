@@ -7,9 +7,21 @@ import dataclasses
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
 
-from pivot_jax import addresses, assembly, checkpoint, recipe, rundir, trees
+from pivot_jax import (
+  addresses,
+  assembly,
+  checkpoint,
+  optim,
+  recipe,
+  rundir,
+  train,
+  trees,
+)
 from pivot_jax.data import chat, registry
+from pivot_jax.stages import detach
 
 _Configs = dict[str, Any]
 
@@ -23,7 +35,8 @@ def describe(plan: recipe.Plan) -> str:
     if step.kind == "train":
       details += _train(step, models)
     if step.kind == "detach":
-      models[str(step.folder)] = _configs(step.inputs["init"], models)
+      address = detach.address_of(step.name, step.inputs)
+      models[str(step.folder)] = _configs(address, models)
     if details:
       lines += [step.name, *(f"  {line}" for line in details)]
   return "\n".join(lines)
@@ -38,13 +51,18 @@ def _rows(step: rundir.Step) -> list[str]:
 
 
 def _train(step: rundir.Step, models: dict[str, _Configs]) -> list[str]:
-  """Returns parameters and state bytes of a training stage, from shapes."""
+  """Returns parameters and state bytes of a training stage, from shapes.
+
+  Raises:
+    InputError: rules that match no parameter, or leave one out.
+  """
   config = step.config
   shapes = _shapes(step, models)
+  for field in ("lr", "weight_decay"):
+    optim.check_rules(config[field], shapes, f"{config.name}.{field}")
   inside, _ = trees.split(shapes, config.trainable)
   total, training = trees.count(shapes), trees.count(inside)
-  # float32 parameters, and for what trains a gradient and two moments.
-  megabytes = (4 * total + 12 * training) / 1e6
+  megabytes = _state_bytes(shapes, config) / 1e6
   pack = config.pack
   tokens = pack.tokens or pack.get("row") or "as long as the longest example"
   return [
@@ -53,6 +71,39 @@ def _train(step: rundir.Step, models: dict[str, _Configs]) -> list[str]:
     "activations not counted",
     f"{config.steps} updates of {config.batch} examples; row tokens: {tokens}",
   ]
+
+
+def _state_bytes(shapes: trees.Tree, config: ConfigDict) -> int:
+  """Returns the bytes that a training holds from update to update.
+
+  Parameters, gradients, the optimizer's state, and kernels as the products take
+  them.
+  """
+  dtype = jnp.dtype(config.compute.dtype)
+  inside, outside = trees.split(shapes, config.trainable)
+  frozen = train.kernel_dtypes(outside, config.compute.dtype)
+  optimizer = optim.adamw(
+    inside,
+    lr=config.lr,
+    factor=optim.schedule(
+      config.schedule, steps=config.steps, warmup=config.warmup
+    ),
+    weight_decay=config.weight_decay,
+    clip=config.clip,
+    moments=config.moments,
+  )
+  state = jax.eval_shape(optimizer.init, inside)
+  size = 2 * 4 * trees.count(inside)
+  size += sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
+  for path, leaf in trees.flatten(outside).items():
+    size += leaf.size * jnp.dtype(frozen.get(path, leaf.dtype)).itemsize
+  if dtype != jnp.float32:
+    size += sum(
+      leaf.size * dtype.itemsize
+      for path, leaf in trees.flatten(inside).items()
+      if path.endswith("/kernel")
+    )
+  return size
 
 
 def _sizes(model: _Configs, batch: int) -> str:

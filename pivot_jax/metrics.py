@@ -5,6 +5,7 @@ by name. A measured number of a stage is `measured(...)`: value, n and standard
 error together, so that no table ever shows one without the others.
 """
 
+import importlib.util
 import json
 import math
 import pathlib
@@ -152,13 +153,18 @@ def _lines(path: pathlib.Path) -> list[dict[str, float]]:
   return lines
 
 
-def _summary_writer(folder: pathlib.Path, step: int):
-  try:
-    import tensorboardX
-  except ImportError as error:
+def check_board() -> None:
+  """Raises InputError where TensorBoard's files cannot be written."""
+  if importlib.util.find_spec("tensorboardX") is None:
     raise InputError(
       "tensorboard=True needs tensorboardX: pip install pivot_jax[tensorboard]"
-    ) from error
+    )
+
+
+def _summary_writer(folder: pathlib.Path, step: int):
+  check_board()
+  import tensorboardX
+
   # What was written after the step where a run goes on is not shown.
   return tensorboardX.SummaryWriter(
     str(folder / "tensorboard"), purge_step=step + 1 if step else None

@@ -1,6 +1,7 @@
 """Settings that cannot work are answered before anything runs."""
 
 import json
+import sys
 
 import pytest
 
@@ -37,6 +38,8 @@ def test_every_recipe_passes(tmp_path, name):
   (dict(stage2_dpo__objective="mpo"), "'mpo': choose one of sft, dpo"),
   (dict(stage2_sft__template="chatml"), "'chatml': choose one of qwen_1_5"),
   (dict(stage2_sft__schedule="step"), "'step': choose one of cosine"),
+  (dict(stage2_sft__moments="float16"), "'float16': choose one of float32"),
+  (dict(compute__dtype="float16"), "compute.dtype='float16': choose one of"),
   (dict(resample="cubic"), "[a-z0-9_]+.resample='cubic' is none of bicubic"),
   (dict(resample="bicubic:248"), "'bicubic:248' is none .* as in crop_bicubic:"),
   (dict(segment_probe_dpo__background="void"), "'void': give the index of a"),
@@ -107,6 +110,14 @@ def test_loops_without_a_checkpoint_end_at_sigterm(monkeypatch):
   monkeypatch.setattr(train, "stop_requested", lambda: True)
   with pytest.raises(train.Stopped, match="evaluate_dpo stopped"):
     train.stop_if_requested("evaluate_dpo")
+
+
+def test_tensorboard_needs_its_extra_before_anything_runs(
+  tmp_path, monkeypatch
+):
+  monkeypatch.setitem(sys.modules, "tensorboardX", None)
+  with pytest.raises(InputError, match=r"pivot_jax\[tensorboard\]"):
+    checks.check(steps(tmp_path, tensorboard=True))
 
 
 def test_given_weights_are_looked_at_before_the_first_stage(tmp_path):

@@ -20,12 +20,23 @@ from pivot_jax.convert import hf
 from pivot_jax.errors import InputError
 
 
+def address_of(name: str, inputs: Mapping[str, str]) -> str:
+  """Returns where the encoder comes from; raises InputError if nothing says."""
+  for key in ("init", "vision"):
+    if inputs.get(key):
+      return inputs[key]
+  raise InputError(
+    f"{name}: has neither init nor vision in inputs: give the MLLM, as "
+    'init="@stage2_dpo", or an encoder, as vision="hf:DIR"'
+  )
+
+
 def run(
   config: ConfigDict, inputs: Mapping[str, str], out: pathlib.Path
 ) -> dict[str, Any]:
   """Writes both forms; returns the parameter count and the fingerprint."""
   del config
-  address = inputs.get("init") or inputs["vision"]
+  address = address_of(out.name, inputs)
   loaded = checkpoint.load(address)
   if "vision" not in loaded.params:
     raise InputError(f"{address}: holds no vision encoder to detach")
