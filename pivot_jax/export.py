@@ -21,6 +21,7 @@ from typing import Any, NoReturn
 
 from absl import app, flags, logging
 
+from pivot_jax import files
 from pivot_jax.errors import InputError
 
 FORMATS = ("hf", "llava", "timm", "big_vision")
@@ -74,7 +75,7 @@ def export(
   from pivot_jax.data import chat
 
   check_choices(format, dtype)
-  _check_target(pathlib.Path(to))
+  _check_target(files.local_path(to, "--to"))
   loaded = checkpoint.load(address, deferred=True)
   # An encoder is written without its language model, which is not even read.
   params = parts_of(loaded.params, format)
@@ -108,7 +109,7 @@ def write(job: Job, to: str | os.PathLike, *, format: str) -> pathlib.Path:
   """Writes a job's folder aside and renames it into place."""
   from pivot_jax import model_card
 
-  out = pathlib.Path(to)
+  out = files.local_path(to, "--to")
   check_choices(format, job.dtype)
   _check_target(out)
   writers: dict[str, Callable[[Job, pathlib.Path], str]] = {

@@ -1,14 +1,33 @@
-"""JSON files, and the versions of what wrote them."""
+"""JSON files, the versions of what wrote them, and which paths are local."""
 
 import importlib.metadata
 import json
+import os
 import pathlib
 import platform
+import re
 from typing import Any
 
 import numpy as np
 
 from pivot_jax.errors import InputError
+
+# One slash is left of two where an address has already become a path.
+_REMOTE = re.compile(r"[a-z][a-z0-9+.-]+:/", re.IGNORECASE)
+
+
+def local_path(path: str | os.PathLike, name: str) -> pathlib.Path:
+  """Returns a path to write to; raises InputError for gs://... and the like.
+
+  A folder `gs:` would be made of it. `name` is that of the flag or argument.
+  """
+  text = os.fspath(path)
+  if _REMOTE.match(text):
+    raise InputError(
+      f"{name}={text}: only folders of this machine are written; give one, and "
+      "copy it there afterwards"
+    )
+  return pathlib.Path(text)
 
 
 def write_json(path: pathlib.Path, content: Any) -> None:

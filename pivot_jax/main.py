@@ -42,13 +42,13 @@ def main(argv: Sequence[str]) -> None:
   del argv
   _setup_logging()
   # Imported here so that a wrong flag is answered at once.
-  from pivot_jax import checks, dry_run, recipe, rundir, train
+  from pivot_jax import checks, dry_run, files, recipe, rundir, train
 
   try:
     _setup_jax()
     train.stop_on_sigterm()
     config = _CONFIG.value
-    workdir = pathlib.Path(_WORKDIR.value).absolute()
+    workdir = files.local_path(_WORKDIR.value, "--workdir").absolute()
     began = time.monotonic()
     plan = recipe.expand(config, workdir)
     _check_sizes(config)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
-from pivot_jax import artifacts, checkpoint, export, trees
+from pivot_jax import artifacts, checkpoint, export, files, trees
 from pivot_jax.data import chat, images, tokens
 from pivot_jax.errors import InputError
 from pivot_jax.models import layers, mllm, qwen2, vit
@@ -192,9 +192,10 @@ def save(
     raise InputError(
       f"format {format!r}: choose one of pivot_jax, {', '.join(export.FORMATS)}"
     )
+  out = files.local_path(folder, "folder")
   host = _checked(model, jax.device_get(params))
   if format == "pivot_jax":
-    _save_artifact(pathlib.Path(folder), model, host)
+    _save_artifact(out, model, host)
     return
   host = export.parts_of(host, format)
   meta, rest = dict(model.meta), None
@@ -208,7 +209,7 @@ def save(
     dtype=dtype,
     name=model.address,
   )
-  export.write(job, folder, format=format)
+  export.write(job, out, format=format)
 
 
 def _checked(model: Pretrained, host: Any) -> Any:

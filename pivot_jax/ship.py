@@ -9,6 +9,7 @@ writes them with what made them. The tokenizer there stays.
 
 import pathlib
 import shutil
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from absl import app, flags
 from ml_collections import ConfigDict
 
 from pivot_jax import artifacts, checkpoint, files, recipe, trees
+from pivot_jax.errors import InputError
 
 _FROM = flags.DEFINE_string("from", None, "The run folder.", required=True)
 _TO = flags.DEFINE_string("to", None, "The artifact folder.", required=True)
@@ -25,9 +27,18 @@ COMMAND = "python -m pivot_jax.main --config=configs/pivot.py:from_scratch"
 
 
 def main(argv: Sequence[str]) -> None:
-  """Writes params.safetensors, model.json, fingerprint.json and made.json."""
+  """Ships what the flags say; a mistake is one line."""
   del argv
-  run, to = pathlib.Path(_FROM.value), pathlib.Path(_TO.value)
+  try:
+    _ship()
+  except InputError as error:
+    sys.stderr.write(f"error: {error}\n")
+    sys.exit(2)
+
+
+def _ship() -> None:
+  """Writes params.safetensors, model.json, fingerprint.json and made.json."""
+  run, to = pathlib.Path(_FROM.value), files.local_path(_TO.value, "--to")
   vision = checkpoint.load(f"{run / 'stage0_vision'}:vision")
   llm = checkpoint.load(f"{run / 'stage0_llm'}:llm")
   meta = _meta(vision, llm, parts=["llm", "vision"])

@@ -22,6 +22,7 @@ from typing import TextIO
 
 import tqdm
 
+from pivot_jax import files
 from pivot_jax.data import (
   chat,
   checking_config,
@@ -48,7 +49,7 @@ def main(argv: Sequence[str]) -> int:
   """
   given, overrides = _parser().parse_known_args(argv)
   wanted = _wanted(given, overrides)
-  out = pathlib.Path(given.out)
+  out = files.local_path(given.out, "--out")
   _check_apart(wanted.entries, out)
   address = wanted.tokenizer or TOKENIZER
   settings = checking_rows.Settings(

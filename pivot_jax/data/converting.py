@@ -21,6 +21,7 @@ from collections.abc import Sequence
 
 import tqdm
 
+from pivot_jax import files
 from pivot_jax.data import (
   array_records,
   mmpr_choice,
@@ -93,6 +94,7 @@ def _write_paper_files(given: dict) -> int:
   size = mmpr_choice.SIZE if given["size"] is None else given["size"]
   seed = mmpr_choice.SEED if given["seed"] is None else given["seed"]
   # Before millions of rows are looked at.
+  files.local_path(given["folder"], "DST")
   mmpr_sets.paper_files(given["folder"], size=size, seed=seed)
   selection = mmpr_sets.choose(
     place,
@@ -155,7 +157,7 @@ def convert(
 
 def check_target(folder: str | os.PathLike, *, overwrite: bool) -> None:
   """Raises unless a folder may be written, before any work is done."""
-  folder = pathlib.Path(folder)
+  folder = files.local_path(folder, "DST")
   if folder.name in ("", ".."):
     raise InputError(f"{folder}: has no name; give the one of a new folder")
   if not folder.exists() and not folder.is_symlink():

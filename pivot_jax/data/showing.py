@@ -16,7 +16,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from pivot_jax import addresses
+from pivot_jax import addresses, files
 from pivot_jax.data import (
   chat,
   opening,
@@ -61,6 +61,8 @@ def main(argv: Sequence[str]) -> int:
     InputError: a file, tokenizer or row that is not there.
   """
   given = _parser().parse_args(argv)
+  if given.html is not None:
+    files.local_path(given.html, "--html")
   folder = tokenizer_folder(given.tokenizer)
   style = showing_rows.Style(
     tokenizer=chat.load_tokenizer(folder),
@@ -70,14 +72,14 @@ def main(argv: Sequence[str]) -> int:
     image_tokens=given.image_tokens,
   )
   choice = Choice(given.n, given.first, given.seed, tuple(given.row))
-  files = [_open(path, given.images, choice) for path in given.files]
+  opened = [_open(path, given.images, choice) for path in given.files]
   said = settings(given.tokenizer, style)
   if given.html is not None:
-    return _write_page(given.html, said, files, style)
+    return _write_page(given.html, said, opened, style)
   look = terminal(given.color, os.environ, is_terminal=sys.stdout.isatty())
   _say(f"{said}\n{showing_text.legend(look)}\n")
   bad = 0
-  for file in files:
+  for file in opened:
     _say(f"\n{showing_rows.one_line(file.path)}: {file.about}\n")
     for shown in file.look(style):
       _say("\n" + showing_text.row(shown, look))
@@ -197,11 +199,11 @@ def _open(path: str, images: str | None, choice: Choice) -> Opened:
 def _write_page(
   path: pathlib.Path,
   said: str,
-  files: Sequence[Opened],
+  opened: Sequence[Opened],
   style: showing_rows.Style,
 ) -> int:
   count, bad, sections = 0, 0, []
-  for file in files:
+  for file in opened:
     found = list(file.look(style))
     count, bad = count + len(found), bad + sum(bool(r.errors) for r in found)
     sections.append(showing_html.section(file.path, file.about, found))

@@ -18,7 +18,9 @@ from collections.abc import Iterator
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from pivot_jax import files
 from pivot_jax.data import scenes
+from pivot_jax.errors import InputError
 
 SEED = 0
 ROWS = 2000  # of each task whose text is read
@@ -73,6 +75,10 @@ def main() -> None:
   parser = argparse.ArgumentParser(description="Trains the toy tokenizer.")
   parser.add_argument("--out", type=pathlib.Path, required=True)
   arguments = parser.parse_args()
+  try:
+    files.local_path(arguments.out, "--out")
+  except InputError as error:
+    parser.error(str(error))
   start = time.perf_counter()
   write(train(), arguments.out)
   made = {
