@@ -121,8 +121,15 @@ def write_tokenizer(
     # refuses.
     "model_input_names": ["input_ids", "attention_mask"],
     "chat_template": chat_template(template),
+    # transformers 5 takes a class by config.json's model_type. That of qwen2
+    # keeps vocabulary and merges, and splits by Qwen2's rules, whatever
+    # tokenizer.json says, unless this stands here. No code of a folder is run
+    # for it: that takes an argument of the caller.
+    "trust_remote_code": True,
   }
   if image_token:
+    # The class of llava reads tokenizer.json.
+    del config["trust_remote_code"]
     config["processor_class"] = "LlavaProcessor"
     config["extra_special_tokens"] = {"image_token": tokens.IMAGE}
   tensors.write_json(folder / "tokenizer_config.json", config)

@@ -8,12 +8,17 @@
 The first step makes tiny random models with the transformers of the tests,
 exports them, and writes beside each folder what we compute. The second knows
 neither this project nor jax; it runs under transformers 5, too. What both
-printed stands in transformers_4_57.txt. `export_test.py` uses the models.
+printed stands in transformers_4_57.txt. `export_test.py` and `tokenizer_test.py`
+use the models and the texts.
+
+With PIVOT_JAX_TEST_DATA set, the tokenizer of Qwen2 is written, too.
 """
 
 import datetime
 import json
+import os
 import pathlib
+import re
 import sys
 
 import numpy as np
@@ -81,6 +86,57 @@ def multimodal(tower, *, tied, **text_sizes):
   return transformers.LlavaForConditionalGeneration(config)
 
 
+def language_model(vocab_size):
+  """A tiny random Qwen2."""
+  config = transformers.Qwen2Config(
+    vocab_size=vocab_size,
+    hidden_size=16,
+    intermediate_size=24,
+    num_hidden_layers=1,
+    num_attention_heads=2,
+    num_key_value_heads=2,
+    tie_word_embeddings=True,
+  )
+  return transformers.Qwen2ForCausalLM(config)
+
+
+def texts():
+  """Texts that tokenizers split in different ways; without Unicode in a file."""
+  path = pathlib.Path(__file__).parents[1] / "golden" / "tokenizer_texts.json"
+  groups = json.loads(path.read_text("ascii"))
+  return [text for group in groups.values() for text in group]
+
+
+def tokenized(tokenizer, image_id=None):
+  """What a folder's tokenizer has to make of each text, by ours.
+
+  `ids` with special tokens acting, `<image>` among them if it has an id; `plain`
+  with every text as text.
+  """
+  split = "(<image>)" if image_id is not None else "$^"
+  ids = []
+  for text in texts():
+    found = []
+    for piece in re.split(split, text):
+      image = piece == "<image>" and image_id is not None
+      found += [image_id] if image else tokenizer.encode(piece, True)
+    ids.append(found)
+  plain = [tokenizer.encode(text) for text in texts()]
+  return {"texts": texts(), "ids": ids, "plain": plain}
+
+
+def same_tokens(folder, expected, **choices):
+  """How many texts AutoTokenizer encodes as expected, both ways, and decodes."""
+  found = transformers.AutoTokenizer.from_pretrained(folder, **choices)
+  same = 0
+  for text, ids, plain in zip(*expected.values(), strict=True):
+    as_text = found(text, split_special_tokens=True)["input_ids"]
+    # Bytes of text that Qwen2 normalizes come back normalized.
+    decoded = found.encode(found.decode(ids))
+    same += (found.encode(text), as_text, decoded) == (ids, plain, ids)
+  return same
+
+
 def picture(seed=0, size=(40, 31)):
   """A picture of another size and shape than the encoders read."""
   rng = np.random.default_rng(seed)
@@ -126,6 +182,11 @@ def write(folder):
   from tests.parity import foreign
 
   toy = checkpoint.tokenizer_folder("package:toy")
+  _export_languages("toy", chat.load_tokenizer(toy), folder)
+  if "PIVOT_JAX_TEST_DATA" in os.environ:
+    data = pathlib.Path(os.environ["PIVOT_JAX_TEST_DATA"])
+    qwen = chat.load_tokenizer(data / "tokenizer_qwen2")
+    _export_languages("qwen2", qwen, folder)
   for name in ENCODERS:
     torch.manual_seed(0)
     source = folder / "sources" / name
@@ -139,6 +200,38 @@ def write(folder):
       foreign.roughen(multimodal(tower, tied=tied), 3).save_pretrained(source)
       chat.load_tokenizer(toy).save(source)
       _export_multimodal(name, source, folder)
+
+
+def _export_languages(name, tokenizer, folder):
+  """Exports a language model and a Llava with a tokenizer, to look at that."""
+  size = -(-tokenizer.vocab_size // 512) * 512
+  llava = multimodal(
+    "siglip",
+    tied=True,
+    vocab_size=size,
+    hidden_size=16,
+    num_attention_heads=2,
+  )
+  for form, model in (("hf", language_model(size)), ("llava", llava)):
+    out = folder / f"tokenizer_{name}_{form}"
+    expected = export_tokenizer(
+      model, tokenizer, folder / "sources" / out.name, out, form
+    )
+    path = folder / f"{out.name}.tokens.json"
+    path.write_text(json.dumps(expected), "ascii")
+
+
+def export_tokenizer(model, tokenizer, source, out, form):
+  """Exports a model of transformers with a tokenizer; returns its tokens."""
+  from pivot_jax import export
+  from pivot_jax.convert import llava_files
+
+  model.save_pretrained(source)
+  tokenizer.save(source)
+  export.export(f"hf:{source}", out, format=form)
+  if form == "hf":
+    return tokenized(tokenizer)
+  return tokenized(tokenizer, llava_files.with_image_token(tokenizer)[1])
 
 
 def _export_encoder(name, source, folder):
@@ -218,6 +311,13 @@ def read(folder):
       facts, sound = look(path.with_suffix(""), expected)
     failed |= not sound
     _say(f"{path.stem}: {'; '.join(facts)}{'' if sound else '  <-- WRONG'}")
+  for path in sorted(folder.glob("*.tokens.json")):
+    expected = json.loads(path.read_text("ascii"))
+    name = path.name.removesuffix(".tokens.json")
+    same, count = same_tokens(folder / name, expected), len(expected["texts"])
+    failed |= same < count
+    wrong = "" if same == count else "  <-- WRONG"
+    _say(f"{name}: {same} of {count} texts have the same tokens{wrong}")
   return 1 if failed else 0
 
 
