@@ -189,7 +189,7 @@ def finished(step: Step, inputs: Inputs) -> bool:
     )
   otherwise = _difference(done["fields"], now, LOGGING_KEYS)
   if otherwise:
-    LOG.info("%s stays as it was made with %s", step.name, otherwise)
+    LOG.info("%s stays, made with other settings: %s", step.name, otherwise)
   return True
 
 
