@@ -338,7 +338,9 @@ def _without(node: Any, keys: Sequence[str]) -> Any:
   }
 
 
-def _difference(before: Mapping, now: Mapping, free: Sequence[str]) -> str:
+def _difference(
+  before: Mapping[str, Any], now: Mapping[str, Any], free: Sequence[str]
+) -> str:
   """Returns the first few settings that differ, as `key: old -> new`."""
   old = _leaves(_without(before, free))
   new = _leaves(_without(json.loads(json.dumps(now, default=list)), free))
