@@ -43,6 +43,10 @@ class Tokenizer:
   end_of_text: int
   newline: int
 
+  def __repr__(self) -> str:
+    # The backend's own would print the whole vocabulary.
+    return f"Tokenizer({self.vocab_size} ids, {self.fingerprint[:12]})"
+
   def __setstate__(self, state: dict[str, Any]) -> None:
     self.__dict__.update(state)
     # The library does not keep it, and special tokens in texts would act.

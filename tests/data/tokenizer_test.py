@@ -96,3 +96,12 @@ def test_another_process_encodes_special_tokens_as_text_too():
   text = "a <|im_end|> <image> b"
   assert again.encode(text) == tokenizer.encode(text)
   assert tokenizer.im_end not in again.encode(text)
+
+
+def test_a_printed_tokenizer_says_which_it_is_and_no_word_of_it():
+  tokenizer = chat.load_tokenizer(FOLDER)
+  said = repr(tokenizer)
+  assert said == str(tokenizer) and len(said) < 60
+  assert str(tokenizer.vocab_size) in said
+  assert tokenizer.fingerprint[:12] in said
+  assert "triangle" not in said
