@@ -47,7 +47,7 @@ def main(argv: Sequence[str]) -> None:
   try:
     _setup_jax()
     train.stop_on_sigterm()
-    config = _CONFIG.value
+    config = recipe.resolve(_CONFIG.value)
     workdir = files.local_path(_WORKDIR.value, "--workdir").absolute()
     began = time.monotonic()
     plan = recipe.expand(config, workdir)

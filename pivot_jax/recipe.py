@@ -6,6 +6,7 @@ is renamed into place last; a finished stage is skipped on rerun. This file
 knows the order of things and nothing of what a stage does.
 """
 
+import copy
 import dataclasses
 import importlib
 import json
@@ -43,6 +44,16 @@ class Plan:
   left_out: Mapping[str, str]
 
 
+def resolve(config: ConfigDict) -> ConfigDict:
+  """Returns a copy of a config with what follows from its tokenizer."""
+  # A deep copy, as inputs of stages refer to fields that change here.
+  config = copy.deepcopy(config)
+  if config.tokenizer != "package:toy" and config.llm.init == "package:toy:llm":
+    # The shipped LLM speaks the shipped tokenizer only.
+    config.llm.init = "@stage0_llm:llm"
+  return config.copy_and_resolve_references()
+
+
 def expand(config: ConfigDict, workdir: pathlib.Path) -> Plan:
   """Returns the stages that will run, seeds repeated, missing data left out.
 
@@ -50,13 +61,11 @@ def expand(config: ConfigDict, workdir: pathlib.Path) -> Plan:
   out, or if it only makes weights that are given. Raises InputError for an edge
   to a stage that does not run before.
   """
+  config = resolve(config)
   if config.seeds < 1:
     raise InputError(f"seeds={config.seeds}: give 1 or more")
   left_out: dict[str, str] = {}
   steps: list[rundir.Step] = []
-  if config.tokenizer != "package:toy" and config.llm.init == "package:toy:llm":
-    # The shipped LLM speaks the shipped tokenizer only.
-    config.llm.init = "@stage0_llm:llm"
   used = _edges(config)
   given = _given(config)
   left_out |= {
@@ -99,7 +108,7 @@ def run(plan: Plan, workdir: pathlib.Path, config: ConfigDict) -> None:
   except OSError as error:
     raise InputError(f"{workdir}: cannot be made ({error.strerror})") from error
   with rundir.lock(workdir):
-    rundir.claim(workdir, config)
+    rundir.claim(workdir, resolve(config))
     text = describe(plan) + "\n"
     (workdir / "plan.txt").write_text(text, encoding="utf-8")
     inputs = rundir.Inputs()

@@ -81,6 +81,19 @@ def test_another_tokenizer_trains_the_llm_anew(tmp_path):
   )
 
 
+@pytest.mark.parametrize("tokenizer", ["package:toy", "some/folder"])
+def test_a_plan_leaves_the_config_as_it_was(tmp_path, tokenizer):
+  config = pivot.get_config()
+  config.tokenizer, config.seeds = tokenizer, 2
+  before = config.to_dict()
+  recipe.expand(config, tmp_path)
+  assert config.to_dict() == before
+  resolved = recipe.resolve(config)
+  assert config.to_dict() == before
+  # The plan of what was resolved is the plan of the config.
+  assert recipe.expand(resolved, tmp_path) == recipe.expand(config, tmp_path)
+
+
 @pytest.fixture
 def small(tmp_path, monkeypatch):
   """A recipe of one stage that counts its runs."""
