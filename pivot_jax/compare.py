@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy import special
 
-from pivot_jax import files, metrics, segmentation
+from pivot_jax import files, metrics, segmentation, texts
 from pivot_jax.errors import InputError
 
 ARMS = ("original", "stage1", "sft", "dpo")
@@ -251,8 +251,10 @@ def _answers_differ(one: pathlib.Path, other: pathlib.Path) -> Measures:
   _check_same(sorted(left), sorted(right), one, other)
   found: Measures = {}
   for field in ("category", "kind"):
-    for name in sorted({row[field] for row in left.values()}):
-      ids = [i for i, row in left.items() if row[field] == name]
+    groups: dict[str, list[str]] = {}
+    for name, row in left.items():
+      groups.setdefault(texts.canonical(row[field]), []).append(name)
+    for name, ids in sorted(groups.items()):
       found[f"{field}/{name}"] = paired(
         np.array([left[i]["correct"] for i in ids]),
         np.array([right[i]["correct"] for i in ids]),

@@ -6,7 +6,7 @@ import re
 
 ROOT = pathlib.Path(__file__).parents[1]
 
-_BASE = r"trees|losses|optim|sharding|metrics|models\..+|data\..+"
+_BASE = r"trees|texts|losses|optim|sharding|metrics|models\..+|data\..+"
 _TOOLS = (
   _BASE
   + r"|objectives|generate|logistic|segmentation|convert\..+"
@@ -15,7 +15,7 @@ _TOOLS = (
 # What a module of pivot_jax may import of it, beside `errors`; the first match
 # counts, and a module without a match needs a line here.
 MAY_IMPORT = (
-  (r"errors|trees", r""),
+  (r"errors|trees|texts", r""),
   (r"losses|optim|sharding|metrics", r"trees"),
   (r"models\.(layers|sequences)", r""),
   (r"models\.attention", r"models\.layers"),
@@ -31,7 +31,7 @@ MAY_IMPORT = (
   (r"data\.misnaming", r"data\.(drawing|layout|questions)"),
   (r"data\.scenes", r"data\.(drawing|layout|questions|misnaming)"),
   (r"data\.chat", r"data\.tokens"),
-  (r"data\.sources", r"data\.(images|records|indexed)"),
+  (r"data\.sources", r"texts|data\.(images|records|indexed)"),
   (r"data\.(showing.*|checking.*)", _BASE + r"|html|addresses|files"),
   (r"data\.(converting|train_tokenizer)", _BASE + r"|files"),
   (r"data\..+|objectives|generate|logistic|segmentation", _BASE),

@@ -9,21 +9,27 @@ import collections
 import dataclasses
 from collections.abc import Iterable, Mapping
 
+from pivot_jax import texts
+
 Row = Mapping[str, object]
 
 
 @dataclasses.dataclass(frozen=True)
 class QuestionOnly:
-  """The most frequent answer to each question, and to each kind of question."""
+  """The most frequent answer to each question, and to each kind of question.
+
+  Questions, kinds and answers are in their canonical form.
+  """
 
   by_question: Mapping[str, str]
   by_kind: Mapping[str, str]
 
   def answer(self, question: str, kind: str) -> str:
     """Returns the answer to a question; its kind's if it was never seen."""
-    if question in self.by_question:
-      return self.by_question[question]
-    return self.by_kind.get(kind, "")
+    asked = texts.canonical(question)
+    if asked in self.by_question:
+      return self.by_question[asked]
+    return self.by_kind.get(texts.canonical(kind), "")
 
 
 def fit(rows: Iterable[Row]) -> QuestionOnly:
@@ -49,16 +55,18 @@ def accuracy(
   """
   counts = {}
   for row in rows:
-    right, asked = counts.get(row[by], (0, 0))
+    group = texts.canonical(row[by])
+    right, asked = counts.get(group, (0, 0))
     guess = model.answer(row["question"], row["kind"])
-    counts[row[by]] = (right + (guess == row["answer"]), asked + 1)
+    right += guess == texts.canonical(row["answer"])
+    counts[group] = (right, asked + 1)
   return counts
 
 
 def _most_frequent(pairs):
   counts = collections.defaultdict(collections.Counter)
   for key, answer in pairs:
-    counts[key][answer] += 1
+    counts[texts.canonical(key)][texts.canonical(answer)] += 1
   # Ties go to the first in the alphabet: the order of rows must not matter.
   return {
     key: min(answers, key=lambda answer: (-answers[answer], answer))

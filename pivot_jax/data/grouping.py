@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from pivot_jax import texts
 from pivot_jax.data import records
 from pivot_jax.errors import InputError
 
@@ -109,11 +110,13 @@ def _key(source: Any, index: int) -> tuple[int | None, dict[str, Any]]:
       f"{source.name(index)}: images without names cannot be told to be one; "
       "group=True is for .json, .jsonl and MMPR"
     )
-  if row["chosen"] == row["rejected"]:
+  if texts.canonical(row["chosen"]) == texts.canonical(row["rejected"]):
     # It cannot be learnt, and takes none of the others with it.
     return None, row
-  return hash((str(row["image"]), row["question"])), row
+  return hash((str(row["image"]), texts.canonical(row["question"]))), row
 
 
 def _shared(one: dict[str, Any], other: dict[str, Any]) -> bool:
-  return all(one[field] == other[field] for field in ("image", "question"))
+  # Images are paths that are opened, and so are compared as they are.
+  asked = [texts.canonical(row["question"]) for row in (one, other)]
+  return one["image"] == other["image"] and asked[0] == asked[1]

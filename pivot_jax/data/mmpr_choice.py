@@ -26,6 +26,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int64
 
+from pivot_jax import texts
 from pivot_jax.data import images, indexed, mmpr, records, tokens
 from pivot_jax.errors import InputError
 
@@ -320,7 +321,7 @@ def _refused(
       return "empty answer"
     if any(name in answer for name in (tokens.IMAGE, *tokens.SPECIALS)):
       return "special token in an answer"
-  if answers[0] == answers[1]:
+  if texts.canonical(answers[0]) == texts.canonical(answers[1]):
     return "equal answers"
   if any(count(f"{prompt(row)} {one}") > MAX_TOKENS for one in answers):
     return "too long"

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from pivot_jax import texts
 from pivot_jax.data import (
   embedded,
   images,
@@ -104,11 +105,11 @@ class Parquet:
     self._fields = _field_columns(self._files.schema, self.kind, self._answer)
     _check_unread(self._files.schema, self._images, where)
     self._others = _other_texts(self._files.schema, self._images, self._answer)
-    texts = {*self._fields, *self._others}
-    texts |= set() if self._id is None else {self._id}
+    columns = {*self._fields, *self._others}
+    columns |= set() if self._id is None else {self._id}
     column = parquet_files.Column
     self._texts = (
-      *(column(n, "answer" * (n == self._answer)) for n in sorted(texts)),
+      *(column(n, "answer" * (n == self._answer)) for n in sorted(columns)),
       *(column(name, "path") for name in self._images),
     )
     self._pixels = tuple(map(column, self._images))
@@ -420,8 +421,9 @@ def _answer(record: Mapping[str, Any], field: str) -> str:
   if found is None or found == []:
     raise InputError(f"{field}: is empty; this split has no answers to score")
   if isinstance(found, list):
-    texts = [records.text({field: one}, field) for one in found]
-    return max(texts, key=texts.count)
+    said = [records.text({field: one}, field) for one in found]
+    forms = [texts.canonical(one) for one in said]
+    return max(said, key=lambda one: forms.count(texts.canonical(one)))
   if isinstance(found, int) and not isinstance(found, bool):
     return str(found)
   return records.text(record, field)

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from pivot_jax import texts
 from pivot_jax.data import (
   array_records,
   examples,
@@ -248,11 +249,11 @@ def _listed(source: Any, path: pathlib.Path) -> tuple[int, ...]:
     if not {"file", "row"} <= set(one):
       raise InputError(f"{path}:{number}: is no fault that `data check` wrote")
   named = {
-    (os.path.realpath(one["file"]), one["row"])
+    (_real(one["file"]), one["row"])
     for one in faults
     if one.get("drop", True) and one["row"] is not None
   }
-  real = functools.cache(os.path.realpath)
+  real = functools.cache(_real)
   found = []
   for index in range(len(source)):
     place = places.place(source.name(index))
@@ -262,6 +263,11 @@ def _listed(source: Any, path: pathlib.Path) -> tuple[int, ...]:
     "%d of %d rows left out: %s names them", len(found), len(source), path
   )
   return tuple(found)
+
+
+def _real(path: str) -> str:
+  """Returns what a file is told by, however its name is composed."""
+  return texts.canonical(os.path.realpath(path))
 
 
 class Readable:

@@ -14,6 +14,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+from pivot_jax import texts
 from pivot_jax.data import images, indexed, records
 from pivot_jax.errors import InputError
 
@@ -216,7 +217,7 @@ class EvalJson(_Records):
 class ImageFolder:
   """Classify rows from FOLDER/{train,val}/CLASS/*.
 
-  Labels count `classes`, train's folders by name; val must have the same.
+  Labels count `classes`, train's folders by name; val must have the same. Names are compared as texts, whatever their bytes.
   """
 
   def __init__(
@@ -230,9 +231,10 @@ class ImageFolder:
     decoder: str = "pil",
   ):
     self.root = pathlib.Path(folder) / split
-    self.classes = _subfolders(pathlib.Path(folder) / "train")
+    train = pathlib.Path(folder) / "train"
+    self.classes = tuple(_subfolders(train))
     found = _subfolders(self.root)
-    if found != self.classes:
+    if tuple(found) != self.classes:
       differ = sorted(set(found) ^ set(self.classes))
       raise InputError(f"{self.root}: classes differ from train's: {differ}")
     self._pictures = images.Pictures(
@@ -244,7 +246,7 @@ class ImageFolder:
     )
     self._files = [
       (f"{name}/{file}", label)
-      for label, name in enumerate(self.classes)
+      for label, name in enumerate(found.values())
       for file in _image_files(self.root / name)
     ]
 
@@ -276,7 +278,8 @@ class ImageFolder:
 class SegmentFolder:
   """Segment rows from FOLDER/{train,val}/{images,labels}, matched by stem.
 
-  Labels are the indices of grey or palette PNG files, as they are.
+  Labels are the indices of grey or palette PNG files, as they are. Stems are
+  compared as texts, whatever their bytes.
   """
 
   def __init__(
@@ -350,11 +353,12 @@ class SegmentFolder:
     return image, labels
 
 
-def _subfolders(folder: pathlib.Path) -> tuple[str, ...]:
-  names = tuple(sorted(p.name for p in _visible(folder) if p.is_dir()))
+def _subfolders(folder: pathlib.Path) -> dict[str, str]:
+  """Returns folders by their names in canonical form, sorted by these."""
+  names = [path.name for path in _visible(folder) if path.is_dir()]
   if not names:
     raise InputError(f"{folder}: no folder of images a class in it")
-  return names
+  return _by_text(folder, {name: name for name in names})
 
 
 def _image_files(folder: pathlib.Path) -> list[str]:
@@ -369,12 +373,19 @@ def _image_files(folder: pathlib.Path) -> list[str]:
 
 
 def _by_stem(folder: pathlib.Path) -> dict[str, str]:
+  """Returns image files by their stems in canonical form, sorted by these."""
+  names = _image_files(folder)
+  return _by_text(folder, {name: pathlib.Path(name).stem for name in names})
+
+
+def _by_text(folder: pathlib.Path, called: Mapping[str, str]) -> dict[str, str]:
+  """Returns {canonical form of what an entry is called: its name on disk}."""
   found: dict[str, str] = {}
-  for name in _image_files(folder):
-    other = found.setdefault(pathlib.Path(name).stem, name)
+  for name in sorted(called):
+    other = found.setdefault(texts.canonical(called[name]), name)
     if other != name:
       raise InputError(f"{folder}: {other} and {name} have one name; keep one")
-  return found
+  return dict(sorted(found.items()))
 
 
 def _visible(folder: pathlib.Path) -> list[pathlib.Path]:

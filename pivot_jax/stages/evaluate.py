@@ -3,7 +3,7 @@
   c.evaluate_dpo = stage("evaluate", inputs=dict(init="@pivot_full_dpo"), ...)
 
 An answer counts if it equals the reference after lower-casing, collapsing
-spaces and dropping a final full stop. Every prediction is written to
+spaces, dropping a final full stop and composing characters (NFC). Every prediction is written to
 `predictions.jsonl`, so that two models can be compared item by item.
 """
 
@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from pivot_jax import checkpoint, generate, metrics, sharding, train
+from pivot_jax import checkpoint, generate, metrics, sharding, texts, train
 from pivot_jax.data import blind, pipeline, registry
 from pivot_jax.errors import InputError
 from pivot_jax.models import layers
@@ -64,7 +64,9 @@ def run(
 
 def normalize(answer: str) -> str:
   """Returns an answer in the form that is compared."""
-  return " ".join(answer.lower().split()).removesuffix(".").rstrip()
+  words = " ".join(texts.canonical(answer).lower().split())
+  # Lower case of a composed character may be two that compose again.
+  return texts.canonical(words.removesuffix(".").rstrip())
 
 
 def summarize(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -77,7 +79,7 @@ def summarize(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
   for field in ("category", "kind"):
     groups = collections.defaultdict(list)
     for record in records:
-      groups[record[field]].append(record["correct"])
+      groups[texts.canonical(record[field])].append(record["correct"])
     for name in sorted(groups):
       hits = groups[name]
       found[f"{field}/{name}"] = metrics.share(sum(hits), len(hits))
@@ -88,10 +90,13 @@ def summarize(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     len(records),
     float(np.sqrt(np.sum(np.square(errors))) / len(categories)),
   )
-  for name in sorted({record["category"] for record in records}):
-    given = [normalize(r["answer"]) for r in records if r["category"] == name]
-    most = collections.Counter(given).most_common(1)[0][1]
-    found[f"majority/{name}"] = metrics.share(most, len(given))
+  answers = collections.defaultdict(collections.Counter)
+  for record in records:
+    name = texts.canonical(record["category"])
+    answers[name][normalize(record["answer"])] += 1
+  for name in sorted(answers):
+    most = answers[name].most_common(1)[0][1]
+    found[f"majority/{name}"] = metrics.share(most, answers[name].total())
   return found
 
 
@@ -176,8 +181,8 @@ def _answers(config, model, source, mesh) -> list[str]:
 
 def _decode(tokenizer, ids) -> list[str]:
   """Returns the text of each row up to its first stop token."""
-  texts = []
+  found = []
   for row in np.asarray(ids):
     stops = np.flatnonzero(np.isin(row, tokenizer.eos_ids))
-    texts.append(tokenizer.decode(row[: stops[0]] if len(stops) else row))
-  return texts
+    found.append(tokenizer.decode(row[: stops[0]] if len(stops) else row))
+  return found

@@ -90,3 +90,17 @@ def test_questions_alone_reach_the_mean_of_chance_in_each_category(fitted):
     # 0.045 is four standard errors of a fair coin over 2,000 questions.
     mean = np.mean([CHANCE[kind] for kind in kinds])
     assert abs(right / asked - mean) <= 0.045, category
+
+
+def test_texts_are_one_however_their_letters_are_composed():
+  composed, parts = "\u00fcber", "u\u0308ber"
+  model = blind.fit(
+    [_row(composed, parts, composed), _row(parts, composed, parts)]
+    + [_row(composed, "k", "b")]
+  )
+  for text in (composed, parts):
+    # Two of three answers, and not one each.
+    assert model.answer(text, "never seen") == composed
+    assert model.answer("never asked", text) == composed
+  rows = [_row(parts, "k", text, text) for text in (composed, parts)]
+  assert blind.accuracy(model, rows, by="category") == {composed: (2, 2)}

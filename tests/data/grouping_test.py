@@ -76,3 +76,20 @@ def test_groups_need_images_with_names(tmp_path):
   scenes_pairs = dict(kind="scenes", task="preference", size=4, group=True)
   with pytest.raises(InputError, match="images without names"):
     registry.open_source(scenes_pairs)
+
+
+def test_a_question_is_one_however_its_letters_are_composed(tmp_path):
+  spec, _ = grouped_rows(tmp_path, (2,))
+  path = pathlib.Path(spec["path"])
+  composed, parts = "\u00d1and\u00fa?", "N\u0303andu\u0301?"
+  rows = [
+    dict(id=str(i), image="a.png", question=asked, chosen="a", rejected="b")
+    for i, asked in enumerate((composed, parts))
+  ]
+  # Nothing is learnt from answers that are one.
+  same = dict(chosen=composed, rejected=parts)
+  rows.append(dict(rows[0], id="2", **same))
+  path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+  source = registry.open_source(spec | dict(group=True))
+  groups = [source.text(i)["pair_ids"] for i in range(len(source))]
+  assert groups == [["0", "1"], ["2"]]

@@ -153,7 +153,10 @@ def test_rows_are_refused_one_by_one_for_counted_reasons(write):
     "unknown kind of image": [row(image="x.svg")],
     "other number of <image> than of images": [row(question="<image><image>")],
     "empty answer": [row(rejected=" \n")],
-    "equal answers": [row(chosen="a", rejected="a")],
+    "equal answers": [
+      row(chosen="a", rejected="a"),
+      row(chosen="\u00e5", rejected="a\u030a"),
+    ],
     "special token in an answer": [
       row(chosen="an <image>"),
       row(rejected="a<|im_end|>"),
@@ -163,7 +166,7 @@ def test_rows_are_refused_one_by_one_for_counted_reasons(write):
   good = [row(image=["x.png"]), row(image="z.webp"), row(question="<image>?")]
   rows = [one for many in bad.values() for one in many] + good
   meta = write({"a": rows})
-  assert {i for _, i in fixed(meta, size=3).rows} == {15, 16, 17}
+  assert {i for _, i in fixed(meta, size=3).rows} == {16, 17, 18}
   counted = ", ".join(f"{len(bad[why])} {why}" for why in sorted(bad))
   with pytest.raises(InputError) as caught:
     fixed(meta, size=4)

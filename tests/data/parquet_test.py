@@ -363,3 +363,10 @@ def test_settings_are_those_of_other_sources(tmp_path):
   with pytest.raises(InputError, match="'cubic' is none of bicubic"):
     parquet.Parquet(path, resample="cubic")
   assert images.MAX_PIXELS == parquet.Parquet(path)._pictures.max_pixels
+
+
+def test_answers_of_annotators_are_one_however_they_are_composed(tmp_path):
+  said = ["th\u00e9", "the", "the\u0301", "the"]
+  record = {"question": "q", "answers": ["the", *said[::2]]}
+  row = parquet.Parquet(_write(tmp_path / "a.parquet", record)).text(0)
+  assert row["answer"] == "th\u00e9"

@@ -135,3 +135,17 @@ def test_rows_that_are_in_no_file_cannot_be_listed_as_bad(tmp_path):
   spec = dict(kind="scenes", task="chat", size=3, bad=str(tmp_path / "b.jsonl"))
   with pytest.raises(InputError, match="rows of scenes are in no file"):
     registry.open_source(spec)
+
+
+def test_bad_rows_are_told_however_their_file_is_composed(tmp_path):
+  path = tmp_path / "nin\u0303o.jsonl"
+  row = dict(id="a", question="q", chosen="x", rejected="y")
+  lines = [json.dumps(row | dict(id=str(i))) for i in range(3)]
+  path.write_text("\n".join(lines))
+  bad = tmp_path / "bad.jsonl"
+  named = str(tmp_path / "ni\u00f1o.jsonl")
+  bad.write_text(json.dumps(dict(file=named, row=1)) + "\n")
+  source = registry.open_source(
+    dict(kind="preference", path=str(path), bad=str(bad))
+  )
+  assert [source.text(i)["id"] for i in range(len(source))] == ["0", "2"]

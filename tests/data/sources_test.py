@@ -363,3 +363,32 @@ def test_the_real_photos_unpack_into_an_image_folder(test_data, tmp_path):
   name = f"{classes[last]}/00999.jpg"
   labels = {val[i]["id"]: val[i]["label"] for i in range(len(val))}
   assert train.classes[labels[name]] == classes[last]
+
+
+COMPOSED, PARTS = "\u00c5se", "A\u030ase"
+
+
+def test_class_folders_are_one_however_their_letters_are_composed(tmp_path):
+  # By bytes PARTS comes before "Bo" and COMPOSED after it.
+  for split, name in (("train", PARTS), ("val", COMPOSED)):
+    _image(tmp_path / split / name / "0.png")
+    _image(tmp_path / split / "Bo" / "0.png")
+  found = {}
+  for split in ("train", "val"):
+    source = sources.ImageFolder(tmp_path, split)
+    assert source.classes == ("Bo", COMPOSED)
+    found[split] = {source[i]["id"]: source[i]["label"] for i in range(2)}
+  assert found["train"] == {"Bo/0.png": 0, f"{PARTS}/0.png": 1}
+  assert found["val"] == {"Bo/0.png": 0, f"{COMPOSED}/0.png": 1}
+  _image(tmp_path / "train" / COMPOSED / "0.png")
+  with pytest.raises(InputError, match="have one name"):
+    sources.ImageFolder(tmp_path, "train")
+
+
+def test_label_maps_are_matched_however_their_names_are_composed(tmp_path):
+  folder = tmp_path / "train"
+  _image(folder / "images" / f"{PARTS}.png")
+  (folder / "labels").mkdir()
+  Image.new("L", (6, 4), 2).save(folder / "labels" / f"{COMPOSED}.png")
+  source = sources.SegmentFolder(tmp_path, "train")
+  assert source[0]["id"] == COMPOSED and (source[0]["labels"] == 2).all()

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import unicodedata
 
 import jax
 import numpy as np
@@ -213,3 +214,27 @@ def test_answers_of_one_form_are_one_majority():
     [record("a", "b", said, True) for said in ("Yes", "yes.", " YES", "no")]
   )
   assert found["majority/a"]["value"] == 0.75
+
+
+# "Zoë" and "Đặng" in one code point a letter, and with marks of their own.
+@pytest.mark.parametrize("name", ["Zo\u00eb", "\u0110\u1eb7ng", "\u0130z"])
+def test_answers_are_one_however_their_letters_are_composed(name):
+  parts = unicodedata.normalize("NFD", name)
+  assert parts != name or name == "\u0130z"
+  assert evaluate.normalize(parts) == evaluate.normalize(name)
+
+
+def test_groups_are_one_however_their_letters_are_composed():
+  composed, parts = "caf\u00e9", "cafe\u0301"
+  found = evaluate.summarize(
+    [
+      record(composed, parts, composed, True),
+      record(parts, composed, parts, False),
+      record(composed, composed, "tea", False),
+    ]
+  )
+  assert set(found) == {
+    "all", *(f"{by}/{composed}" for by in ("category", "kind", "majority"))
+  }  # fmt: skip
+  assert found[f"category/{composed}"]["n"] == 3
+  assert found[f"majority/{composed}"]["value"] == pytest.approx(2 / 3)

@@ -315,3 +315,20 @@ def test_the_overlay_follows_the_map():
   # The last control point is red; 0.4 * 0.6 * 100 + 0.6 * 215 = 153.
   assert drawn[0, 47, 0] == 153
   assert drawn[0, 0, 2] > drawn[0, 0, 0]
+
+
+def test_answers_are_grouped_however_their_letters_are_composed(tmp_path):
+  rows = [
+    dict(id=str(i), category=name, kind="k", correct=i == 0)
+    for i, name in enumerate(("\u00f6l", "o\u0308l"))
+  ]
+  stages = {}
+  for arm in ("dpo", "sft"):
+    folder = tmp_path / arm
+    folder.mkdir()
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (folder / "predictions.jsonl").write_text(text)
+    stages[f"evaluate_pivot_{arm}"] = dict(folder=folder)
+  found = compare.differences(stages, {"vqa": "evaluate_pivot"})["dpo-sft"]
+  assert set(found) == {"vqa/category/\u00f6l", "vqa/kind/k", "vqa/all"}
+  assert found["vqa/category/\u00f6l"]["n"] == 2
