@@ -217,7 +217,8 @@ class EvalJson(_Records):
 class ImageFolder:
   """Classify rows from FOLDER/{train,val}/CLASS/*.
 
-  Labels count `classes`, train's folders by name; val must have the same. Names are compared as texts, whatever their bytes.
+  Labels count `classes`, train's folders by name; val must have the same, and
+  there are two at least. Names are compared as texts, whatever their bytes.
   """
 
   def __init__(
@@ -233,6 +234,11 @@ class ImageFolder:
     self.root = pathlib.Path(folder) / split
     train = pathlib.Path(folder) / "train"
     self.classes = tuple(_subfolders(train))
+    if len(self.classes) < 2:
+      raise InputError(
+        f"{train}: there is one class, {self.classes[0]!r}, and nothing to tell"
+        f" it from; a folder of images for each class is needed, {train}/CLASS/*"
+      )
     found = _subfolders(self.root)
     if tuple(found) != self.classes:
       differ = sorted(set(found) ^ set(self.classes))

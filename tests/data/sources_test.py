@@ -392,3 +392,11 @@ def test_label_maps_are_matched_however_their_names_are_composed(tmp_path):
   Image.new("L", (6, 4), 2).save(folder / "labels" / f"{COMPOSED}.png")
   source = sources.SegmentFolder(tmp_path, "train")
   assert source[0]["id"] == COMPOSED and (source[0]["labels"] == 2).all()
+
+
+def test_a_single_class_is_refused_with_the_layout(tmp_path):
+  for split in ("train", "val"):
+    _image(tmp_path / split / "photos" / "0.png")
+  for split in ("train", "val"):
+    with pytest.raises(InputError, match="train: .*'photos'.*CLASS/"):
+      sources.ImageFolder(tmp_path, split)
