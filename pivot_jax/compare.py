@@ -106,6 +106,12 @@ def results(seeds: Mapping[int, Stages]) -> dict[str, Any]:
       over_seeds([differences(x, {"mllm": "evaluate"}) for x in seeds.values()])
     ),
     "change": over_seeds([_changes(x) for x in seeds.values()]),
+    "lambda": {
+      done["stage"]: _lambdas(done["metrics"])
+      for stages in seeds.values()
+      for done in stages.values()
+      if done["kind"] == "linear_probe"
+    },
     "training": {
       done["stage"]: {
         key: value
@@ -384,6 +390,16 @@ def _changes(stages: Stages) -> dict[str, Measures]:
     }
     if rows:
       found[name] = rows
+  return found
+
+
+def _lambdas(measured: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+  """Returns by feature kind the lambda of a linear probe and its choice."""
+  found: dict[str, dict[str, Any]] = {}
+  for name, value in measured.items():
+    kind, _, field = name.partition("/")
+    if field.startswith("lambda"):
+      found.setdefault(kind, {})[field] = value
   return found
 
 

@@ -65,12 +65,19 @@ def ranks(
 
 
 def validation_split(
-  count: int, *, fraction: float, seed: int
+  labels: Int[np.ndarray, "N"], *, fraction: float, seed: int
 ) -> Bool[np.ndarray, "N"]:
-  """Returns which training examples are held out to choose lambda."""
-  held = np.zeros(count, bool)
-  size = max(1, round(fraction * count))
-  held[np.random.default_rng(seed).permutation(count)[:size]] = True
+  """Returns which training examples are held out to choose lambda.
+
+  Of each class `fraction` is held out, one example at least, and one at least
+  stays; a class of one example stays as a whole.
+  """
+  held = np.zeros(len(labels), bool)
+  order = np.random.default_rng(seed).permutation(len(labels))
+  for name in np.unique(labels):
+    own = order[labels[order] == name]
+    size = max(1, round(fraction * len(own)))
+    held[own[: min(size, len(own) - 1)]] = True
   return held
 
 
@@ -89,6 +96,9 @@ def probe(
   The path runs from the strongest penalty to the weakest, each fit starting
   from the last, on the examples that are not held out. The lambda of the
   highest held-out accuracy (the strongest among equals) is refitted on all.
+  Where that tells no lambda from another, as with nothing held out, it is the
+  one nearest to 1, scikit-learn's default. `chosen_by` says which way it was,
+  and `lambda_at_end` whether it is the first or last of several.
   """
   basis = logistic.principal_axes(features)
   solve = functools.partial(
@@ -100,24 +110,26 @@ def probe(
     max_iterations=max_iterations,
   )
   path, points, point = [], [], None
-  for lam in sorted(lambdas, reverse=True):
+  grid = sorted(lambdas, reverse=True)
+  for lam in grid:
     solution = solve((~held_out).astype(np.float32), lam=lam, start=point)
     point = solution.point
     scores = logistic.classifier(basis, solution).scores(features[held_out])
-    top1 = float((ranks(scores, labels[held_out]) == 0).mean())
+    right = ranks(scores, labels[held_out]) == 0
+    top1 = float(right.mean()) if held_out.any() else None
     path.append(_path_entry(lam, solution, top1))
     points.append(point)
-  best = int(np.argmax([entry["validation_top1"] for entry in path]))
-  lam = path[best]["lambda"]
+  best, way = _best([entry["validation_top1"] for entry in path], grid)
+  lam = grid[best]
   final = solve(np.ones(len(labels), np.float32), lam=lam, start=points[best])
-  chosen = {"lambda": lam, "path": path, "refit": _path_entry(lam, final, None)}
-  far = [e for e in (*path, chosen["refit"]) if not e["gradient"] <= tolerance]
-  if far:
-    LOG.warning(
-      "the solver stopped before its tolerance of %g: %s",
-      tolerance,
-      ", ".join(f"lambda {e['lambda']:g} at {e['gradient']:.1e}" for e in far),
-    )
+  chosen = {
+    "lambda": lam,
+    "chosen_by": way,
+    "lambda_at_end": len(grid) > 1 and best in (0, len(grid) - 1),
+    "path": path,
+    "refit": _path_entry(lam, final, None),
+  }
+  _warn(chosen, tolerance)
   return logistic.classifier(basis, final), chosen
 
 
@@ -127,7 +139,8 @@ def run(
   """Probes the encoder, and the projector if there is one, of `inputs["init"]`.
 
   Returns per feature kind ("encoder", "projector") `KIND/top1`, `KIND/top5`
-  (from five classes on) and `KIND/prototype_top1`. Writes `predictions.npz`,
+  (from five classes on) and `KIND/prototype_top1`, and of the choice of lambda
+  `KIND/lambda`, `KIND/lambda_chosen_by` and `KIND/lambda_at_end`. Writes `predictions.npz`,
   item by item for paired comparisons: `label` and per kind `KIND_prediction`,
   `KIND_correct` and `KIND_prototype_correct`; and `path.json`, per kind the
   lambda, its path and the refit.
@@ -153,7 +166,7 @@ def run(
       num_classes=num_classes,
       lambdas=np.geomspace(low, high, count).tolist(),
       held_out=validation_split(
-        len(labels), fraction=config.validation, seed=config.seed
+        labels, fraction=config.validation, seed=config.seed
       ),
       tolerance=config.tolerance,
       max_iterations=config.max_iterations,
@@ -162,6 +175,11 @@ def run(
     scores = fitted.scores(test[kind])
     prototype = ranks(nearest.scores(test[kind]), truth)
     measured |= accuracies(kind, ranks(scores, truth), prototype, num_classes)
+    measured |= {
+      f"{kind}/lambda": chosen[kind]["lambda"],
+      f"{kind}/lambda_chosen_by": chosen[kind]["chosen_by"],
+      f"{kind}/lambda_at_end": chosen[kind]["lambda_at_end"],
+    }
     predictions[f"{kind}_prediction"] = scores.argmax(axis=1)
     predictions[f"{kind}_correct"] = ranks(scores, truth) == 0
     predictions[f"{kind}_prototype_correct"] = prototype == 0
@@ -209,9 +227,14 @@ def _features(config, model, spec, mesh):
     found.append({kind: x[: len(rows)] for kind, x in values.items()})
     labels.append(given)
     training.stop_if_requested(config.name)
-  kinds = found[0]
+  kinds, classes = found[0], np.concatenate(labels)
+  if len(np.unique(classes)) == 1:
+    raise errors.InputError(
+      f"{config.name}: all {len(classes)} images of {source.name(0)} and after "
+      f"have the label {classes[0]}: give data of two classes or more"
+    )
   stacked = {kind: np.concatenate([f[kind] for f in found]) for kind in kinds}
-  return stacked, np.concatenate(labels)
+  return stacked, classes
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -244,3 +267,48 @@ def _path_entry(
     "iterations": solution.iterations,
     "gradient": solution.gradient,
   }
+
+
+def _best(
+  scores: Sequence[float | None], grid: Sequence[float]
+) -> tuple[int, str]:
+  """Returns the place of the lambda to take, and what chose it."""
+  if len(grid) == 1:
+    return 0, "given"
+  if len(set(scores)) > 1:
+    return int(np.argmax(scores)), "validation"
+  return int(np.argmin(np.abs(np.log(grid)))), "default"
+
+
+def _warn(chosen: Mapping[str, Any], tolerance: float) -> None:
+  """Logs what makes the chosen lambda, or a fit of its path, doubtful."""
+  lam, path = chosen["lambda"], chosen["path"]
+  score = path[0]["validation_top1"]
+  if chosen["chosen_by"] == "default" and score is None:
+    LOG.warning(
+      "no class has two images, so none is held out to choose lambda: %g is "
+      "taken",
+      lam,
+    )
+  elif chosen["chosen_by"] == "default":
+    LOG.warning(
+      "all lambdas have the held-out accuracy %.4g, which chooses none: %g is "
+      "taken",
+      score,
+      lam,
+    )
+  elif chosen["lambda_at_end"]:
+    LOG.warning(
+      "the best lambda, %g, is an end of the grid %g .. %g: a better one may "
+      "lie beyond; widen `lambdas`",
+      lam,
+      path[-1]["lambda"],
+      path[0]["lambda"],
+    )
+  far = [e for e in (*path, chosen["refit"]) if not e["gradient"] <= tolerance]
+  if far:
+    LOG.warning(
+      "the solver stopped before its tolerance of %g: %s",
+      tolerance,
+      ", ".join(f"lambda {e['lambda']:g} at {e['gradient']:.1e}" for e in far),
+    )

@@ -103,6 +103,7 @@ def page(
       ),
       _mllms(found),
       _changes_table(found["change"]),
+      _lambdas_table(found["lambda"]),
       html.section("Training", _curves(stages)),
       html.section(
         "Where the gradient is",
@@ -194,6 +195,31 @@ def _changes_table(change: Mapping[str, Any]) -> str:
     "How far the weights moved",
     html.measures(change, columns),
     note="Relative to what each stage started from.",
+  )
+
+
+def _lambdas_table(found: Mapping[str, Any]) -> str:
+  """Returns which lambda each linear probe took; empty without a probe."""
+  rows = [
+    (
+      stage,
+      kind,
+      f"{one['lambda']:g}",
+      one["lambda_chosen_by"],
+      "yes" if one["lambda_at_end"] else "no",
+    )
+    for stage, kinds in found.items()
+    for kind, one in kinds.items()
+  ]
+  if not rows:
+    return ""
+  header = ("stage", "features", "lambda", "chosen by", "at an end of the grid")
+  return html.section(
+    "Lambda of the linear probes",
+    html.plain_table(header, rows),
+    note="Chosen by the accuracy on held-out training images. At an end of the "
+    "grid a better lambda may lie beyond it; chosen by default: no lambda was "
+    "better than another.",
   )
 
 
