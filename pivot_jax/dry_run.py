@@ -20,7 +20,7 @@ from pivot_jax import (
   train,
   trees,
 )
-from pivot_jax.data import chat, registry
+from pivot_jax.data import chat, label_maps, registry
 from pivot_jax.stages import detach
 
 _Configs = dict[str, Any]
@@ -31,7 +31,7 @@ def describe(plan: recipe.Plan) -> str:
   lines = [recipe.describe(plan), ""]
   models: dict[str, _Configs] = {}
   for step in plan.steps:
-    details = _rows(step)
+    details = _rows(step) + label_gaps(step)
     if step.kind == "train":
       details += _train(step, models)
     if step.kind == "detach":
@@ -40,6 +40,19 @@ def describe(plan: recipe.Plan) -> str:
     if details:
       lines += [step.name, *(f"  {line}" for line in details)]
   return "\n".join(lines)
+
+
+def label_gaps(step: rundir.Step) -> list[str]:
+  """Returns warnings of label maps whose numbers have a gap."""
+  config = step.config
+  if step.kind != "segment_probe" or config.num_classes:
+    return []
+  found = []
+  for name, _ in config.data:
+    source = registry.open_source(config.sources[name].to_dict())
+    odd = label_maps.look(source, config.ignore)
+    found += [f"warning: {name}: {odd}"] if odd else []
+  return found
 
 
 def _rows(step: rundir.Step) -> list[str]:

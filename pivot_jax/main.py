@@ -58,6 +58,10 @@ def main(argv: Sequence[str]) -> None:
       sys.stdout.write(dry_run.describe(plan) + "\n")
       return
     LOG.info("%s", recipe.describe(plan))
+    for line in dict.fromkeys(
+      line for step in plan.steps for line in dry_run.label_gaps(step)
+    ):
+      LOG.warning("%s", line)
     recipe.run(plan, workdir, config)
   except InputError as error:
     _leave(f"error: {error}", EXIT_INPUT)

@@ -12,6 +12,7 @@ Legend: N images, P patches, D feature width, C classes.
 
 import dataclasses
 import functools
+import logging
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -23,8 +24,10 @@ from ml_collections import ConfigDict
 
 from pivot_jax import checkpoint, errors, files, metrics, segmentation, sharding
 from pivot_jax import train as training
-from pivot_jax.data import pipeline, registry
+from pivot_jax.data import label_maps, pipeline, registry
 from pivot_jax.models import heads, layers
+
+LOG = logging.getLogger("pivot_jax")
 
 
 class Split(NamedTuple):
@@ -232,15 +235,17 @@ def _counted(config: ConfigDict) -> ConfigDict:
   """Returns the config with `num_classes`, where it is 0, read off the data."""
   if config.num_classes:
     return config
-  highest = 0
+  found: set[int] = set()
   for name, _ in config.data:
     source = registry.open_source(config.sources[name].to_dict())
     for index in range(len(source)):
-      labels = source[index]["labels"]
-      known = labels[labels != config.ignore]
-      highest = max(highest, int(known.max(initial=0)))
+      labels = np.unique(source[index]["labels"])
+      found |= {*labels[labels != config.ignore].tolist()}
+  odd = label_maps.gap(found, config.ignore)
+  if odd:
+    LOG.warning("%s: %d classes: %s", config.name, max(found) + 1, odd)
   counted = config.copy_and_resolve_references()
-  counted.num_classes = highest + 1
+  counted.num_classes = max(found, default=0) + 1
   return counted
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 
 import jax
 import numpy as np
@@ -119,6 +120,20 @@ def test_a_class_beyond_the_config_is_refused_by_row(tmp_path, monkeypatch):
   monkeypatch.setattr(segment_probe.registry, "open_source", lambda _: opened)
   with pytest.raises(errors.InputError, match="folder#1: labels .* class 255"):
     segment_probe.run(config(), {"init": "x"}, tmp_path)
+
+
+def test_a_gap_in_the_labels_is_told_in_the_log(tmp_path, monkeypatch, caplog):
+  monkeypatch.setattr(logging.getLogger("pivot_jax"), "propagate", True)
+  rows = [dict(scenes.Scenes(task="segment", size=8)[i]) for i in range(8)]
+  for row in rows:
+    row["labels"] = np.where(row["labels"] > 2, 255, row["labels"])
+  monkeypatch.setattr(segment_probe.registry, "open_source", lambda _: rows)
+  segment_probe.run(config(num_classes=0), {"init": "x"}, tmp_path)
+  (said,) = [m for m in caplog.messages if "255" in m]
+  assert "256 classes" in said and "segment_ignore=255" in said
+  caplog.clear()
+  segment_probe.run(config(num_classes=0, ignore=255), {"init": "x"}, tmp_path)
+  assert not [m for m in caplog.messages if "255" in m]
 
 
 def test_the_best_epoch_is_the_first_of_the_highest_recall():
