@@ -140,7 +140,8 @@ def make_train_step(
 
   Kernels are cast to `dtype`, that of the products, once an update. The rows are split into `accum` parts that run one after the other; since a
   loss is a sum whose weights cover the whole update, gradients add. Metrics are
-  (sum, count) pairs over the update, with `losses/total`, `grad_norm` and
+  (sum, count) pairs over the update, with `losses/total`, `grad_norm` over all
+  that trains, `grad_norm/PART` of each part of it (vision, projector, llm) and
   `finite`. A non-finite loss or gradient leaves the state as it was.
   """
 
@@ -158,6 +159,7 @@ def make_train_step(
     metrics = metrics | {
       "losses/total": (loss, jnp.ones(())),
       "grad_norm": (norm, jnp.ones(())),
+      **_part_norms(grads),
       "finite": (finite.astype(jnp.float32), jnp.ones(())),
     }
     state = state.replace(
@@ -171,6 +173,14 @@ def make_train_step(
   if shardings is None:
     return jax.jit(step_fn, donate_argnums=0)
   return jax.jit(step_fn, donate_argnums=0, out_shardings=(shardings, None))
+
+
+def _part_norms(grads: Mapping[str, Any]) -> losses.Metrics:
+  """Returns the norm of each part's gradient, of what trains in it alone."""
+  return {
+    f"grad_norm/{part}": (optax.global_norm(own), jnp.ones(()))
+    for part, own in grads.items()
+  }
 
 
 def _gradients(loss_fn: Callable, accum: int, dtype: str) -> Callable:

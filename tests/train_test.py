@@ -175,6 +175,40 @@ def test_frozen_leaves_stay_bitwise_and_have_no_optimizer_state(projector_run):
   assert trees.relative_change(before.trainable, after.trainable) > 1e-3
 
 
+def _norms(update):
+  """Returns the norm of each part's gradient, in float64 from the leaves."""
+  params = tiny.params()
+  grads = jax.grad(lambda p: _loss()(p, update, None)[0])(params)
+  flat = {p: np.float64(x) for p, x in trees.flatten(grads).items()}
+  return {
+    part: sum((x**2).sum() for p, x in flat.items() if p.split("/")[0] == part)
+    ** 0.5
+    for part in params
+  }
+
+
+@pytest.mark.parametrize("accum", [1, 4])
+def test_each_part_has_the_norm_of_its_own_gradient(update, accum):
+  *_, (found,) = _run(update, mesh=_one_device(), accum=accum)
+  wanted = _norms(update)
+  assert set(wanted) == {"vision", "projector", "llm"}
+  assert len({round(norm, 4) for norm in wanted.values()}) == 3
+  for part, norm in wanted.items():
+    assert found[f"grad_norm/{part}"] == pytest.approx(norm, rel=1e-5), part
+  total = sum(norm**2 for norm in wanted.values()) ** 0.5
+  assert found["grad_norm"] == pytest.approx(total, rel=1e-5)
+
+
+def test_a_frozen_part_has_no_norm(update, projector_run):
+  *_, seen = projector_run
+  for found in seen:
+    names = {name for name in found if name.startswith("grad_norm")}
+    assert names == {"grad_norm", "grad_norm/projector"}
+    assert found["grad_norm"] == found["grad_norm/projector"]
+  wanted = _norms(update)["projector"]
+  assert seen[0]["grad_norm"] == pytest.approx(wanted, rel=1e-5)
+
+
 def test_params_of_gives_the_whole_tree_again(projector_run):
   assert not trees.diff(tiny.params(), train.params_of(projector_run[1]))
 

@@ -13,7 +13,7 @@ import logging
 import pathlib
 import time
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -64,7 +64,9 @@ def run(
     state, rows = job.run()
   # What is frozen leaves as it came, not as it was computed with.
   _, frozen = trees.split(start.params, config.trainable)
-  after = trees.merge(jax.device_get(state.trainable), frozen)
+  trained = jax.device_get(state.trainable)
+  check_moved(config, start.params, trained, metrics.read(out))
+  after = trees.merge(trained, frozen)
   save_model(out, after, start, config, tokenizer)
   return _report(config, out, start, prints, after, rows) | {
     "examples": int(state.examples)
@@ -110,6 +112,76 @@ def read_reference(inputs, prints, config, tokenizer):
     )
   made = reference.made_with(prints, tokenizer, config)
   return reference.read(pathlib.Path(inputs["reference"]), made)
+
+
+def check_moved(
+  config: ConfigDict,
+  before: Mapping[str, Any],
+  trained: Mapping[str, Any],
+  lines: Sequence[Mapping[str, float]],
+) -> None:
+  """Raises InputError for a part that trains and is as it was, and why.
+
+  A part whose rates are all 0, and a stage all of whose updates have a rate of
+  0 (the first of a warmup), are asked for, and are a warning.
+
+  Args:
+    before: the parameters that the stage began with.
+    trained: those that train, after the last update.
+    lines: the run's metrics, for the norms of gradients.
+  """
+  factor = optim.schedule(
+    config.schedule, steps=config.steps, warmup=config.warmup
+  )
+  peak = float(np.max(factor(np.arange(config.steps))))
+  old = trees.flatten(before)
+  for part, leaves in trained.items():
+    new = trees.flatten({part: leaves})
+    if any(not np.array_equal(old[path], leaf) for path, leaf in new.items()):
+      continue
+    rules = [_rule(config.lr, path) for path in new]
+    if not peak or not any(rate for _, rate in rules):
+      LOG.warning(
+        "%s: %s is as it was: its learning rate is 0 in all %d updates",
+        config.name,
+        part,
+        config.steps,
+      )
+      continue
+    said = ", ".join(
+      f"{rule!r}: {rate:g}" for rule, rate in dict(rules).items()
+    )
+    raise InputError(
+      f"{config.name}: {part} trains (lr {said}) and did not move in "
+      f"{config.steps} updates: {_why_still(part, new, lines)}"
+    )
+
+
+def _why_still(
+  part: str,
+  leaves: Mapping[str, Any],
+  lines: Sequence[Mapping[str, float]],
+) -> str:
+  """Returns why a part did not move, as its gradients tell, and what to do."""
+  name = f"grad_norm/{part}"
+  # A run that an older version began has lines without it.
+  norms = [line[name] for line in lines if name in line]
+  if norms and not any(norms):
+    needed = " (has the data images?)" if part != "llm" else ""
+    return (
+      f"its gradient was 0 in every one, so no row reaches it{needed}; give "
+      "data that does, or take it out of `trainable`"
+    )
+  dtypes = ", ".join(sorted({str(leaf.dtype) for leaf in leaves.values()}))
+  return (
+    f"its gradient was up to {max(norms, default=0):.3g}, but the steps are lost in the "
+    f"rounding of its {dtypes} parameters; raise the learning rate"
+  )
+
+
+def _rule(rules: Sequence[tuple[str, float]], path: str) -> tuple[str, float]:
+  """Returns the learning-rate rule of a parameter."""
+  return trees.first_match([(rule[0], tuple(rule)) for rule in rules], path)
 
 
 def save_model(out, params, start, config, tokenizer) -> None:

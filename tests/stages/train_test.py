@@ -7,7 +7,9 @@ import pathlib
 import re
 
 import jax
+import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from pivot_jax import artifacts, assembly, checkpoint, metrics, trees
 from pivot_jax import train as training
@@ -30,6 +32,8 @@ DPO_METRICS = {
   "ref_logps/rejected",
 }
 EVERY = {"step", "losses/total", "grad_norm"}
+# The encoder of these runs is frozen.
+EVERY |= {f"grad_norm/{part}" for part in ("projector", "llm")}
 # metrics.jsonl keeps six digits.
 DIGITS = 2e-5
 
@@ -250,6 +254,66 @@ def test_a_loss_that_is_not_finite_names_its_rows_and_keeps_the_checkpoint(
       train.run(config, inputs, tmp_path)
   assert "resumes at step 2" in caplog.text
   assert "damaged" not in caplog.text
+
+
+# --- a part that does not move -----------------------------------------------
+
+
+def texts_only(arm, **fields):
+  """Returns (config, inputs) of a training of all parts without an image."""
+  pack = dict(tokens=256, losses=240, images=1)
+  config, inputs = arm("sft", trainable=(".*",), pack=pack, **fields)
+  config.sources.rows = tiny.source("text", 40)
+  return config, inputs
+
+
+def test_a_part_that_no_row_reaches_is_an_error_with_rule_and_rate(
+  arm, tmp_path
+):
+  rates = (("vision/.*", 3e-3), (".*", 1e-2))
+  with pytest.raises(InputError) as caught:
+    train.run(*texts_only(arm, lr=rates), tmp_path)
+  said = str(caught.value)
+  assert said.startswith("train: projector ") or "train: vision " in said
+  assert "did not move in 4 updates: its gradient was 0" in said
+  assert "images?" in said
+  assert not (tmp_path / "model.json").exists()
+
+
+def moved(config, before, trained, lines=()):
+  return train.check_moved(
+    ConfigDict(dict(name="s", schedule="cosine", warmup=0.03) | config),
+    before,
+    trained,
+    lines,
+  )
+
+
+@pytest.mark.parametrize("part", ["vision", "llm"])
+def test_a_step_that_rounding_swallows_is_an_error(part):
+  before = {part: {"x": np.ones(3, np.float32)}, "rest": {"y": np.ones(2)}}
+  after = {part: {"x": np.float32(before[part]["x"] + 1e-12)}}
+  lines = [{"step": 1, f"grad_norm/{part}": 2.5}]
+  config = dict(steps=9, lr=((f"{part}/x", 1e-12), (".*", 1.0)))
+  with pytest.raises(
+    InputError, match=f"s: {part} .*{part}/x': 1e-12.*float32"
+  ):
+    moved(config, before, after, lines)
+  # One number that moved, however little, is enough.
+  after[part]["x"][1] = np.nextafter(np.float32(1), np.float32(2))
+  moved(config, before, after, lines)
+
+
+def test_rates_of_0_are_asked_for_and_only_told(caplog, monkeypatch):
+  monkeypatch.setattr(logging.getLogger("pivot_jax"), "propagate", True)
+  tree = {"vision": {"x": np.ones(3, np.float32)}}
+  moved(dict(steps=9, lr=(("vision/.*", 0.0), (".*", 1.0))), tree, tree)
+  # The only update is the warmup's first.
+  moved(dict(steps=1, lr=((".*", 1.0),)), tree, tree)
+  assert [m for m in caplog.messages if "vision" in m] == caplog.messages
+  assert len(caplog.messages) == 2
+  with pytest.raises(InputError, match="s: vision"):
+    moved(dict(steps=2, lr=((".*", 1.0),)), tree, tree)
 
 
 # --- another batch size ------------------------------------------------------
