@@ -24,13 +24,13 @@ from typing import Any
 from pivot_jax.errors import InputError
 
 ROOT = pathlib.Path(__file__).parents[1]
-# (stage, part, format) of the exports whose bytes are pinned.
+# (address below the workdir, format) of the exports whose bytes are pinned.
 EXPORTS = (
-  ("detach_dpo", "encoder", "hf"),
-  ("detach_dpo", "encoder", "timm"),
-  ("detach_dpo", "encoder", "big_vision"),
-  ("stage2_dpo", "mllm", "llava"),
-  ("stage2_dpo", "llm", "hf"),
+  ("detach_dpo", "hf"),
+  ("detach_dpo", "timm"),
+  ("detach_dpo", "big_vision"),
+  ("stage2_dpo", "llava"),
+  ("stage2_dpo:llm", "hf"),
 )
 
 
@@ -73,10 +73,10 @@ def pins(
     found |= _stage(stage, path.parent)
   report = json.loads((workdir / "report.json").read_text("utf-8"))
   found |= _flat("results", report["results"])
-  for stage, part, form in EXPORTS:
-    out = exports / f"{stage}_{part}_{form}"
-    flags = (f"--from={workdir / stage}", f"--to={out}", f"--format={form}")
-    _command("pivot_jax.export", *flags, f"--part={part}")
+  for address, form in EXPORTS:
+    out = exports / f"{address.replace(':', '_')}_{form}"
+    flags = (f"--from={workdir / address}", f"--to={out}", f"--format={form}")
+    _command("pivot_jax.export", *flags)
     found |= _bytes(f"export/{out.name}", out)
   return found
 
