@@ -20,6 +20,7 @@ import re
 import runpy
 import shlex
 import sys
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 
 from absl import app, flags
@@ -186,7 +187,13 @@ def parse(module: str, argv: Sequence[str]) -> None:
     Refused: it does not accept the flags, or has no parser.
   """
   said = io.StringIO()
-  with _started(argv), contextlib.redirect_stderr(said):
+  with (
+    _started(argv),
+    contextlib.redirect_stderr(said),
+    warnings.catch_warnings(),
+  ):
+    # It may be imported already; as a command it is another module.
+    warnings.filterwarnings("ignore", ".* found in sys.modules after import")
     try:
       runpy.run_module(module, run_name="__main__", alter_sys=True)
     except Parsed:
@@ -298,7 +305,6 @@ def _flags(recipe: str, *more: str) -> list[str]:
 @contextlib.contextmanager
 def _started(argv: Sequence[str]) -> Iterator[None]:
   """Make the process look like a new one that was started with arguments."""
-  kept = _take_flags()
   before = sys.argv, pathlib.Path.cwd(), app.run
   methods = argparse.ArgumentParser.parse_args
   known = argparse.ArgumentParser.parse_known_args
@@ -308,29 +314,29 @@ def _started(argv: Sequence[str]) -> Iterator[None]:
   argparse.ArgumentParser.parse_args = _stopping(methods)
   argparse.ArgumentParser.parse_known_args = _stopping(known)
   try:
-    yield
+    with _no_flags():
+      yield
   finally:
     argparse.ArgumentParser.parse_args = methods
     argparse.ArgumentParser.parse_known_args = known
     sys.argv, app.run = before[0], before[2]
     os.chdir(before[1])
-    _take_flags()
-    for name, flag in kept.items():
-      flags.FLAGS[name] = flag
 
 
-def _take_flags() -> dict[str, flags.Flag]:
-  """Remove and return the flags that are not of absl itself."""
-  taken = {}
-  for module, found in flags.FLAGS.flags_by_module_dict().items():
-    for flag in found:
-      # Settings of a recipe are flags that absl's own module defines.
-      if not module.startswith("absl") or flag.name.startswith("config."):
-        taken[flag.name] = flag
-  for name in taken:
-    delattr(flags.FLAGS, name)
-  flags.FLAGS.unparse_flags()
-  return taken
+@contextlib.contextmanager
+def _no_flags() -> Iterator[None]:
+  """Have no flags defined, whatever else this process has imported."""
+  kept = dict(vars(flags.FLAGS))
+  _set(flags.FLAGS, vars(flags.FlagValues()))
+  try:
+    yield
+  finally:
+    _set(flags.FLAGS, kept)
+
+
+def _set(values: flags.FlagValues, state: Mapping) -> None:
+  vars(values).clear()
+  vars(values).update(state)
 
 
 def _stopping(method):
