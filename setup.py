@@ -51,6 +51,8 @@ setuptools.setup(
     "tensorboard": ["tensorboardX>=2.6"],
     "tfds": ["tensorflow-datasets>=4.9.7"],
     "test": [
+      "basedpyright>=1.30",
+      "beartype>=0.22",
       "hypothesis",
       "pyarrow>=18",
       "pytest>=8",

@@ -39,7 +39,7 @@ def image_once(model: mllm.MLLM, *, chunk: int = objectives.CHUNK) -> Policy:
   """The two sequences of a pair share the encoded and projected image."""
 
   def policy(params, batch):
-    once = batch.replace(images=batch.images[: len(batch.images) // 2])
+    once = batch._replace(images=batch.images[: len(batch.images) // 2])
     visual = objectives.features(model, params, once)
     visual = objectives.project(model, params, visual, once)
     both = jnp.concatenate([visual, visual])

@@ -10,18 +10,24 @@ the command answers a wrong flag before that.
 """
 
 import os
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 if TYPE_CHECKING:
+  import jax
+
   from pivot_jax import pretrained
+  from pivot_jax.models import layers
 
 
 def load(
   address: str | os.PathLike,
   *,
-  dtype: Any = "float32",
-  mesh: Any = None,
-  compute: Any = None,
+  dtype: str | type | np.dtype = "float32",
+  mesh: "jax.sharding.Mesh | None" = None,
+  compute: "layers.Compute | None" = None,
 ) -> "tuple[pretrained.Pretrained, Any]":
   """Returns (model, params) of any address.
 
@@ -55,7 +61,7 @@ def load(
 def save(
   folder: str | os.PathLike,
   model: "pretrained.Pretrained",
-  params: Any,
+  params: Mapping[str, Any],
   *,
   format: str = "pivot_jax",
   dtype: str = "float32",

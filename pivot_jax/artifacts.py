@@ -14,6 +14,7 @@ import ml_dtypes
 import numpy as np
 import orbax.checkpoint as ocp
 import safetensors
+from jax.typing import DTypeLike
 from safetensors import numpy as safetensors_numpy
 
 from pivot_jax import files, trees
@@ -22,7 +23,9 @@ from pivot_jax.errors import InputError
 _PROBLEMS = (OSError, KeyError, TypeError, RuntimeError, ValueError)
 
 
-def save(path: pathlib.Path, params: Any, *, meta: Mapping[str, Any]) -> None:
+def save(
+  path: pathlib.Path, params: trees.Params, *, meta: Mapping[str, Any]
+) -> None:
   """Writes `params/`, `model.json` and `fingerprint.json` into a folder."""
   path.mkdir(parents=True, exist_ok=True)
   host = jax.device_get(params)
@@ -35,7 +38,7 @@ def save(path: pathlib.Path, params: Any, *, meta: Mapping[str, Any]) -> None:
 
 
 def save_packaged(
-  path: pathlib.Path, params: Any, *, meta: Mapping[str, Any]
+  path: pathlib.Path, params: trees.Params, *, meta: Mapping[str, Any]
 ) -> None:
   """Writes an artifact as bfloat16 safetensors, for shipping."""
   path.mkdir(parents=True, exist_ok=True)
@@ -85,7 +88,7 @@ def open_folder(
       f"{differ[0]}: the files are damaged; make them again or use a copy"
     )
 
-  def read(name: str, dtype: Any) -> np.ndarray:
+  def read(name: str, dtype: DTypeLike) -> np.ndarray:
     leaf = load_leaf(name)
     if trees.leaf_crc(leaf) != want[name]:
       raise InputError(

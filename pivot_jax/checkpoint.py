@@ -16,6 +16,8 @@ import jax
 import ml_dtypes
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.typing import DTypeLike
+from jaxtyping import PyTree
 
 from pivot_jax import addresses, artifacts, sharding, trees
 from pivot_jax.convert import opening, source, towers
@@ -76,7 +78,7 @@ class Model:
 def load(
   address: str,
   *,
-  dtype: Any = np.float32,
+  dtype: DTypeLike = np.float32,
   mesh: jax.sharding.Mesh | None = None,
   deferred: bool = False,
 ) -> Loaded:
@@ -251,7 +253,7 @@ class Resumable:
     self._folder = folder.absolute()
     self._manager = _manager(self._folder, keep)
 
-  def save(self, step: int, state: Any, note: Mapping[str, Any]) -> None:
+  def save(self, step: int, state: PyTree, note: Mapping[str, Any]) -> None:
     """Commits a state; returns when it is on disk."""
     _check_free(self._folder, state)
     crcs = trees.fingerprint(_named(jax.device_get(state)))
@@ -264,7 +266,7 @@ class Resumable:
     )
     self._manager.wait_until_finished()
 
-  def restore(self, target: Any) -> tuple[int, Any, dict[str, Any]] | None:
+  def restore(self, target: PyTree) -> tuple[int, Any, dict[str, Any]] | None:
     """Returns (step, state, note) of the newest sound checkpoint, or None.
 
     `target` is a state of shapes with shardings. None: there is no checkpoint. A

@@ -6,12 +6,15 @@ import os
 import pathlib
 import platform
 import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from pivot_jax.errors import InputError
 
+# Of it, texts and numbers, those of numpy and paths among them.
+Content = Mapping[str, Any] | Sequence[Any]
 # One slash is left of two where an address has already become a path.
 _REMOTE = re.compile(r"[a-z][a-z0-9+.-]+:/", re.IGNORECASE)
 
@@ -30,7 +33,7 @@ def local_path(path: str | os.PathLike, name: str) -> pathlib.Path:
   return pathlib.Path(text)
 
 
-def write_json(path: pathlib.Path, content: Any) -> None:
+def write_json(path: pathlib.Path, content: Content) -> None:
   """Writes JSON aside and renames it into place."""
   aside = path.with_name(path.name + ".tmp")
   text = json.dumps(content, indent=2, sort_keys=True, default=_plain)

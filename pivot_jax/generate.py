@@ -7,7 +7,6 @@ Axes: R rows (one prompt each), T prompt tokens, E llm width.
 """
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +18,7 @@ from pivot_jax.models import mllm
 def generate(
   model: mllm.MLLM,
   params: PyTree,
-  batch: Any,
+  batch: mllm.Rows,
   *,
   max_new_tokens: int,
   eos_ids: tuple[int, ...],
@@ -54,11 +53,11 @@ def generate(
   answers = jnp.full((rows, max_new_tokens), ends[0], jnp.int32)
   answers = answers.at[:, 0].set(tokens)
 
-  def unfinished(carry):
+  def unfinished(carry: tuple):
     count, _, done, _, _ = carry
     return (count < max_new_tokens) & ~done.all()
 
-  def step(carry):
+  def step(carry: tuple):
     count, tokens, done, answers, cache = carry
     logits, cache = apply(
       "decode_step",
@@ -93,4 +92,4 @@ def _pick(logits, done, end):
 
 
 def _is_end(tokens, ends):
-  return (tokens[:, None] == ends).any(axis=1)
+  return (tokens[:, None] == ends[None]).any(axis=1)

@@ -73,7 +73,7 @@ class Column(NamedTuple):
   digits: int
 
 
-def text(value: Any) -> str:
+def text(value: str | int | float | np.generic | None) -> str:
   """Returns a value as text that no browser reads as markup."""
   return html.escape(str(value), quote=True)
 
@@ -130,7 +130,7 @@ def plain_table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
   )
 
 
-def details(title: str, content: Any) -> str:
+def details(title: str, content: Mapping[str, Any]) -> str:
   """Returns a folded block of JSON."""
   shown = json.dumps(content, indent=2, sort_keys=True, default=str)
   return f"<details><summary>{text(title)}</summary><pre>{text(shown)}</pre></details>"
@@ -153,7 +153,7 @@ def chart(
   x_ticks = ticks(min(p[0] for p in flat), max(p[0] for p in flat))
   y_ticks = ticks(min(p[1] for p in flat), max(p[1] for p in flat))
 
-  def place(x, y):
+  def place(x: float, y: float) -> tuple[float, float]:
     across = (x - x_ticks[0]) / (x_ticks[-1] - x_ticks[0])
     up = (y - y_ticks[0]) / (y_ticks[-1] - y_ticks[0])
     return (

@@ -131,7 +131,7 @@ def _minimise(
 
   def objective(point):
     weights = point[0] * scale
-    logits = features @ weights + point[1] * intercept_scale
+    logits = features @ weights + (point[1] * intercept_scale)[None]
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     return (share * losses).sum() + 0.5 * penalty * (weights**2).sum()
 

@@ -11,9 +11,10 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Num, Shaped
 
-Metrics = dict[str, tuple[Float[Array, ""], Float[Array, ""]]]
+# Sums and counts, of which some are whole numbers.
+Metrics = dict[str, tuple[Num[Array, ""], Num[Array, ""]]]
 
 
 def token_logps(
@@ -85,7 +86,7 @@ def _chunked_backward(width, kept, gradient):
   def part(total, block):
     hidden, targets, gradient, norm = block
     softmax = jnp.exp(_logits(hidden, head) - norm[..., None])
-    one_hot = jnp.arange(head.shape[1]) == targets[..., None]
+    one_hot = jnp.arange(head.shape[1])[None, None] == targets[..., None]
     given = gradient[..., None] * (one_hot - softmax)
     given = given.reshape(-1, head.shape[1]).astype(head.dtype)
     to_hidden = jnp.einsum(
@@ -163,7 +164,7 @@ def dpo(
   used = weight > 0
   count = used.sum()
 
-  def mean(values):
+  def mean(values: Shaped[Array, "Q"]):
     return (used * values).sum(), count
 
   return (weight * term).sum(), {

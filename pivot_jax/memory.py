@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 
 from pivot_jax import trees
 from pivot_jax.models import mllm
@@ -48,10 +49,10 @@ class Estimate:
 
 
 def estimate(
-  state: Any,
+  state: PyTree,
   objective: Callable[[mllm.MLLM], Callable],
   model: mllm.MLLM,
-  batch: Any,
+  batch: PyTree,
   *,
   accum: int,
   shards: int,
@@ -92,7 +93,7 @@ def estimate(
     "activations": activations(objective(model), state, part, dtype) // shards,
   }
   positions = part.loss_target.size
-  if positions > chunk:
+  if positions > chunk and model.llm is not None:
     # Logits and their gradient, in float32; kept by the first pass they are
     # activations.
     parts["logits"] = 8 * chunk * model.llm.vocab_size // shards
@@ -119,15 +120,15 @@ def _one_block(kept, state, objective, model, batch) -> int:
 
 
 def activations(
-  loss_fn: Callable, state: Any, batch: Any, dtype: str = "float32"
+  loss_fn: Callable, state: PyTree, batch: PyTree, dtype: str = "float32"
 ) -> int:
   """Returns the bytes that the forward pass leaves for the backward pass.
 
   `dtype` is that of kernels in products: they are counted as parameters.
   """
 
-  def residuals(trainable, frozen, batch):
-    def loss(trainable):
+  def residuals(trainable: PyTree, frozen: PyTree, batch: PyTree):
+    def loss(trainable: PyTree):
       return loss_fn(trees.merge(trainable, frozen), batch, None)
 
     return jax.vjp(loss, trainable, has_aux=True)[1]
@@ -176,7 +177,7 @@ def advice(found: Estimate) -> str:
   )
 
 
-def rows_at_once(batch: Any, rows: int) -> Any:
+def rows_at_once(batch: PyTree, rows: int) -> Any:
   """Returns the shapes of a batch with another number of rows."""
   return jax.tree.map(
     lambda x: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype), batch

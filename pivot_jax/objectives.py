@@ -13,51 +13,68 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from pivot_jax import losses
+from pivot_jax import losses, trees
 from pivot_jax.data import packing
 from pivot_jax.models import mllm
 
-LossFn = Callable[[Any, packing.Batch, Any], tuple[Any, losses.Metrics]]
+Loss = tuple[Float[Array, ""], losses.Metrics]
+LossFn = Callable[[trees.Params, packing.Batch, jax.Array | None], Loss]
 
 # Rows of logits that exist at a time, unless a config says otherwise.
 CHUNK = 4096
 
 
-def features(model: mllm.MLLM, params: Any, batch: packing.Batch):
+def features(
+  model: mllm.MLLM, params: trees.Params, batch: packing.Batch
+) -> Float[Array, "N P D"] | None:
   """Returns the vision features [R*I, P, D] of a batch, None without images."""
   rows, images = batch.images.shape[:2]
   if images == 0:
     return None
   flat = batch.images.reshape(rows * images, *batch.images.shape[2:])
-  return model.apply({"params": params}, flat, method="encode")
+  return _apply(model, params, flat, method="encode")
 
 
-def project(model: mllm.MLLM, params: Any, visual, batch: packing.Batch):
+def project(
+  model: mllm.MLLM,
+  params: trees.Params,
+  visual: Float[Array, "N P D"] | None,
+  batch: packing.Batch,
+) -> Float[Array, "R IP E"] | None:
   """Returns projected features [R, I*P, E], None without images."""
   if visual is None:
     return None
-  projected = model.apply({"params": params}, visual, method="project")
+  projected = _apply(model, params, visual, method="project")
   return projected.reshape(batch.images.shape[0], -1, projected.shape[-1])
 
 
 def logps_from_visual(
   model: mllm.MLLM,
-  params: Any,
+  params: trees.Params,
   visual: Float[Array, "R IP E"] | None,
   batch: packing.Batch,
   *,
   chunk: int = CHUNK,
 ) -> Float[Array, "R M"]:
   """Returns log p(target) in float32 at every loss position of the batch."""
-  variables = {"params": params}
-  embedded = model.apply(variables, visual, batch, method="embed")
-  hidden = model.apply(variables, embedded, batch, method="decode")
+  embedded = _apply(model, params, visual, batch, method="embed")
+  hidden = _apply(model, params, embedded, batch, method="decode")
   picked = jnp.take_along_axis(hidden, batch.loss_source[..., None], axis=1)
-  head = model.apply(variables, method="head")
+  head = _apply(model, params, method="head")
   return losses.token_logps(picked, head, batch.loss_target, chunk=chunk)
 
 
-def logps(model, params, batch, *, chunk: int = CHUNK) -> Float[Array, "R M"]:
+def _apply(model: mllm.MLLM, params: trees.Params, *inputs, method: str) -> Any:
+  return model.apply({"params": params}, *inputs, method=method)
+
+
+def logps(
+  model: mllm.MLLM,
+  params: trees.Params,
+  batch: packing.Batch,
+  *,
+  chunk: int = CHUNK,
+) -> Float[Array, "R M"]:
   """Returns log p(target) in float32 at every loss position of the batch."""
   visual = project(model, params, features(model, params, batch), batch)
   return logps_from_visual(model, params, visual, batch, chunk=chunk)
@@ -69,13 +86,15 @@ def answer_logps(
   """Returns the summed log-probability of (chosen, rejected) of each pair."""
   rows, pairs = batch.pair_weight.shape
   answers = jnp.arange(2 * pairs)
-  member = batch.loss_answer[..., None] == answers
+  member = batch.loss_answer[..., None] == answers[None, None]
   # A plain sum, not a matmul: those may round float32 on an accelerator.
   sums = jnp.where(member, token_logps[..., None], 0.0).sum(axis=1)
   return sums.reshape(rows, pairs, 2)
 
 
-def sft_from_logps(token_logps: Float[Array, "R M"], batch: packing.Batch):
+def sft_from_logps(
+  token_logps: Float[Array, "R M"], batch: packing.Batch
+) -> Loss:
   """Returns (loss, metrics) of SFT from the log-probabilities of a batch."""
   return losses.sft(token_logps.reshape(-1), batch.loss_weight.reshape(-1))
 
@@ -86,7 +105,7 @@ def dpo_from_logps(
   *,
   beta: float,
   label_smoothing: float = 0.0,
-):
+) -> Loss:
   """Returns (loss, metrics) of DPO from the log-probabilities of a batch."""
   policy = answer_logps(token_logps, batch)
   return losses.dpo(
@@ -101,7 +120,9 @@ def dpo_from_logps(
 def sft(model: mllm.MLLM, *, chunk: int = CHUNK) -> LossFn:
   """Returns the supervised objective (paper 3.1)."""
 
-  def loss_fn(params, batch, rng):
+  def loss_fn(
+    params: trees.Params, batch: packing.Batch, rng: jax.Array | None
+  ) -> Loss:
     del rng
     return sft_from_logps(logps(model, params, batch, chunk=chunk), batch)
 
@@ -117,7 +138,9 @@ def dpo(
 ) -> LossFn:
   """Returns the DPO objective (paper 3.2): no SFT term, summed log-probs."""
 
-  def loss_fn(params, batch, rng):
+  def loss_fn(
+    params: trees.Params, batch: packing.Batch, rng: jax.Array | None
+  ) -> Loss:
     del rng
     values = logps(model, params, batch, chunk=chunk)
     return dpo_from_logps(
@@ -130,7 +153,7 @@ def dpo(
 def pair_logps(model: mllm.MLLM, *, chunk: int = CHUNK):
   """Returns fn(params, batch) -> [R, Q, 2], what the score stage stores."""
 
-  def score(params, batch):
+  def score(params: trees.Params, batch: packing.Batch):
     return answer_logps(logps(model, params, batch, chunk=chunk), batch)
 
   return jax.jit(score)

@@ -5,7 +5,7 @@ exists. This file only sees the trainable part.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -17,11 +17,13 @@ from jaxtyping import Array, Float
 from pivot_jax import trees
 from pivot_jax.errors import InputError
 
+# The factor on the learning rate at an update.
+Schedule = Callable[[Array | int | float], Array]
 SCHEDULES = ("cosine", "constant")
 MOMENTS = ("float32", "bfloat16")
 
 
-def schedule(name: str, *, steps: int, warmup: float) -> optax.Schedule:
+def schedule(name: str, *, steps: int, warmup: float) -> Schedule:
   """Returns the factor on the learning rate at update t = 0, 1, ...
 
   `cosine` is the paper's (2.2): t/W for t < W, then half a cosine to 0, with
@@ -29,12 +31,12 @@ def schedule(name: str, *, steps: int, warmup: float) -> optax.Schedule:
   """
   ramp = int(np.ceil(warmup * steps))
 
-  def cosine(step):
+  def cosine(step: Array | int | float) -> Array:
     after = (step - ramp) / max(1, steps - ramp)
     factor = 0.5 * (1 + jnp.cos(jnp.pi * jnp.clip(after, 0, 1)))
     return jnp.where(step < ramp, step / max(1, ramp), factor)
 
-  def constant(step):
+  def constant(step: Array | int | float) -> Array:
     return jnp.minimum(1.0, step / ramp) if ramp else jnp.ones(())
 
   if name not in SCHEDULES:
@@ -43,10 +45,10 @@ def schedule(name: str, *, steps: int, warmup: float) -> optax.Schedule:
 
 
 def adamw(
-  trainable: Any,
+  trainable: trees.Params,
   *,
   lr: Sequence[tuple[str, float]],
-  factor: optax.Schedule,
+  factor: Schedule,
   weight_decay: Sequence[tuple[str, float]] = ((".*", 0.0),),
   clip: float = 1.0,
   betas: tuple[float, float] = (0.9, 0.999),
@@ -131,7 +133,7 @@ def _values(rules, tree) -> dict[str, float]:
 
 
 def check_rules(
-  rules: Sequence[tuple[str, Any]], tree: Any, field: str
+  rules: Sequence[tuple[str, Any]], tree: trees.Params, field: str
 ) -> None:
   """Raises InputError where a rule matches no parameter of the whole model."""
   paths = list(trees.flatten(tree))
@@ -150,15 +152,19 @@ def _decay(decays: Mapping[str, float]) -> optax.GradientTransformation:
   if not any(decays.values()):
     return optax.identity()
 
-  def update(updates, state, params):
+  def init(params):
+    del params
+    return optax.EmptyState()
+
+  def update(updates, state, params=None):
     flat, held = trees.flatten(updates), trees.flatten(params)
     decayed = {path: flat[path] + decays[path] * held[path] for path in flat}
     return trees.unflatten(decayed), state
 
-  return optax.GradientTransformation(lambda _: optax.EmptyState(), update)
+  return optax.GradientTransformation(init, update)
 
 
-def _rates(rates: Mapping[str, float], factor: optax.Schedule):
+def _rates(rates: Mapping[str, float], factor: Schedule):
   """Multiplies by -rate * factor(step); the rates live in the state."""
 
   def init(params):

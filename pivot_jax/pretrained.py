@@ -11,7 +11,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, UInt8
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int, PyTree, UInt8
 
 from pivot_jax import artifacts, checkpoint, export, files, trees
 from pivot_jax.data import chat, images, tokens
@@ -45,7 +46,10 @@ class Pretrained:
     return chat.load_tokenizer(checkpoint.tokenizer_folder(self.address))
 
   def apply(
-    self, variables: Mapping[str, Any], *inputs: Any, method: Any = None
+    self,
+    variables: Mapping[str, Any],
+    *inputs: PyTree,
+    method: str | None = None,
   ) -> Float[Array, "..."]:
     """Applies the model; a pure function of `variables` and `inputs`.
 
@@ -167,7 +171,7 @@ def _type(values: Any) -> Any:
 def load(
   address: str | os.PathLike,
   *,
-  dtype: Any = np.float32,
+  dtype: DTypeLike = np.float32,
   mesh: jax.sharding.Mesh | None = None,
   compute: layers.Compute | None = None,
 ) -> tuple[Pretrained, Any]:
@@ -181,7 +185,7 @@ def load(
 def save(
   folder: str | os.PathLike,
   model: Pretrained,
-  params: Any,
+  params: trees.Params,
   *,
   format: str,
   dtype: str,

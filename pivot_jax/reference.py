@@ -37,7 +37,11 @@ def write(
 ) -> None:
   """Writes the columns id, logps and crc, and what they were made with."""
   folder.mkdir(parents=True, exist_ok=True)
-  np.savez(folder / "reference.npz", **columns)
+  np.savez(
+    folder / "reference.npz",
+    # No column is called as an option of `savez`.
+    **columns,  # pyright: ignore[reportArgumentType]
+  )
   rows = trees.digest(list(columns["crc"]))
   files.write_json(folder / "reference.json", dict(made) | {"rows": rows})
 

@@ -16,8 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
+from pivot_jax import trees
 from pivot_jax.models import heads
 
 
@@ -147,7 +148,7 @@ def train_head(
 
 def evaluate(
   head: heads.SegmentationHead,
-  params: Any,
+  params: trees.Params,
   features: Float[np.ndarray, "N P D"],
   histogram: Int[np.ndarray, "N P C"],
   *,
@@ -165,7 +166,7 @@ def evaluate(
 
 def predict(
   head: heads.SegmentationHead,
-  params: Any,
+  params: trees.Params,
   features: Float[np.ndarray, "N P D"],
   *,
   batch: int,
@@ -256,7 +257,9 @@ def standard_errors(
   return {name: float(x.std(ddof=1)) for name, x in found.items()}
 
 
-def filled(piece, size):
+def filled(
+  piece: Shaped[np.ndarray, "n *rest"], size: int
+) -> Shaped[np.ndarray, "N *rest"]:
   """Fills a batch up with zeros, so that one executable serves all."""
   return np.pad(
     piece, ((0, max(0, size - len(piece))), *((0, 0),) * (piece.ndim - 1))

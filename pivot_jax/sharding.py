@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import PyTree
 
 from pivot_jax import trees
 from pivot_jax.errors import InputError
@@ -73,7 +74,7 @@ def make_mesh(shape: Mapping[str, int]) -> Mesh:
   return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3)
 
 
-def infer(shapes: Any, mesh: Mesh, rules=PARAM_RULES) -> Any:
+def infer(shapes: PyTree, mesh: Mesh, rules: Sequence = PARAM_RULES) -> Any:
   """Returns a tree of NamedShardings for a tree of arrays or shapes.
 
   A dimension that its axis does not divide stays whole, and is logged.
@@ -82,7 +83,8 @@ def infer(shapes: Any, mesh: Mesh, rules=PARAM_RULES) -> Any:
   for path, leaf in trees.flatten(shapes).items():
     axes = trees.first_match(rules, path)
     axes = axes[-len(leaf.shape) :] if leaf.shape else ()
-    spec: list[str | None] = [None] * (len(leaf.shape) - len(axes)) + list(axes)
+    whole = (None,) * (len(leaf.shape) - len(axes))
+    spec: list[str | None] = [*whole, *axes]
     for dimension, axis in enumerate(spec):
       if axis and leaf.shape[dimension] % mesh.shape[axis]:
         LOG.info(
@@ -94,7 +96,7 @@ def infer(shapes: Any, mesh: Mesh, rules=PARAM_RULES) -> Any:
   return trees.unflatten(placed)
 
 
-def like_params(state_shapes: Any, params: Any, mesh: Mesh) -> Any:
+def like_params(state_shapes: PyTree, params: PyTree, mesh: Mesh) -> Any:
   """Returns shardings for an optimizer state: its copies of parameters alike.
 
   A subtree of the state whose structure and shapes are the parameters' gets the
@@ -103,12 +105,12 @@ def like_params(state_shapes: Any, params: Any, mesh: Mesh) -> Any:
   target = jax.tree.structure(params)
   shardings = infer(params, mesh)
 
-  def is_copy(node):
+  def is_copy(node: PyTree) -> bool:
     return jax.tree.structure(node) == target and [
       x.shape for x in jax.tree.leaves(node)
     ] == [x.shape for x in jax.tree.leaves(params)]
 
-  def place(node):
+  def place(node: PyTree):
     return shardings if is_copy(node) else replicated(mesh)
 
   return jax.tree.map(place, state_shapes, is_leaf=is_copy)
@@ -129,7 +131,7 @@ def row_shards(mesh: Mesh) -> int:
   return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
-def place_rows(tree: Any, mesh: Mesh) -> Any:
+def place_rows(tree: PyTree, mesh: Mesh) -> Any:
   """Returns host arrays (this process's rows) placed over the mesh."""
   sharding = over_rows(mesh)
   return jax.tree.map(
@@ -138,7 +140,7 @@ def place_rows(tree: Any, mesh: Mesh) -> Any:
 
 
 def place(
-  tree: Any,
+  tree: trees.Params,
   mesh: Mesh,
   rules: Sequence = PARAM_RULES,
   *,

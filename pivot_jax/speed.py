@@ -13,11 +13,12 @@ import re
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent import futures
 from typing import Any, TypeVar
 
 import jax
+from jaxtyping import PyTree
 
 from pivot_jax.errors import InputError
 
@@ -120,7 +121,9 @@ def peak_memory() -> int:
   return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def ahead(items: Iterator[Item], *, depth: int = 2) -> Iterator[Item]:
+def ahead(
+  items: Iterator[Item], *, depth: int = 2
+) -> Generator[Item, None, None]:
   """Yields the items of an iterator, the next `depth` being made meanwhile.
 
   They are made one after the other in one thread, so that their order and what
@@ -144,9 +147,9 @@ def _compilations() -> list[float]:
   """Returns a list that grows by one for everything that jax compiles."""
   seen: list[float] = []
 
-  def listen(event, seconds, **_):
+  def listen(event: str, duration_secs: float, **_: str | int) -> None:
     if event == _COMPILED:
-      seen.append(seconds)
+      seen.append(duration_secs)
 
   jax.monitoring.register_event_duration_secs_listener(listen)
   return seen
@@ -156,9 +159,9 @@ class CompileWatch:
   """Warns of an update that compiles once compiling should be over."""
 
   def __init__(self):
-    self._updates, self._last = 0, None
+    self._updates, self._last = 0, {}
 
-  def call(self, step_fn: Callable, state: Any, batch: Any) -> Any:
+  def call(self, step_fn: Callable, state: PyTree, batch: PyTree) -> Any:
     """Returns step_fn(state, batch)."""
     before = len(_compilations())
     shapes = _shapes(batch)
@@ -209,7 +212,7 @@ class Trace:
       jax.profiler.start_trace(self._folder)
       self._on = True
 
-  def after(self, step: int, result: Any) -> None:
+  def after(self, step: int, result: PyTree) -> None:
     """Ends the trace if update `step` was its last."""
     if self._on and step >= self._last:
       jax.block_until_ready(result)

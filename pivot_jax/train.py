@@ -9,13 +9,16 @@ import pathlib
 import signal
 import threading
 import time
+import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, no_type_check, runtime_checkable
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+from jaxtyping import PyTree
 
 from pivot_jax import losses, sharding, speed, trees
 from pivot_jax.data import packing, pipeline
@@ -23,8 +26,9 @@ from pivot_jax.data import packing, pipeline
 Host = Mapping[str, float]
 
 
-@flax.struct.dataclass
-class TrainState:
+# Not checked: jax rebuilds it around whatever a tree function gives.
+@no_type_check
+class TrainState(flax.struct.PyTreeNode):
   """What a run is: the update count, examples seen, parameters, optimizer."""
 
   step: jax.Array
@@ -35,11 +39,12 @@ class TrainState:
   rng: jax.Array
 
 
+@runtime_checkable
 class Hook(Protocol):
   """What watches a run."""
 
   def metrics(
-    self, step: int, metrics: Host, update: pipeline.Update, wait: float
+    self, step: int, values: Host, update: pipeline.Update, wait: float
   ) -> None:
     """Sees the metrics of update `step`, up to one update late; may raise.
 
@@ -73,7 +78,7 @@ def stop_on_sigterm() -> None:
   A second SIGTERM ends the process at once.
   """
 
-  def handle(signum, frame):
+  def handle(signum: int, frame: types.FrameType | None) -> None:
     del frame
     if _STOP.is_set():
       signal.signal(signum, signal.SIG_DFL)
@@ -95,7 +100,7 @@ def stop_if_requested(name: str) -> None:
 
 
 def make_state(
-  params: Any,
+  params: trees.Params,
   *,
   trainable: Sequence[str],
   tx: Callable[[Any], optax.GradientTransformation],
@@ -133,7 +138,7 @@ def make_train_step(
   *,
   accum: int,
   examples: int,
-  shardings: Any = None,
+  shardings: PyTree = None,
   dtype: str = "float32",
 ) -> Callable[[TrainState, packing.Batch], tuple[TrainState, losses.Metrics]]:
   """Returns the jitted update; the state is donated.
@@ -147,7 +152,7 @@ def make_train_step(
 
   gradients = _gradients(loss_fn, accum, dtype)
 
-  def step_fn(state, batch):
+  def step_fn(state: TrainState, batch: packing.Batch):
     rng = jax.random.fold_in(state.rng, state.step)
     (loss, metrics), grads = gradients(state, batch, rng)
     norm = optax.global_norm(grads)
@@ -216,7 +221,7 @@ def _gradients(loss_fn: Callable, accum: int, dtype: str) -> Callable:
   return whole
 
 
-def cast_kernels(params: Any, dtype: str) -> Any:
+def cast_kernels(params: trees.Params, dtype: str) -> Any:
   """Returns the tree with kernels in the dtype of the products they enter.
 
   The embedding table stays in float32: it is looked up, and its gradient is a
@@ -228,14 +233,15 @@ def cast_kernels(params: Any, dtype: str) -> Any:
   )
 
 
-def kernel_dtypes(params: Any, dtype: str) -> dict[str, Any]:
+def kernel_dtypes(params: trees.Params, dtype: str) -> dict[str, Any]:
   """Returns the dtype of each leaf by path: `dtype` for float32 kernels."""
 
-  def of(path, leaf):
-    cast = path.endswith("/kernel") and leaf.dtype == jnp.float32
-    return jnp.dtype(dtype) if cast else leaf.dtype
+  def of(path: str, held: np.dtype) -> np.dtype:
+    cast = path.endswith("/kernel") and held == jnp.float32
+    return jnp.dtype(dtype) if cast else held
 
-  return {path: of(path, leaf) for path, leaf in trees.flatten(params).items()}
+  flat = trees.flatten(params)
+  return {path: of(path, leaf.dtype) for path, leaf in flat.items()}
 
 
 def fit(
@@ -264,7 +270,7 @@ def fit(
 
 
 def _loop(state, step_fn, batches, num_steps, hooks, should_stop, trace):
-  step = int(state.step)
+  step = int(jax.device_get(state.step))
   pending = None
 
   def flush():

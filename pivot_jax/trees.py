@@ -15,10 +15,13 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax import Array
 
 from pivot_jax.errors import InputError
 
 Tree = Any
+# Of a model: arrays in nested dicts, or `Deferred` leaves before they are read.
+Params = Mapping[str, Any]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -148,11 +151,13 @@ def fingerprint(tree: Tree) -> dict[str, str]:
   return {path: leaf_crc(leaf) for path, leaf in flatten(tree).items()}
 
 
-def leaf_crc(leaf: Any) -> str:
+def leaf_crc(leaf: Array | np.ndarray | np.generic | Deferred) -> str:
   """Returns the CRC32 of one array's dtype, shape and bytes in hexadecimal."""
   array = np.ascontiguousarray(jax.device_get(leaf))
   head = f"{array.dtype}{tuple(leaf.shape)}".encode()
-  return f"{zlib.crc32(array.view(np.uint8).reshape(-1), zlib.crc32(head)):08x}"
+  return (
+    f"{zlib.crc32(array.view(np.uint8).reshape(-1).data, zlib.crc32(head)):08x}"
+  )
 
 
 def table(

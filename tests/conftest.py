@@ -11,6 +11,8 @@ import pathlib
 import tempfile
 
 import hypothesis
+import jaxtyping
+import numpy as np
 import pytest
 
 _DATA = "PIVOT_JAX_TEST_DATA"
@@ -36,6 +38,20 @@ hypothesis.settings.register_profile(
   "pivot_jax", derandomize=True, deadline=None, database=None, max_examples=50
 )
 hypothesis.settings.load_profile("pivot_jax")
+
+# It reads the variables above when it is loaded.
+import jax  # noqa: E402
+
+import tests.strict  # noqa: E402, F401
+
+# Before the package is imported: each of its functions is called with what its
+# annotations say, arrays of other shapes and dtypes are errors. Where they say
+# an array of jax, one of numpy will do: jax converts it.
+jaxtyping.Array = jax.Array | np.ndarray
+jaxtyping.install_import_hook("pivot_jax", "tests.strict.check")
+
+# Adding a vector to a matrix is written out, so that a lost axis is an error.
+jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
 @pytest.fixture(scope="session")

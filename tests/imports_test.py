@@ -1,8 +1,11 @@
 """Keeps the order in which the modules may import one another."""
 
 import ast
+import json
 import pathlib
 import re
+import subprocess
+import sys
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -45,7 +48,7 @@ MAY_IMPORT = (
   (r"train|reference|rundir|compare|assembly", _TOOLS + r"|checkpoint"),
   (r"export", _TOOLS + r"|checkpoint|model_card"),
   (r"pretrained", _TOOLS + r"|checkpoint|export"),
-  (r"", r"pretrained"),
+  (r"", r"pretrained|models\.layers"),
   (
     r"stages\..+",
     _TOOLS + r"|checkpoint|train|reference|compare|html|assembly",
@@ -140,3 +143,35 @@ def test_the_library_does_not_import_its_tests_or_configs():
     if name.split(".")[0] in ("tests", "configs", "bench")
   ]
   assert not wrong, wrong
+
+
+# Loaded where a file asks for them, and by no import of `data` before the feed.
+HEAVY = {"jax", "flax", "grain", "pyarrow", "array_record", "transformers"}
+_LOADED = """
+import importlib, json, sys
+for name in sys.argv[1:]:
+  importlib.import_module(name)
+print(json.dumps(sorted(sys.modules)))
+"""
+
+
+def loaded(names: list[str]) -> set[str]:
+  """Return the modules of a fresh interpreter that imported some."""
+  command = [sys.executable, "-c", _LOADED, *names]
+  said = subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+  return set(json.loads(said.stdout))
+
+
+def test_data_before_the_feed_loads_no_jax():
+  feed = "pivot_jax.data.pipeline"
+  names = [
+    ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    for path in files("pivot_jax/data")
+    if path.stem not in ("__init__", "__main__")
+  ]
+  names.remove(feed)
+  found = loaded(names)
+  assert set(names) <= found
+  assert not found & (HEAVY | {feed, "pivot_jax.trees"})
+  # `check` and its like read configs, and no source needs what those do.
+  assert "yaml" not in loaded(["pivot_jax.data.registry"])

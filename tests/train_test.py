@@ -356,3 +356,56 @@ def test_a_stopped_run_shows_its_last_state():
   )
   assert int(last.step) == 3
   assert hook.seen[-1] == ("state", 3)
+
+
+class _Losses:
+  """A hook that keeps the losses and reads the state after each update."""
+
+  def __init__(self):
+    self.losses, self.steps = [], []
+
+  def metrics(self, step, values, update, wait):
+    del step, update, wait
+    self.losses.append(values["losses/total"])
+
+  def due(self, step):
+    return step == 1
+
+  def state(self, state, step):
+    del step
+    self.steps.append(int(jax.device_get(state.step)))
+
+
+def _fit_guarded(update, place):
+  """Runs two updates where implicit transfers raise; returns the hook.
+
+  On a CPU that is the way of arrays to the devices; reading one back copies
+  nothing there, and is not noticed.
+  """
+  mesh, seen = _one_device(), _Losses()
+  with jax.set_mesh(mesh), nn.logical_axis_rules(sharding.ACTIVATION_RULES):
+    state, optimizer = train.make_state(
+      tiny.params(), trainable=ALL, tx=_sgd, mesh=mesh, seed=0
+    )
+    step_fn = train.make_train_step(
+      _loss(),
+      optimizer,
+      accum=1,
+      examples=12,
+      shardings=jax.tree.map(lambda x: x.sharding, state),
+    )
+    updates = (pipeline.Update(place(update, mesh), (), 0) for _ in range(2))
+    with jax.transfer_guard("disallow"):
+      train.fit(state, step_fn, updates, num_steps=2, hooks=[seen])
+  return seen
+
+
+def test_the_loop_transfers_nothing_implicitly(update, whole):
+  seen = _fit_guarded(update, sharding.place_rows)
+  assert seen.steps == [1, 2] and len(seen.losses) == 2
+  assert seen.losses[0] == whole[2][0]["losses/total"]
+
+
+def test_a_batch_that_is_not_placed_is_an_implicit_transfer(update):
+  with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
+    _fit_guarded(update, lambda batch, mesh: batch)

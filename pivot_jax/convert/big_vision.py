@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import PyTree
 
 from pivot_jax import errors, trees
@@ -91,7 +92,7 @@ def open_file(
     for name, leaf in trees.flatten(source.shapes_of(config, None)).items()
   }
 
-  def read(name: str, dtype: Any) -> np.ndarray:
+  def read(name: str, dtype: DTypeLike) -> np.ndarray:
     leaf = np.empty(shapes[name], dtype)
     _fill(leaf, file, name.removeprefix("vision/"))
     return leaf

@@ -142,7 +142,7 @@ def vision(
   config: Mapping[str, Any],
   *,
   kind: str | None = None,
-  **choices: Any,
+  **choices: str | int | float | tuple[float, ...],
 ) -> vit.VisionConfig:
   """Returns the encoder of a vision config, read as the paper reads its kind.
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import tokenizers
 
+from pivot_jax import trees
 from pivot_jax.convert import hf_json, tensors
 from pivot_jax.data import chat, tokens
 from pivot_jax.models import qwen2, vit
@@ -54,7 +55,7 @@ def with_image_token(
 
 
 def widen(
-  config: qwen2.LLMConfig, llm_params: Any, image_id: int, pad_id: int
+  config: qwen2.LLMConfig, llm_params: trees.Params, image_id: int, pad_id: int
 ) -> tuple[qwen2.LLMConfig, Any]:
   """Returns the decoder with a row for `<image>`, if it had none to spare.
 

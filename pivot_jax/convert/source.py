@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.typing import DTypeLike
 
 from pivot_jax import errors, trees
 from pivot_jax.convert import diagnose, layouts, names, tensors, towers
@@ -57,7 +58,7 @@ class Source:
   not_carried: tuple[dict[str, str], ...]
   processor: Processor | None = None
 
-  def params(self, dtype: Any = np.float32) -> Any:
+  def params(self, dtype: DTypeLike = np.float32) -> Any:
     """Returns the whole tree in host memory."""
     return trees.unflatten(
       {path: self.read(path, dtype) for path in self.shapes}
@@ -134,7 +135,7 @@ def from_tensors(
 
   flat = {path: leaf.shape for path, leaf in trees.flatten(shapes).items()}
 
-  def read(path: str, dtype: Any) -> np.ndarray:
+  def read(path: str, dtype: DTypeLike) -> np.ndarray:
     return names.build_leaf(tuple(path.split("/")), flat[path], dtype, fill)
 
   def read_unread() -> dict[str, np.ndarray]:

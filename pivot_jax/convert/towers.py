@@ -72,7 +72,7 @@ def extra_leaves(config: vit.VisionConfig) -> dict[str, tuple[int, ...]]:
 
 def complete(
   config: vit.VisionConfig,
-  params: Any,
+  params: trees.Params,
   given: Mapping[str, np.ndarray] | None,
 ) -> dict[str, np.ndarray]:
   """Returns all tensors of the published tower, by our names.

@@ -121,6 +121,8 @@ def _shard(found: Any, where: str, number: int, count: int) -> Shard:
   names = [file_name(part, number, count) for part in PARTS]
   said = found if isinstance(found, dict) else {}
   rows, sizes = said.get("rows"), said.get("bytes")
+  if not isinstance(rows, int):
+    rows = -1
   if isinstance(sizes, dict) and sorted(sizes) == sorted(names):
     if all(map(_is_count, (rows, *sizes.values()))):
       return Shard(rows, sizes)

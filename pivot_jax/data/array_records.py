@@ -13,11 +13,10 @@ import io
 import os
 import pathlib
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import msgpack
 import numpy as np
-from array_record.python import array_record_data_source, array_record_module
 from PIL import Image
 
 from pivot_jax.data import (
@@ -36,6 +35,7 @@ _OPTIONS = "group_size:1"
 Row = dict[str, Any]
 
 
+@runtime_checkable
 class Source(Protocol):
   """What `write` needs of a source; all of `sources.py` have it."""
 
@@ -170,13 +170,17 @@ class _Shard(NamedTuple):
 def _opened(
   folder: pathlib.Path, part: str, shards: Sequence[array_record_folder.Shard]
 ) -> Any:
+  # Only where such files are read or written: sources of other formats do
+  # without.
+  from array_record.python import array_record_data_source
+
   name = functools.partial(array_record_folder.file_name, part)
-  return array_record_data_source.ArrayRecordDataSource(
-    [
-      _Shard(str(folder / name(number, len(shards))), 0, shard.rows, shard.rows)
-      for number, shard in enumerate(shards)
-    ]
-  )
+  # It reads the fields of a FileInstruction and asks for no class of its own.
+  files: Any = [
+    _Shard(str(folder / name(number, len(shards))), 0, shard.rows, shard.rows)
+    for number, shard in enumerate(shards)
+  ]
+  return array_record_data_source.ArrayRecordDataSource(files)
 
 
 def write(
@@ -271,6 +275,11 @@ class _Writer:
     """Makes the shard of this number the one that is written."""
     if number == self._number:
       return
+    # Here as in `_opened`. It is compiled and has no stubs.
+    from array_record.python import (
+      array_record_module,  # pyright: ignore[reportAttributeAccessIssue]
+    )
+
     self.close()
     self._number = number
     for name in self._names(number):

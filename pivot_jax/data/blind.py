@@ -8,10 +8,11 @@ needs a model.
 import collections
 import dataclasses
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from pivot_jax import texts
 
-Row = Mapping[str, object]
+Row = Mapping[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)

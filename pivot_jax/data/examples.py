@@ -79,7 +79,7 @@ class Coder:
 
   def _encode(self, row: Row) -> chat.Encoded:
     """Returns a conversation, or a prompt with both answers of each pair."""
-    style = dict(
+    style: dict[str, Any] = dict(
       template=self.template,
       mask=self.mask,
       images=len(records.listed(row["image"])),

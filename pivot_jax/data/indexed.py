@@ -19,7 +19,7 @@ import tempfile
 import weakref
 import zlib
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 import tqdm
@@ -304,7 +304,9 @@ class _Text:
   def peek(self) -> str:
     """Returns the next character that is not blank, "" at the end."""
     while True:
-      self._at = _BLANK.match(self._text, self._at).end()
+      blank = _BLANK.match(self._text, self._at)
+      assert blank  # No character is a match, too.
+      self._at = blank.end()
       if self._at < len(self._text):
         return self._text[self._at]
       if not self._read():
@@ -339,13 +341,13 @@ class _Text:
 
   def fail(
     self, why: str, at: int | None = None, kind: str = "bad_json"
-  ) -> None:
+  ) -> NoReturn:
     """Raises an InputError that names the line."""
     at = self._at if at is None else at
     line = self._newlines + self._text.count("\n", 0, at) + 1
     raise InputError(f"{self._path}:{line}: {why}", kind=kind)
 
-  def _fail_at(self, error: Exception) -> None:
+  def _fail_at(self, error: Exception) -> NoReturn:
     if not isinstance(error, json.JSONDecodeError):
       self.fail(f"JSON that cannot be read: {error}")
     column = error.pos - self._text.rfind("\n", 0, error.pos)

@@ -5,6 +5,7 @@ text, by several processes where there are many; a table of a source that is
 known by a `key` is kept, so that the next run on it reads nothing.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -12,7 +13,9 @@ import logging
 import multiprocessing
 import os
 import pathlib
+import sys
 import tempfile
+import types
 from collections.abc import Iterator, Sequence
 from concurrent import futures
 from concurrent.futures import process
@@ -99,18 +102,37 @@ def _measured(
     for rows in chunks:
       yield rows, part(source, coder, rows)
     return
-  # Not forked: this process has threads.
-  context = multiprocessing.get_context("spawn")
-  with futures.ProcessPoolExecutor(
-    workers, context, _start, (source, coder)
-  ) as pool:
+  with _pool(source, coder, workers) as pool:
     try:
-      yield from zip(chunks, pool.map(_part, chunks))
+      with _no_program():
+        found = pool.map(_part, chunks)
+      yield from zip(chunks, found)
     except process.BrokenProcessPool:
       raise InputError(
         f"{source.name(0)}: a process that measured rows was killed, for lack of "
         "memory perhaps: run again with more, or on fewer cores"
       ) from None
+
+
+def _pool(source, coder, workers: int) -> futures.ProcessPoolExecutor:
+  # Not forked: this process has threads.
+  context = multiprocessing.get_context("spawn")
+  return futures.ProcessPoolExecutor(workers, context, _start, (source, coder))
+
+
+@contextlib.contextmanager
+def _no_program() -> Iterator[None]:
+  """Keep the processes that are started meanwhile from importing the program.
+
+  A spawned process imports the module that was run, and of this project's
+  programs that is jax and everything else: 300 MB in each.
+  """
+  program = sys.modules["__main__"]
+  sys.modules["__main__"] = types.ModuleType("__main__")
+  try:
+    yield
+  finally:
+    sys.modules["__main__"] = program
 
 
 _given: list[Any] = []
@@ -121,7 +143,8 @@ def _start(source, coder) -> None:
 
 
 def _part(rows: range) -> Table:
-  return part(*_given, rows)
+  source, coder = _given
+  return part(source, coder, rows)
 
 
 def part(source: Any, coder: examples.Coder, rows: Sequence[int]) -> Table:

@@ -251,7 +251,10 @@ def _believe_count(description, asked, rng):
   while len(description.objects) != count:
     fewer = len(description.objects) > count
     change = _drop_object if fewer else _add_object
-    description, _ = change(description, rng)
+    changed = change(description, rng)
+    if changed is None:
+      raise ValueError(f"no scene of {count} objects to believe in")
+    description, _ = changed
   return description
 
 
@@ -284,15 +287,13 @@ def _moved(description, i, cell):
   places = {old: cell, cell: old}
 
   def move(thing):
-    if thing is None:
-      return None
     return dataclasses.replace(thing, cell=places.get(thing.cell, thing.cell))
 
   return layout.Description(
     objects=layout.reading_order(list(map(move, description.objects))),
-    digit=move(description.digit),
-    letter=move(description.letter),
-    chart=move(description.chart),
+    digit=description.digit and move(description.digit),
+    letter=description.letter and move(description.letter),
+    chart=description.chart and move(description.chart),
   )
 
 

@@ -22,7 +22,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import yaml
 
 from pivot_jax.data import images, records, sources
 from pivot_jax.errors import InputError
@@ -87,6 +86,9 @@ def read(path: str | os.PathLike) -> tuple[Entry, ...]:
   path = pathlib.Path(path)
   if not path.is_file():
     raise InputError(f"{path}: no such file")
+  # Only where a mixture is read: sources of other formats do without.
+  import yaml
+
   try:
     found = yaml.safe_load(path.read_bytes())
   except yaml.YAMLError as error:

@@ -12,9 +12,8 @@ positions of a row, Q pairs of a row.
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-import flax.struct
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
@@ -27,8 +26,7 @@ Layout = fitting.Layout
 IMAGE_TOKEN = -200
 
 
-@flax.struct.dataclass
-class Batch:
+class Batch(NamedTuple):
   """Packed rows; a row owns its images, so nothing is gathered across devices.
 
   `segments` numbers the examples of a row from 1, 0 is padding. `branches` is 0
@@ -41,22 +39,25 @@ class Batch:
   predicts `loss_target`; the last token of a prompt predicts the first token of
   *every* answer. `loss_answer` numbers the answers of the row (-1 = padding);
   pair q is made of the answers 2q (chosen) and 2q + 1 (rejected).
+
+  Arrays are of numpy as packed and of jax once placed or traced: `Any`, since
+  nothing that measures rows may load jax.
   """
 
-  tokens: Int[np.ndarray, "R T"]
-  positions: Int[np.ndarray, "R T"]
-  segments: Int[np.ndarray, "R T"]
-  branches: Int[np.ndarray, "R T"]
-  images: UInt8[np.ndarray, "R I H W 3"]
-  image_index: Int[np.ndarray, "R T"]
-  sequences: Int[np.ndarray, "R S L"]
-  copies: Int[np.ndarray, "R T C"]
-  loss_source: Int[np.ndarray, "R M"]
-  loss_target: Int[np.ndarray, "R M"]
-  loss_answer: Int[np.ndarray, "R M"]
-  loss_weight: Float[np.ndarray, "R M"]
-  pair_weight: Float[np.ndarray, "R Q"]
-  reference: Float[np.ndarray, "R Q 2"]
+  tokens: Int[Any, "R T"]
+  positions: Int[Any, "R T"]
+  segments: Int[Any, "R T"]
+  branches: Int[Any, "R T"]
+  images: UInt8[Any, "R I H W 3"]
+  image_index: Int[Any, "R T"]
+  sequences: Int[Any, "R S L"]
+  copies: Int[Any, "R T C"]
+  loss_source: Int[Any, "R M"]
+  loss_target: Int[Any, "R M"]
+  loss_answer: Int[Any, "R M"]
+  loss_weight: Float[Any, "R M"]
+  pair_weight: Float[Any, "R Q"]
+  reference: Float[Any, "R Q 2"]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -173,7 +173,7 @@ class Parquet:
   def _row_id(self, record: Mapping[str, Any], index: int) -> str:
     default = self._files.place(index).id
     uses = self._uses_of_ids()
-    if uses is None:
+    if uses is None or self._id is None:
       return default
     given = records.given_id({"id": record[self._id]}, default)
     return f"{given}#{uses[index]}" if uses[index] else given

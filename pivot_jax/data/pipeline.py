@@ -13,7 +13,7 @@ import dataclasses
 import itertools
 import os
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -182,7 +182,7 @@ def updates(
   mesh: jax.sharding.Mesh,
   sft_group: int,
   threads: int = 0,
-) -> Iterator[Update]:
+) -> Generator[Update, None, None]:
   """Yields placed updates from example `start` of the stream on, endlessly.
 
   Each process reads and packs its own contiguous share of an update's examples,
@@ -217,7 +217,7 @@ def updates(
 
 def read(
   stream: Stream, *, batch: int, start: int, share: Share, threads: int = 0
-) -> Iterator[packing.Example]:
+) -> Generator[packing.Example, None, None]:
   """Yields a share of all updates from example `start` of the stream on."""
   positions = _Positions(start, batch, share)
   return stream.examples(positions, threads=threads)

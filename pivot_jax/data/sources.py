@@ -12,7 +12,7 @@ field; nothing is skipped. It knows no template: what an answer may contain is
 import os
 import pathlib
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from pivot_jax import texts
 from pivot_jax.data import images, indexed, records
@@ -21,6 +21,7 @@ from pivot_jax.errors import InputError
 Row = dict[str, Any]
 
 
+@runtime_checkable
 class Source(Protocol):
   """What every data set of texts offers; `kind` says what its rows hold."""
 

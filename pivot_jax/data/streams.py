@@ -10,10 +10,9 @@ import dataclasses
 import logging
 import threading
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from typing import Any
 
-import grain
 import numpy as np
 
 from pivot_jax.data import examples, fitting, lengths, packing, records
@@ -72,6 +71,10 @@ class Stream:
     for part, share in enumerate(self.max_bad):
       if share or coder.long == "drop":
         self._leave_out(part)
+    # Here and not above: grain loads jax, 150 MB that a process which only
+    # measures rows has no use for.
+    import grain
+
     positions = [
       grain.MapDataset.source(_Positions(k, self.rows(k)))
       .shuffle(seed=seed + k)
@@ -96,7 +99,9 @@ class Stream:
 
   def place(self, position: int) -> tuple[int, int]:
     """Returns (source number, row index) at a position of the stream."""
-    part, index = self._order[position]
+    found = self._order[position]
+    assert found is not None  # Only a filter would take some away.
+    part, index = found
     kept = self._kept[part]
     return part, index if kept is None else int(kept[index])
 
@@ -176,17 +181,19 @@ class Stream:
 
   def examples(
     self, positions: Sequence[int], *, threads: int = 0
-  ) -> Iterator[packing.Example]:
+  ) -> Generator[packing.Example, None, None]:
     """Yields the examples at positions, in their order; see `read_all`."""
     return self.read_all(_Places(self, positions), threads=threads)
 
   def read_all(
     self, places: Sequence[tuple[int, int]], *, threads: int = 0
-  ) -> Iterator[packing.Example]:
+  ) -> Generator[packing.Example, None, None]:
     """Yields the examples of (source number, row index) pairs, in their order.
 
     `threads` read at once, a few examples ahead; with 0 nothing is ahead.
     """
+    import grain  # Loads jax, see `__init__`.
+
     found = grain.MapDataset.source(_Reader(self, places))
     options = grain.ReadOptions(
       num_threads=threads, prefetch_buffer_size=_AHEAD * threads

@@ -134,7 +134,7 @@ def attend_causal(
   place = jnp.arange(q.shape[1])
   causal = place[:, None] >= place[None, :]
   present = place[None, :] < lengths[:, None]
-  return attend(q, k, v, causal & present[:, None])
+  return attend(q, k, v, causal[None] & present[:, None])
 
 
 def _cudnn(q, k, v, lengths, *, causal=False):
@@ -164,13 +164,14 @@ def _splash(q, k, v, lengths):
 
   pad = -q.shape[1] % _BLOCK
   widths = ((0, 0), (0, pad), (0, 0), (0, 0))
-  padded = [jnp.pad(x, widths) for x in (q * q.shape[-1] ** -0.5, k, v)]
-  shape = (padded[0].shape[1],) * 2
+  scaled = q * q.shape[-1] ** -0.5
+  long_q, long_k, long_v = (jnp.pad(x, widths) for x in (scaled, k, v))
+  width = long_q.shape[1]
   # Tokens behind the end are a segment of their own: no query is without key.
-  segments = (jnp.arange(shape[0]) < lengths[:, None]).astype(jnp.int32)
+  segments = (jnp.arange(width)[None] < lengths[:, None]).astype(jnp.int32)
 
   def local(q, k, v, segments):
-    mask = splash.CausalMask(shape)
+    mask = splash.CausalMask((width, width))
     heads = splash.MultiHeadMask([mask] * q.shape[2])
     kernel = splash.make_splash_mha(heads, head_shards=1, q_seq_shards=1)
 
@@ -183,14 +184,15 @@ def _splash(q, k, v, lengths):
 
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty:
-    mixed = local(*padded, segments)
+    mixed = local(long_q, long_k, long_v, segments)
     return mixed[:, : q.shape[1]].astype(v.dtype)
   rows = nn.logical_to_mesh_axes(("rows", "tokens"))
   heads = nn.logical_to_mesh_axes(("rows", "tokens", "heads", None))
+  assert heads is not None  # It is for no names alone.
   # Key/value heads that the mesh cannot share out are given to each query head.
   if heads[2] is not None and k.shape[2] % mesh.shape[heads[2]]:
     repeats = q.shape[2] // k.shape[2]
-    padded[1:] = [jnp.repeat(x, repeats, axis=2) for x in padded[1:]]
+    long_k, long_v = (jnp.repeat(x, repeats, axis=2) for x in (long_k, long_v))
   # A kernel is opaque to the partitioner: it runs by device, on what is there.
   mapped = jax.shard_map(
     local,
@@ -198,7 +200,7 @@ def _splash(q, k, v, lengths):
     out_specs=heads,
     check_vma=False,
   )
-  mixed = mapped(*padded, segments)
+  mixed = mapped(long_q, long_k, long_v, segments)
   return mixed[:, : q.shape[1]].astype(v.dtype)
 
 

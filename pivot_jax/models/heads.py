@@ -5,9 +5,12 @@ probe. Both are two linear layers around an exact (erf) GELU, initialised as
 torch initialises `Linear`; what trains them is elsewhere.
 """
 
+from collections.abc import Sequence
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from pivot_jax.models import layers
@@ -44,7 +47,7 @@ def torch_linear_init(fan_in: int) -> nn.initializers.Initializer:
   """Returns U(-1/sqrt(fan_in), 1/sqrt(fan_in)), for a weight or its bias."""
   bound = fan_in**-0.5
 
-  def init(rng, shape, dtype=jnp.float32):
+  def init(rng: Array, shape: Sequence[int], dtype: DTypeLike = jnp.float32):
     return jax.random.uniform(rng, shape, dtype, -bound, bound)
 
   return init

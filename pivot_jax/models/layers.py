@@ -9,9 +9,10 @@ A query heads, K key/value heads, G query heads that share one of them,
 H head dim.
 """
 
+import contextlib
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 import jax
@@ -94,6 +95,13 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 }
 
 
+def along_last(
+  vector: Float[Array, "D"], x: Float[Array, "*batch D"]
+) -> Float[Array, "*ones D"]:
+  """Returns a vector with the rank of `x`, along its last axis."""
+  return jnp.expand_dims(vector, tuple(range(x.ndim - 1)))
+
+
 class LayerNorm(nn.Module):
   """Layer norm with float32 statistics, in two passes as torch does."""
 
@@ -108,7 +116,8 @@ class LayerNorm(nn.Module):
     x = x.astype(jnp.float32)
     x = x - x.mean(axis=-1, keepdims=True)
     variance = jnp.square(x).mean(axis=-1, keepdims=True)
-    x = x * jax.lax.rsqrt(variance + self.epsilon) * scale + bias
+    x = x * jax.lax.rsqrt(variance + self.epsilon)
+    x = x * along_last(scale, x) + along_last(bias, x)
     return x.astype(self.dtype)
 
 
@@ -125,7 +134,7 @@ class RMSNorm(nn.Module):
     )
     x = x.astype(jnp.float32)
     mean_square = jnp.square(x).mean(axis=-1, keepdims=True)
-    x = x * jax.lax.rsqrt(mean_square + self.epsilon) * scale
+    x = x * jax.lax.rsqrt(mean_square + self.epsilon) * along_last(scale, x)
     return x.astype(self.dtype)
 
 
@@ -151,7 +160,7 @@ class Linear(nn.Module):
     if self.bias_init is not None:
       bias = self.param("bias", self.bias_init, shape[-1:], jnp.float32)
       # In float32, so that its gradient is summed over tokens in float32.
-      y = (y.astype(jnp.float32) + bias).astype(self.dtype)
+      y = (y.astype(jnp.float32) + bias[None]).astype(self.dtype)
     return y.reshape(*x.shape[:-1], self.features)
 
 
@@ -160,7 +169,9 @@ def rotary_angles(
 ) -> Float[Array, "R T half"]:
   """Returns the rotation angle of each pair of channels, in float32 radians."""
   exponent = jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim
-  return positions[..., None].astype(jnp.float32) / theta**exponent
+  return (
+    positions[..., None].astype(jnp.float32) / (theta**exponent)[None, None]
+  )
 
 
 def rotate(
@@ -222,12 +233,15 @@ def stack(
     block,
     variable_axes={"params": 0, "intermediates": 0},
     split_rngs={"params": True},
-    in_axes=in_axes,
+    # An axis for each input; the stub knows one for all of them only.
+    in_axes=in_axes,  # pyright: ignore[reportArgumentType]
     length=length,
     unroll=1 if compute.scan else length,
   )
 
 
-def logical_rules(rules):
+def logical_rules(
+  rules: Sequence[tuple[str, str | tuple[str, ...] | None]],
+) -> contextlib.AbstractContextManager[None]:
   """Returns a context in which logical axes mean the given mesh axes."""
   return nn.logical_axis_rules(rules)

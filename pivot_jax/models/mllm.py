@@ -13,7 +13,7 @@ E llm width, V vocabulary, S cache slots.
 
 import dataclasses
 import types
-from typing import Any
+from typing import Protocol, runtime_checkable
 
 import flax.linen as nn
 import jax
@@ -29,6 +29,24 @@ from pivot_jax.models import (
   sequences,
   vit,
 )
+
+
+@runtime_checkable
+class Rows(Protocol):
+  """The fields of a packed batch that every model reads."""
+
+  @property
+  def tokens(self) -> Int[Array, "R T"]: ...
+  @property
+  def positions(self) -> Int[Array, "R T"]: ...
+  @property
+  def segments(self) -> Int[Array, "R T"]: ...
+  @property
+  def branches(self) -> Int[Array, "R T"]: ...
+  @property
+  def image_index(self) -> Int[Array, "R T"]: ...
+  @property
+  def images(self) -> UInt8[Array, "R I H W 3"]: ...
 
 
 class MLLM(nn.Module):
@@ -65,7 +83,7 @@ class MLLM(nn.Module):
     return rearrange(self.project(features), "(R I) P E -> R (I P) E", R=rows)
 
   def embed(
-    self, visual: Float[Array, "R IP E"] | None, batch: Any
+    self, visual: Float[Array, "R IP E"] | None, batch: Rows
   ) -> Float[Array, "R T E"]:
     """Returns token embeddings with image features at the image positions.
 
@@ -84,7 +102,7 @@ class MLLM(nn.Module):
     return nn.with_logical_constraint(x, ("rows", "tokens", "embed"))
 
   def decode(
-    self, embeddings: Float[Array, "R T E"], batch: Any
+    self, embeddings: Float[Array, "R T E"], batch: Rows
   ) -> Float[Array, "R T E"]:
     """Returns the hidden states after the final norm, never the logits."""
     return self.parts.llm(
@@ -98,7 +116,7 @@ class MLLM(nn.Module):
     return self.parts.llm.head()
 
   def prefill(
-    self, embeddings: Float[Array, "R T E"], batch: Any, cache_len: int
+    self, embeddings: Float[Array, "R T E"], batch: Rows, cache_len: int
   ) -> tuple[Float[Array, "R T E"], qwen2.Cache]:
     """Decodes the prompts and keeps their keys and values in slots 0..T-1.
 
@@ -140,7 +158,7 @@ class MLLM(nn.Module):
     """Returns float32 logits of one hidden state per row."""
     return self.parts.llm.logits(hidden)
 
-  def __call__(self, batch: Any) -> Float[Array, "..."]:
+  def __call__(self, batch: Rows) -> Float[Array, "..."]:
     """Touches every parameter, for `init`; returns the hidden states.
 
     Without a language model it returns the features [R, I, P, D].
@@ -199,7 +217,7 @@ def attention_mask(
   present = (segments > 0)[:, None, :]
   prompt = (branches == 0)[:, None, :]
   answer = branches[:, :, None] == branches[:, None, :]
-  return causal & example & present & (prompt | answer)
+  return causal[None] & example & present & (prompt | answer)
 
 
 def settled(model: MLLM) -> MLLM:

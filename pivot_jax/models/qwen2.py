@@ -8,6 +8,7 @@ K key/value heads, H head dim, V vocabulary.
 """
 
 import dataclasses
+import typing
 
 import flax.linen as nn
 import flax.struct
@@ -57,6 +58,8 @@ class LLMConfig:
       raise InputError(f"head_dim {self.head_dim} is odd: it cannot rotate")
 
 
+# Not checked: jax rebuilds it around whatever a tree function gives.
+@typing.no_type_check
 class Cache(flax.struct.PyTreeNode):
   """Keys and values of the tokens seen so far.
 

@@ -14,12 +14,16 @@ Axes: R rows, T tokens, S sequences of a row, L tokens of a sequence, C copies o
 a token, A heads, H head dim.
 """
 
+import typing
+
 import flax.struct
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 
+# Not checked: jax rebuilds it around whatever a tree function gives.
+@typing.no_type_check
 class Sequences(flax.struct.PyTreeNode):
   """Where the tokens of packed rows lie in the row's causal sequences.
 
@@ -59,7 +63,7 @@ def _unpack_backward(sequences, gradient):
   rows = len(sequences.index)
   flat = gradient.reshape(rows, -1, *gradient.shape[2:])
   copies = sequences.copies
-  total = 0.0
+  total = jnp.zeros((), jnp.float32)
   for copy in range(copies.shape[-1]):
     total += _take_present(flat, copies[..., copy]).astype(jnp.float32)
   return total.astype(gradient.dtype), None
@@ -88,7 +92,7 @@ def _repack_backward(sequences, gradient):
   first = jnp.take_along_axis(
     sequences.copies[..., 0], jnp.maximum(index, 0), axis=1
   )
-  read = (index >= 0) & (first == jnp.arange(count * length))
+  read = (index >= 0) & (first == jnp.arange(count * length)[None])
   given = _take_present(gradient, jnp.where(read, index, -1))
   return given.reshape(rows * count, length, *gradient.shape[2:]), None
 

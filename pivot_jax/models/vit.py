@@ -175,7 +175,8 @@ def normalize(
   """Returns (images / 255 - mean) / std in float32."""
   mean = jnp.asarray(config.image_mean, jnp.float32)
   std = jnp.asarray(config.image_std, jnp.float32)
-  return (images.astype(jnp.float32) / 255.0 - mean) / std
+  x = images.astype(jnp.float32) / 255.0
+  return (x - layers.along_last(mean, x)) / layers.along_last(std, x)
 
 
 class Embeddings(nn.Module):
@@ -233,7 +234,7 @@ class PatchEmbedding(nn.Module):
     if not self.config.patch_bias:
       return x
     bias = self.param("bias", nn.initializers.zeros, (width,), jnp.float32)
-    return (x.astype(jnp.float32) + bias).astype(dtype)
+    return (x.astype(jnp.float32) + bias[None, None]).astype(dtype)
 
 
 class PositionEmbedding(nn.Module):
@@ -249,7 +250,7 @@ class PositionEmbedding(nn.Module):
       x.shape[1:],
       jnp.float32,
     )
-    return (x.astype(jnp.float32) + embedding).astype(self.compute.dtype)
+    return (x.astype(jnp.float32) + embedding[None]).astype(self.compute.dtype)
 
 
 class Encoder(nn.Module):
@@ -306,7 +307,7 @@ class LayerScale(nn.Module):
     factor = self.param(
       "lambda1", nn.initializers.ones, x.shape[-1:], jnp.float32
     )
-    return (x.astype(jnp.float32) * factor).astype(x.dtype)
+    return (x.astype(jnp.float32) * factor[None, None]).astype(x.dtype)
 
 
 class Attention(nn.Module):

@@ -29,7 +29,15 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 from ml_collections import ConfigDict
 
-from pivot_jax import checkpoint, files, metrics, objectives, sharding, train
+from pivot_jax import (
+  checkpoint,
+  files,
+  metrics,
+  objectives,
+  sharding,
+  train,
+  trees,
+)
 from pivot_jax.data import images, packing, pipeline, registry
 from pivot_jax.errors import InputError
 from pivot_jax.models import layers, mllm
@@ -54,7 +62,7 @@ class Scene(NamedTuple):
 
 
 def row_gradients(
-  model: mllm.MLLM, params: Any, batch: packing.Batch, *, chunk: int
+  model: mllm.MLLM, params: trees.Params, batch: packing.Batch, *, chunk: int
 ) -> Gradients:
   """Returns d(summed log-probability of a row's targets) / d(its features).
 
@@ -63,7 +71,7 @@ def row_gradients(
   """
   used = batch.loss_answer >= 0
 
-  def read(projected):
+  def read(projected: Float[Array, "R P E"]):
     values = objectives.logps_from_visual(
       model, params, projected, batch, chunk=chunk
     )

@@ -150,7 +150,12 @@ def summarize(
   return found | {"best_epoch": best + 1}
 
 
-def extract(config, model, spec: Mapping[str, Any], mesh) -> Split:
+def extract(
+  config: ConfigDict,
+  model: checkpoint.Model,
+  spec: Mapping[str, Any],
+  mesh: jax.sharding.Mesh,
+) -> Split:
   """Returns the encoder's features and the patch labels of a source."""
   source = registry.open_source(spec)
   if len(source) == 0:

@@ -35,7 +35,7 @@ from pivot_jax import (
   train,
   trees,
 )
-from pivot_jax.data import chat, packing, pipeline, registry
+from pivot_jax.data import chat, examples, packing, pipeline, registry
 from pivot_jax.errors import InputError
 from pivot_jax.models import layers, mllm
 
@@ -73,7 +73,9 @@ def run(
   }
 
 
-def make_coder(config, tokenizer, model: mllm.MLLM) -> pipeline.Coder:
+def make_coder(
+  config: ConfigDict, tokenizer: chat.Tokenizer, model: mllm.MLLM
+) -> pipeline.Coder:
   """Returns how rows become examples for a model."""
   return pipeline.Coder(
     tokenizer=tokenizer,
@@ -88,20 +90,29 @@ def make_coder(config, tokenizer, model: mllm.MLLM) -> pipeline.Coder:
   )
 
 
-def make_stream(config, coder, logps=None) -> pipeline.Stream:
+def make_stream(
+  config: ConfigDict,
+  coder: pipeline.Coder,
+  logps: examples.Reference | None = None,
+) -> pipeline.Stream:
   """Returns the stage's stream; `data` is one name or (name, weight) pairs."""
   return registry.open_stream(
     specs(config), coder, seed=config.data_seed, reference=logps
   )
 
 
-def specs(config) -> list[tuple[dict[str, Any], float]]:
+def specs(config: ConfigDict) -> list[tuple[dict[str, Any], float]]:
   """Returns the (entry, weight) pairs of a stage's data."""
   mix = ((config.data, 1.0),) if isinstance(config.data, str) else config.data
   return [(config.sources[name].to_dict(), weight) for name, weight in mix]
 
 
-def read_reference(inputs, prints, config, tokenizer):
+def read_reference(
+  inputs: Mapping[str, str],
+  prints: Mapping[str, str],
+  config: ConfigDict,
+  tokenizer: chat.Tokenizer,
+) -> examples.Reference | None:
   """Returns the columns of the score stage, None where none are needed."""
   if config.objective != "dpo":
     return None
@@ -184,7 +195,13 @@ def _rule(rules: Sequence[tuple[str, float]], path: str) -> tuple[str, float]:
   return trees.first_match([(rule[0], tuple(rule)) for rule in rules], path)
 
 
-def save_model(out, params, start, config, tokenizer) -> None:
+def save_model(
+  out: pathlib.Path,
+  params: trees.Params,
+  start: checkpoint.Model,
+  config: ConfigDict,
+  tokenizer: chat.Tokenizer,
+) -> None:
   """Writes the artifact: parameters, model.json, tokenizer."""
   meta = start.meta | {
     "parts": list(config.parts),

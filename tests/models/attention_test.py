@@ -108,7 +108,7 @@ def test_the_gpu_kernel_is_given_an_even_number_of_tokens(
         return attention.attend_all(q, q, q, backend=backend)
       mixed = attention.attend_causal(q, k, v, lengths, backend=backend)
       # What follows a sequence has no meaning.
-      present = jnp.arange(tokens) < lengths[:, None]
+      present = jnp.arange(tokens)[None] < lengths[:, None]
       return jnp.where(present[..., None, None], mixed, 0)
 
     def summed(*heads):
@@ -140,7 +140,7 @@ def test_the_tpu_kernel_gives_the_values_and_gradients_of_xla(
   q, k, v, lengths = _heads(130, dim=16, queries=queries, rows=4)
   # Splash does not compute a mean of what it has not seen: behind the end of a
   # sequence its results differ, and nothing reads them.
-  present = jnp.arange(130) < lengths[:, None]
+  present = jnp.arange(130)[None] < lengths[:, None]
 
   def run(backend):
     def total(q, k, v):

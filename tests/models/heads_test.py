@@ -20,7 +20,7 @@ def test_heads_are_two_linears_around_the_exact_gelu(head):
   x = np.random.default_rng(0).standard_normal((2, 3, 20)).astype("f4")
   params = head.init(jax.random.key(0), x)
   one, two = (params["params"][name] for name in ("linear_1", "linear_2"))
-  hidden = x @ one["kernel"] + one["bias"]
+  hidden = x @ one["kernel"] + one["bias"][None, None]
   hidden = jax.nn.gelu(3 * hidden, approximate=False)
   scaled = {
     "params": {
@@ -30,7 +30,7 @@ def test_heads_are_two_linears_around_the_exact_gelu(head):
   }
   got = head.apply(scaled, x)
   np.testing.assert_allclose(
-    got, hidden @ two["kernel"] + two["bias"], rtol=0, atol=2e-6
+    got, hidden @ two["kernel"] + two["bias"][None, None], rtol=0, atol=2e-6
   )
   assert got.shape[-1] == (7 if "classes" in vars(head) else 50)
 

@@ -223,7 +223,7 @@ def test_the_gradient_at_the_projector_is_a_finite_difference(
 def test_a_row_that_reads_one_patch_has_all_its_gradient_there(model, three):
   batch = packed(three)
   one = np.where(batch.image_index == 7, 7, -1)
-  gradients = row_gradients(model.params, batch.replace(image_index=one))
+  gradients = row_gradients(model.params, batch._replace(image_index=one))
   share = np.zeros((3, 36))
   share[:, 7] = 1.0
   for name, values in gradcam.loss_maps(

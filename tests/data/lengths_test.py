@@ -1,0 +1,47 @@
+"""What a process that measures rows of JSON holds."""
+
+import json
+import pathlib
+import re
+
+import numpy as np
+
+from pivot_jax import checkpoint
+from pivot_jax.data import chat, examples, lengths, packing, sources
+
+# Of a process in /proc; KiB.
+_MOST = 60 * 1024
+
+
+def write_pairs(path: pathlib.Path, rows: int) -> sources.JsonLines:
+  """Return a source of preference pairs, written to a file."""
+  lines = [
+    dict(id=f"{i}", image=None, question="Q?" * i, chosen="a", rejected="b")
+    for i in range(rows)
+  ]
+  path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+  return sources.JsonLines(path)
+
+
+def test_a_process_that_measures_json_is_small_and_loads_no_jax(tmp_path):
+  folder = checkpoint.tokenizer_folder("package:toy")
+  coder = examples.Coder(
+    tokenizer=chat.load_tokenizer(folder),
+    template="qwen_1_5",
+    mask="paper",
+    pairs=True,
+    image_size=48,
+  )
+  source = write_pairs(tmp_path / "pairs.jsonl", 300)
+  with lengths._pool(source, coder, 1) as pool:
+    with lengths._no_program():
+      found = pool.submit(lengths._part, range(300)).result()
+    status = pathlib.Path("/proc/self/status")
+    held = pool.submit(pathlib.Path.read_text, status).result()
+    modules = pool.submit(eval, "{*__import__('sys').modules}").result()
+  expected = packing.size(coder.example(source.text(299), pixels=False), 1)
+  np.testing.assert_array_equal(found.sizes[299], expected)
+  assert int(re.search(r"VmHWM:\s+(\d+) kB", held)[1]) < _MOST
+  assert "pivot_jax.data.lengths" in modules
+  optional = {"jax", "grain", "pyarrow", "array_record", "yaml", "pytest"}
+  assert not modules & optional
