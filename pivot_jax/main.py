@@ -42,7 +42,9 @@ def main(argv: Sequence[str]) -> None:
   del argv
   _setup_logging()
   # Imported here so that a wrong flag is answered at once.
-  from pivot_jax import checks, dry_run, files, recipe, rundir, train
+  from pivot_jax import files, train
+  from pivot_jax.recipe import dry_run, preflight, run_folder
+  from pivot_jax.recipe import plan as recipe
 
   try:
     _setup_jax()
@@ -52,8 +54,8 @@ def main(argv: Sequence[str]) -> None:
     began = time.monotonic()
     plan = recipe.expand(config, workdir)
     _check_sizes(config)
-    rundir.check_folders(workdir, plan.steps)
-    checks.check(plan.steps)
+    run_folder.check_folders(workdir, plan.steps)
+    preflight.check(plan.steps)
     if _DRY_RUN.value:
       sys.stdout.write(dry_run.describe(plan) + "\n")
       return

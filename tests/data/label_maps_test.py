@@ -5,8 +5,8 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
-from pivot_jax import dry_run, rundir
 from pivot_jax.data import label_maps, sources
+from pivot_jax.recipe import dry_run, run_folder
 
 
 @pytest.mark.parametrize("labels, ignore, said", [
@@ -64,7 +64,9 @@ def test_a_dry_run_tells_a_gap_unless_classes_are_counted(tmp_path):
   def told(**fields):
     spec = dict(kind="segment", path=str(tmp_path), split="val")
     config = dict(data=(("maps", 1.0),), sources=dict(maps=spec)) | fields
-    step = rundir.Step("s", "segment_probe", ConfigDict(config), {}, tmp_path)
+    step = run_folder.Step(
+      "s", "segment_probe", ConfigDict(config), {}, tmp_path
+    )
     return dry_run.label_gaps(step)
 
   (said,) = told(num_classes=0, ignore=-1)

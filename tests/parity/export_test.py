@@ -16,9 +16,10 @@ from absl import flags
 from ml_collections import ConfigDict
 
 import pivot_jax
-from pivot_jax import checkpoint, export, rundir
+from pivot_jax import checkpoint, export
 from pivot_jax.data import chat
 from pivot_jax.errors import InputError
+from pivot_jax.recipe import run_folder
 from tests.convert import folders
 from tests.parity import foreign
 from tests.parity import transformers_4_57 as tiny
@@ -273,16 +274,16 @@ STAGES = {
 
 
 def test_the_card_tells_recipe_data_and_measurements(artifact, tmp_path):
-  run, inputs = tmp_path / "run", rundir.Inputs()
+  run, inputs = tmp_path / "run", run_folder.Inputs()
   config = ConfigDict(STAGES | {"sources": {"pairs": {"kind": "scenes"}}})
   for name, fields in STAGES.items():
-    step = rundir.Step(name, fields["kind"], config[name], {}, run / name)
-    rundir.begin(step, inputs)
+    step = run_folder.Step(name, fields["kind"], config[name], {}, run / name)
+    run_folder.begin(step, inputs)
     if name == "detach_dpo":
       shutil.copytree(artifact, step.folder, dirs_exist_ok=True)
     metrics = {"accuracy": {"value": 0.625, "se": 0.01, "n": 40}}
-    rundir.finish(step, inputs, metrics, 1.0)
-  rundir.claim(run, config)
+    run_folder.finish(step, inputs, metrics, 1.0)
+  run_folder.claim(run, config)
   (run / "plan.txt").write_text("")
   out = export.export(str(run / "detach_dpo"), tmp_path / "out", format="hf")
   card = (out / "README.md").read_text()

@@ -6,8 +6,9 @@ import sys
 import pytest
 
 from configs import pivot
-from pivot_jax import checks, recipe, train
+from pivot_jax import train
 from pivot_jax.errors import InputError
+from pivot_jax.recipe import plan, preflight
 
 
 def steps(tmp_path, name="", **changed):
@@ -15,12 +16,12 @@ def steps(tmp_path, name="", **changed):
   config = pivot.get_config(name)
   for key, value in changed.items():
     config.update_from_flattened_dict({key.replace("__", "."): value})
-  return recipe.expand(config, tmp_path).steps
+  return plan.expand(config, tmp_path).steps
 
 
 @pytest.mark.parametrize("name", ["", "debug", "from_scratch", "sweep"])
 def test_every_recipe_passes(tmp_path, name):
-  checks.check(steps(tmp_path, name))
+  preflight.check(steps(tmp_path, name))
 
 
 @pytest.mark.parametrize("change, said", [
@@ -51,7 +52,7 @@ def test_a_setting_that_cannot_work_is_named_with_what_to_give(
   tmp_path, change, said
 ):
   with pytest.raises(InputError, match=said):
-    checks.check(steps(tmp_path, **change))
+    preflight.check(steps(tmp_path, **change))
 
 
 def test_files_are_looked_for_before_the_stages_that_need_them(tmp_path):
@@ -59,14 +60,14 @@ def test_files_are_looked_for_before_the_stages_that_need_them(tmp_path):
   path.write_text("[]")
   given = dict(files__pretrain=str(path), files__images=str(tmp_path / "gone"))
   with pytest.raises(InputError, match="gone: no such folder of images"):
-    checks.check(steps(tmp_path, "files", **given))
+    preflight.check(steps(tmp_path, "files", **given))
   given["files__images"] = str(tmp_path)
   with pytest.raises(InputError, match="rows.json: the data is empty"):
-    checks.check(steps(tmp_path, "files", **given))
+    preflight.check(steps(tmp_path, "files", **given))
   given["files__eval"] = str(tmp_path / "none.json")
   path.write_text('[{"conversations": [{"from": "gpt", "value": "x"}]}]')
   with pytest.raises(InputError, match="none.json: no such file"):
-    checks.check(steps(tmp_path, "files", **given))
+    preflight.check(steps(tmp_path, "files", **given))
 
 
 def test_every_row_and_the_place_of_its_image_is_looked_at(tmp_path):
@@ -82,27 +83,27 @@ def test_every_row_and_the_place_of_its_image_is_looked_at(tmp_path):
     files__images=str(tmp_path),
   )
   with pytest.raises(InputError, match="eval.json#1: answer: the field is mis"):
-    checks.check(steps(tmp_path, "files", **given))
+    preflight.check(steps(tmp_path, "files", **given))
   asked.write_text('[{"question": "q", "answer": "a", "image": "gone.png"}]')
   with pytest.raises(InputError, match="eval.json#0: .*gone.png: no such file"):
-    checks.check(steps(tmp_path, "files", **given))
+    preflight.check(steps(tmp_path, "files", **given))
 
 
 def test_a_recipe_without_data_is_no_success(tmp_path):
   with pytest.raises(InputError, match="nothing to run: .*files.pretrain"):
-    checks.check(steps(tmp_path, "files"))
+    preflight.check(steps(tmp_path, "files"))
 
 
 def test_the_objectives_must_see_the_same_rows(tmp_path):
   said = "stage2_sft and stage2_dpo differ in batch .32 and 64.: give both"
   with pytest.raises(InputError, match=said):
-    checks.check(steps(tmp_path, stage2_dpo__batch=32))
+    preflight.check(steps(tmp_path, stage2_dpo__batch=32))
 
 
 def test_a_batch_of_the_segmentation_probe_needs_as_many_images(tmp_path):
   said = "segment_probe_original.batch=32 is more than the 9 training images"
   with pytest.raises(InputError, match=said):
-    checks.check(steps(tmp_path, sources__segment_train__size=9))
+    preflight.check(steps(tmp_path, sources__segment_train__size=9))
 
 
 def test_loops_without_a_checkpoint_end_at_sigterm(monkeypatch):
@@ -117,11 +118,11 @@ def test_tensorboard_needs_its_extra_before_anything_runs(
 ):
   monkeypatch.setitem(sys.modules, "tensorboardX", None)
   with pytest.raises(InputError, match=r"pivot_jax\[tensorboard\]"):
-    checks.check(steps(tmp_path, tensorboard=True))
+    preflight.check(steps(tmp_path, tensorboard=True))
 
 
 def test_given_weights_are_looked_at_before_the_first_stage(tmp_path):
   with pytest.raises(InputError, match="resized as 'bicubic'.*resample="):
-    checks.check(steps(tmp_path, resample="crop_bicubic"))
+    preflight.check(steps(tmp_path, resample="crop_bicubic"))
   with pytest.raises(InputError, match="nowhere: no such folder"):
-    checks.check(steps(tmp_path, vision__init="hf:nowhere"))
+    preflight.check(steps(tmp_path, vision__init="hf:nowhere"))

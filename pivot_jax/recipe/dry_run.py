@@ -10,17 +10,10 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from pivot_jax import (
-  addresses,
-  assembly,
-  checkpoint,
-  optim,
-  recipe,
-  rundir,
-  train,
-  trees,
-)
+from pivot_jax import addresses, assembly, checkpoint, optim, train, trees
 from pivot_jax.data import chat, label_maps, registry
+from pivot_jax.recipe import plan as recipe
+from pivot_jax.recipe import run_folder
 from pivot_jax.stages import detach
 
 _Configs = dict[str, Any]
@@ -42,7 +35,7 @@ def describe(plan: recipe.Plan) -> str:
   return "\n".join(lines)
 
 
-def label_gaps(step: rundir.Step) -> list[str]:
+def label_gaps(step: run_folder.Step) -> list[str]:
   """Returns warnings of label maps whose numbers have a gap."""
   config = step.config
   if step.kind != "segment_probe" or config.num_classes:
@@ -55,7 +48,7 @@ def label_gaps(step: rundir.Step) -> list[str]:
   return found
 
 
-def _rows(step: rundir.Step) -> list[str]:
+def _rows(step: run_folder.Step) -> list[str]:
   found = []
   for name in sorted(step.config.sources):
     source = registry.open_source(step.config.sources[name].to_dict())
@@ -63,7 +56,7 @@ def _rows(step: rundir.Step) -> list[str]:
   return found
 
 
-def _train(step: rundir.Step, models: dict[str, _Configs]) -> list[str]:
+def _train(step: run_folder.Step, models: dict[str, _Configs]) -> list[str]:
   """Returns parameters and state bytes of a training stage, from shapes.
 
   Raises:
@@ -133,7 +126,7 @@ def _sizes(model: _Configs, batch: int) -> str:
   return ", ".join(found)
 
 
-def _shapes(step: rundir.Step, models: dict[str, _Configs]) -> Any:
+def _shapes(step: run_folder.Step, models: dict[str, _Configs]) -> Any:
   """Returns the shapes of a stage's model and notes its configs for later."""
   config = step.config.copy_and_resolve_references()
   tokenizer = chat.load_tokenizer(checkpoint.tokenizer_folder(config.tokenizer))

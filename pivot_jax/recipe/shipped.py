@@ -16,8 +16,9 @@ from typing import Any
 from absl import app, flags
 from ml_collections import ConfigDict
 
-from pivot_jax import artifacts, checkpoint, files, recipe, trees
+from pivot_jax import artifacts, checkpoint, files, trees
 from pivot_jax.errors import InputError
+from pivot_jax.recipe import plan
 
 _FROM = flags.DEFINE_string("from", None, "The run folder.", required=True)
 _TO = flags.DEFINE_string("to", None, "The artifact folder.", required=True)
@@ -54,7 +55,7 @@ def _ship() -> None:
   config = ConfigDict(files.read_json(run / "config.json"))
   made = {
     "command": COMMAND,
-    "settings": {n: recipe.shipped_settings(config, n) for n in names},
+    "settings": {n: plan.shipped_settings(config, n) for n in names},
     "stages": {name: _record(run, name) for name in names},
   }
   files.write_json(to / "stage1" / "made.json", made)

@@ -19,8 +19,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from pivot_jax import addresses, files, rundir, train
+from pivot_jax import addresses, files, train
 from pivot_jax.errors import InputError
+from pivot_jax.recipe import run_folder
 
 LOG = logging.getLogger("pivot_jax")
 
@@ -40,7 +41,7 @@ KINDS = (
 class Plan:
   """What will run, in order, and what was left out with the reason."""
 
-  steps: tuple[rundir.Step, ...]
+  steps: tuple[run_folder.Step, ...]
   left_out: Mapping[str, str]
 
 
@@ -65,7 +66,7 @@ def expand(config: ConfigDict, workdir: pathlib.Path) -> Plan:
   if config.seeds < 1:
     raise InputError(f"seeds={config.seeds}: give 1 or more")
   left_out: dict[str, str] = {}
-  steps: list[rundir.Step] = []
+  steps: list[run_folder.Step] = []
   used = _edges(config)
   given = _given(config)
   left_out |= {
@@ -102,29 +103,29 @@ def expand(config: ConfigDict, workdir: pathlib.Path) -> Plan:
 
 def run(plan: Plan, workdir: pathlib.Path, config: ConfigDict) -> None:
   """Runs the plan; raises what a stage raises, having kept what is finished."""
-  rundir.check_folders(workdir, plan.steps)
+  run_folder.check_folders(workdir, plan.steps)
   try:
     workdir.mkdir(parents=True, exist_ok=True)
   except OSError as error:
     raise InputError(f"{workdir}: cannot be made ({error.strerror})") from error
-  with rundir.lock(workdir):
-    rundir.claim(workdir, resolve(config))
+  with run_folder.lock(workdir):
+    run_folder.claim(workdir, resolve(config))
     text = describe(plan) + "\n"
     (workdir / "plan.txt").write_text(text, encoding="utf-8")
-    inputs = rundir.Inputs()
+    inputs = run_folder.Inputs()
     total = len(plan.steps)
     for number, step in enumerate(plan.steps, 1):
       if train.stop_requested():
         raise train.Stopped(f"stopped before {step.name}; rerun to continue")
-      if rundir.finished(step, inputs):
+      if run_folder.finished(step, inputs):
         LOG.info("[%d/%d] %s is done", number, total, step.name)
         continue
       LOG.info("[%d/%d] %s (%s)", number, total, step.name, step.kind)
-      rundir.begin(step, inputs)
+      run_folder.begin(step, inputs)
       stage = importlib.import_module(f"pivot_jax.stages.{step.kind}")
       began = time.monotonic()
       measured = stage.run(step.config, step.inputs, step.folder)
-      rundir.finish(step, inputs, measured, time.monotonic() - began)
+      run_folder.finish(step, inputs, measured, time.monotonic() - began)
 
 
 def describe(plan: Plan) -> str:
@@ -174,7 +175,7 @@ def _as_recorded(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
   A setting that came later, with its default, is in no record and decides
   nothing. What is free counts in no record either; another input always does.
   """
-  free = rundir.FREE_KEYS
+  free = run_folder.FREE_KEYS
   return recorded["inputs"] == now["inputs"] and all(
     key in now and _holds(value, now[key])
     for key, value in recorded.items()
@@ -193,14 +194,14 @@ def _holds(recorded: Any, now: Any) -> bool:
 def shipped_settings(config: ConfigDict, name: str) -> dict[str, Any]:
   """Returns what decides a stage's result, but for the weights it starts from.
 
-  `rundir.FREE_KEYS` are skipped, except the precision: a shipped result is taken
+  `run_folder.FREE_KEYS` are skipped, except the precision: a shipped result is taken
   unasked, so it has to be what the run itself would make. Where vision and llm
   came from is skipped, too: in the run that made a shipped result, from the
   stages before it.
   """
   section = config[name]
   fields = _common(config, section) | section.to_dict()
-  free = {*rundir.FREE_KEYS, "name", "only_if_used"}
+  free = {*run_folder.FREE_KEYS, "name", "only_if_used"}
   kept = {k: v for k, v in fields.items() if k not in free}
   kept["compute"] = {"dtype": fields["compute"]["dtype"]}
   for part in ("vision", "llm"):
@@ -229,7 +230,9 @@ def _reason(config, name, left_out, used, given) -> str:
   return ""
 
 
-def _step(config, name, seed, workdir, steps, left_out, given) -> rundir.Step:
+def _step(
+  config, name, seed, workdir, steps, left_out, given
+) -> run_folder.Step:
   """Returns a stage with its inputs resolved to addresses."""
   section = config[name]
   folders = {step.name: step.folder for step in steps}
@@ -259,7 +262,7 @@ def _step(config, name, seed, workdir, steps, left_out, given) -> rundir.Step:
   if section.kind == "report":
     fields |= {"left_out": dict(left_out), "seeds": config.seeds}
   kept = {k: v for k, v in fields.items() if k not in ("inputs",)}
-  return rundir.Step(
+  return run_folder.Step(
     name=_named(name, seed),
     kind=section.kind,
     config=ConfigDict(kept),

@@ -8,9 +8,10 @@ import ml_collections
 import pytest
 
 from configs import pivot
-from pivot_jax import recipe, rundir
 from pivot_jax.data import mixtures, registry
 from pivot_jax.errors import InputError
+from pivot_jax.recipe import plan as recipe
+from pivot_jax.recipe import run_folder
 from pivot_jax.stages import detach, train
 from tests.data import published
 
@@ -178,7 +179,7 @@ def test_logging_keys_do_not_make_another_configuration(small):
 def test_a_workdir_in_use_is_refused(small):
   config, workdir, _ = small
   workdir.mkdir()
-  with rundir.lock(workdir), pytest.raises(InputError, match="in use"):
+  with run_folder.lock(workdir), pytest.raises(InputError, match="in use"):
     _run(config, workdir)
 
 
@@ -341,8 +342,8 @@ def test_files_count_by_content_and_images_of_a_folder_by_size(tmp_path):
   def hashes():
     source = {"path": str(rows), "image_root": str(folder)}
     config = ml_collections.ConfigDict({"sources": {"rows": source}})
-    step = rundir.Step("a", "detach", config, {}, tmp_path / "a")
-    return rundir.Inputs().of(step)
+    step = run_folder.Step("a", "detach", config, {}, tmp_path / "a")
+    return run_folder.Inputs().of(step)
 
   rows.write_text("1")
   (folder / "a.PNG").write_text("12")
@@ -360,23 +361,23 @@ def test_other_weights_at_a_hugging_face_address_are_other_inputs(tmp_path):
   weights = tmp_path / "model.safetensors"
   address = {"vision": f"hf:{tmp_path}"}
   config = ml_collections.ConfigDict({})
-  step = rundir.Step("a", "train", config, address, tmp_path / "a")
+  step = run_folder.Step("a", "train", config, address, tmp_path / "a")
   weights.write_bytes(b"1")
-  before = rundir.Inputs().of(step)
+  before = run_folder.Inputs().of(step)
   weights.write_bytes(b"2")
-  assert rundir.Inputs().of(step) != before
+  assert run_folder.Inputs().of(step) != before
 
 
 def test_files_that_a_mixture_lists_count_too(tmp_path):
   made = published.make_onevision_mixture(tmp_path)
   source = {"kind": "llava", "path": str(made.path), "image_root": ""}
   config = ml_collections.ConfigDict({"sources": {"rows": source}})
-  step = rundir.Step("a", "train", config, {}, tmp_path / "a")
-  before = rundir.Inputs().of(step)
-  assert rundir.Inputs().of(step) == before
+  step = run_folder.Step("a", "train", config, {}, tmp_path / "a")
+  before = run_folder.Inputs().of(step)
+  assert run_folder.Inputs().of(step) == before
   path = made.path.parent / "llava_next_738k.json"
   path.write_text(path.read_text().replace("the", "that"))
-  after = rundir.Inputs().of(step)
+  after = run_folder.Inputs().of(step)
   assert after["rows.path"] == before["rows.path"]
   assert after["rows.rows"] != before["rows.rows"]
 
@@ -390,11 +391,11 @@ def test_a_mixture_is_opened_once_in_a_run_for_its_stamp(tmp_path, monkeypatch):
     return mixtures.Mixture(*given, **more)
 
   monkeypatch.setitem(registry.KINDS, "mixture", count)
-  inputs, found = rundir.Inputs(), []
+  inputs, found = run_folder.Inputs(), []
   for stage, seed in (("a", 0), ("b", 0), ("c", 1)):
     source = {"kind": "mixture", "path": str(made.path), "seed": seed}
     config = ml_collections.ConfigDict({"sources": {"rows": source}})
-    step = rundir.Step(stage, "train", config, {}, tmp_path / stage)
+    step = run_folder.Step(stage, "train", config, {}, tmp_path / stage)
     found += [inputs.of(step)["rows.rows"] for _ in range(2)]
   assert len(opened) == 2
   assert len(set(found)) == 1  # No entry of the mixture draws rows.

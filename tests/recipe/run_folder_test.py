@@ -7,8 +7,8 @@ import pathlib
 import ml_collections
 import pytest
 
-from pivot_jax import rundir
 from pivot_jax.errors import InputError
+from pivot_jax.recipe import run_folder
 
 TRAIN = dict(
   batch=32,
@@ -24,9 +24,9 @@ TRAIN = dict(
 
 def make_step(
   workdir: pathlib.Path, name: str = "stage", kind: str = "train", **changed
-) -> rundir.Step:
+) -> run_folder.Step:
   config = ml_collections.ConfigDict(TRAIN | changed)
-  return rundir.Step(name, kind, config, {}, workdir / name)
+  return run_folder.Step(name, kind, config, {}, workdir / name)
 
 
 def contents(folder: pathlib.Path) -> dict[str, bytes]:
@@ -34,15 +34,15 @@ def contents(folder: pathlib.Path) -> dict[str, bytes]:
   return {str(p.relative_to(folder)): p.read_bytes() for p in files}
 
 
-def run(step: rundir.Step) -> None:
-  inputs = rundir.Inputs()
-  rundir.begin(step, inputs)
-  rundir.finish(step, inputs, {}, 1.0)
+def run(step: run_folder.Step) -> None:
+  inputs = run_folder.Inputs()
+  run_folder.begin(step, inputs)
+  run_folder.finish(step, inputs, {}, 1.0)
 
 
-def interrupt(step: rundir.Step) -> None:
+def interrupt(step: run_folder.Step) -> None:
   """Leaves what a training that was killed after its checkpoint leaves."""
-  rundir.begin(step, rundir.Inputs())
+  run_folder.begin(step, run_folder.Inputs())
   for name in ("checkpoints/2", "tensorboard", "profile"):
     (step.folder / name).mkdir(parents=True)
     (step.folder / name / "file").write_text(name)
@@ -61,9 +61,9 @@ def test_a_folder_that_no_run_made_is_kept_byte_for_byte(tmp_path):
   before = contents(tmp_path)
   steps = [make_step(tmp_path, "stage1"), make_step(tmp_path, "report")]
   with pytest.raises(InputError, match="report.*figures"):
-    rundir.check_folders(tmp_path, steps)
+    run_folder.check_folders(tmp_path, steps)
   with pytest.raises(InputError, match="report.*figures"):
-    rundir.begin(steps[1], rundir.Inputs())
+    run_folder.begin(steps[1], run_folder.Inputs())
   assert contents(tmp_path) == before
 
 
@@ -79,7 +79,7 @@ def test_what_a_link_points_to_is_kept(tmp_path, name):
   link.symlink_to(outside if "/" in name else outside / "reference")
   step = make_step(workdir, name)
   with pytest.raises(InputError, match=f"{link}: is a symbolic link"):
-    rundir.check_folders(workdir, [step])
+    run_folder.check_folders(workdir, [step])
   assert contents(outside) == before and link.is_symlink()
 
 
@@ -88,7 +88,7 @@ def test_a_file_in_the_place_of_a_folder_is_kept(tmp_path, name):
   file = tmp_path / name.split("/")[0]
   file.write_text("mine")
   with pytest.raises(InputError, match=f"{file}: is a file"):
-    rundir.check_folders(tmp_path, [make_step(tmp_path, name)])
+    run_folder.check_folders(tmp_path, [make_step(tmp_path, name)])
   assert file.read_text() == "mine"
 
 
@@ -97,7 +97,7 @@ def test_a_record_of_another_program_does_not_make_a_folder_the_runs(tmp_path):
   folder.mkdir()
   (folder / "done.json").write_text('{"todo": []}')
   with pytest.raises(InputError, match="report.*done.json"):
-    rundir.check_folders(tmp_path, [make_step(tmp_path, "report")])
+    run_folder.check_folders(tmp_path, [make_step(tmp_path, "report")])
 
 
 def test_absent_empty_and_own_folders_are_the_runs(tmp_path):
@@ -110,9 +110,9 @@ def test_absent_empty_and_own_folders_are_the_runs(tmp_path):
   run(done)
   absent, empty = make_step(tmp_path, "absent"), make_step(tmp_path, "empty")
   steps = [absent, empty, killed, begun, done]
-  rundir.check_folders(tmp_path, steps)
-  rundir.begin(empty, rundir.Inputs())
-  rundir.begin(killed, rundir.Inputs())
+  run_folder.check_folders(tmp_path, steps)
+  run_folder.begin(empty, run_folder.Inputs())
+  run_folder.begin(killed, run_folder.Inputs())
 
 
 def test_a_link_in_a_stage_folder_goes_and_not_its_target(tmp_path):
@@ -120,9 +120,9 @@ def test_a_link_in_a_stage_folder_goes_and_not_its_target(tmp_path):
   target.mkdir()
   (target / "mine.txt").write_text("mine")
   step = make_step(tmp_path)
-  rundir.begin(step, rundir.Inputs())
+  run_folder.begin(step, run_folder.Inputs())
   (step.folder / "link").symlink_to(target)
-  rundir.begin(step, rundir.Inputs())
+  run_folder.begin(step, run_folder.Inputs())
   assert not (step.folder / "link").is_symlink()
   assert (target / "mine.txt").read_text() == "mine"
 
@@ -134,7 +134,7 @@ def test_a_resumed_training_keeps_its_rates_and_its_tensorboard(tmp_path):
   step = make_step(tmp_path)
   interrupt(step)
   before = contents(step.folder)
-  rundir.begin(step, rundir.Inputs())
+  run_folder.begin(step, run_folder.Inputs())
   del before["half.txt"]
   assert contents(step.folder) == before
 
@@ -144,7 +144,7 @@ def test_a_training_without_checkpoints_starts_from_nothing(tmp_path):
   interrupt(step)
   (step.folder / "checkpoints" / "2" / "file").unlink()
   (step.folder / "checkpoints" / "2").rmdir()
-  rundir.begin(step, rundir.Inputs())
+  run_folder.begin(step, run_folder.Inputs())
   assert contents(step.folder).keys() == {"begun.json", "config.json"}
 
 
@@ -166,12 +166,14 @@ def test_how_it_is_computed_makes_no_other_stage_begun_or_finished(
   interrupt(begun)
   run(done)
   with caplog.at_level(logging.INFO, "pivot_jax"):
-    assert rundir.finished(
-      make_step(tmp_path, "done", **changed), rundir.Inputs()
+    assert run_folder.finished(
+      make_step(tmp_path, "done", **changed), run_folder.Inputs()
     )
-    rundir.begin(make_step(tmp_path, "begun", **changed), rundir.Inputs())
+    run_folder.begin(
+      make_step(tmp_path, "begun", **changed), run_folder.Inputs()
+    )
   assert (begun.folder / "checkpoints" / "2").is_dir()
-  shown = next(iter(changed)) not in rundir.LOGGING_KEYS
+  shown = next(iter(changed)) not in run_folder.LOGGING_KEYS
   assert len(caplog.messages) == 2 * shown
 
 
@@ -180,20 +182,20 @@ def test_what_decides_the_result_makes_another_finished_stage(tmp_path, field):
   run(make_step(tmp_path))
   other = make_step(tmp_path, **{field: 16})
   with pytest.raises(InputError, match=rf"made with other .*{field}: .* -> 16"):
-    rundir.finished(other, rundir.Inputs())
+    run_folder.finished(other, run_folder.Inputs())
 
 
 def test_an_unfinished_training_goes_on_with_another_batch_only(tmp_path):
   interrupt(make_step(tmp_path))
-  rundir.begin(make_step(tmp_path, batch=16), rundir.Inputs())
+  run_folder.begin(make_step(tmp_path, batch=16), run_folder.Inputs())
   with pytest.raises(InputError, match=r"begun with other settings \(lr: "):
-    rundir.begin(make_step(tmp_path, lr=1e-4), rundir.Inputs())
+    run_folder.begin(make_step(tmp_path, lr=1e-4), run_folder.Inputs())
 
 
 def test_a_batch_that_is_a_matter_of_memory_does_not_count(tmp_path):
   run(make_step(tmp_path, kind="score"))
   other = make_step(tmp_path, kind="score", batch=16)
-  assert rundir.finished(other, rundir.Inputs())
+  assert run_folder.finished(other, run_folder.Inputs())
 
 
 def test_a_stage_finished_under_another_mark_of_its_settings_is_finished(
@@ -205,4 +207,4 @@ def test_a_stage_finished_under_another_mark_of_its_settings_is_finished(
   path = step.folder / "done.json"
   done = json.loads(path.read_text()) | {"config": "0123456789abcdef"}
   path.write_text(json.dumps(done))
-  assert rundir.finished(step, rundir.Inputs())
+  assert run_folder.finished(step, run_folder.Inputs())

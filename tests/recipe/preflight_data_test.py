@@ -4,14 +4,14 @@ import json
 
 import pytest
 
-from pivot_jax import checks
 from pivot_jax.data import converting, opening, registry
 from pivot_jax.errors import InputError
+from pivot_jax.recipe import preflight
 from tests.data import published
 
 
 def check(**spec):
-  return checks._check_source(spec)
+  return preflight._check_source(spec)
 
 
 @pytest.mark.parametrize("make, kind", [

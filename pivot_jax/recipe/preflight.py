@@ -19,13 +19,13 @@ from pivot_jax import (
   checkpoint,
   metrics,
   optim,
-  rundir,
   sharding,
   speed,
 )
 from pivot_jax.data import chat, examples, images, registry, streams
 from pivot_jax.errors import InputError
 from pivot_jax.models import attention, layers
+from pivot_jax.recipe import run_folder
 
 _AT_LEAST_1 = (
   *("batch", "steps", "accum", "save_every", "chunk", "max_length"),
@@ -56,7 +56,7 @@ _CHOICES = {
 }
 
 
-def check(steps: Iterable[rundir.Step]) -> None:
+def check(steps: Iterable[run_folder.Step]) -> None:
   """Raises InputError for the first stage that could not run as it is set."""
   steps = list(steps)
   for step in steps:
@@ -84,9 +84,9 @@ def check(steps: Iterable[rundir.Step]) -> None:
   _check_weights(steps)
 
 
-def _check_arms(steps: Iterable[rundir.Step]) -> None:
+def _check_arms(steps: Iterable[run_folder.Step]) -> None:
   """The report compares the two objectives on the same rows alone."""
-  arms: dict[str, list[rundir.Step]] = {}
+  arms: dict[str, list[run_folder.Step]] = {}
   for step in steps:
     if step.name.endswith(("stage2_sft", "stage2_dpo")):
       arms.setdefault(step.name[:-4], []).append(step)
@@ -100,7 +100,7 @@ def _check_arms(steps: Iterable[rundir.Step]) -> None:
         )
 
 
-def _check_numbers(step: rundir.Step) -> None:
+def _check_numbers(step: run_folder.Step) -> None:
   config = step.config
   for name, words, holds in _RANGES:
     if name not in config:
@@ -120,7 +120,7 @@ def _check_numbers(step: rundir.Step) -> None:
     _check_background(step.name, config)
 
 
-def _check_rules(step: rundir.Step, field: str) -> None:
+def _check_rules(step: run_folder.Step, field: str) -> None:
   """Checks ordered rules (pattern, value): pairs, and no negative value."""
   for rule in step.config[field]:
     pair = isinstance(rule, (tuple, list)) and len(rule) == 2
@@ -150,7 +150,7 @@ def _check_background(name: str, config: ConfigDict) -> None:
       )
 
 
-def _check_choices(step: rundir.Step) -> None:
+def _check_choices(step: run_folder.Step) -> None:
   for name, options in _CHOICES.items():
     value = step.config.get(name, options[0])
     if value not in options:
@@ -164,7 +164,7 @@ def _check_choices(step: rundir.Step) -> None:
       raise InputError(f"{step.name}.{error}") from None
 
 
-def _check_weights(steps: Iterable[rundir.Step]) -> None:
+def _check_weights(steps: Iterable[run_folder.Step]) -> None:
   """Opens the weights that no earlier stage makes, before the first stage runs."""
   steps = list(steps)
   made = {step.folder for step in steps}
@@ -186,7 +186,7 @@ def _check_weights(steps: Iterable[rundir.Step]) -> None:
         checkpoint.unread(loaded.meta)
 
 
-def _check_sources(steps: Iterable[rundir.Step]) -> None:
+def _check_sources(steps: Iterable[run_folder.Step]) -> None:
   """Opens every source once: files there, records readable, images in place."""
   steps, sizes = list(steps), {}
   for step in steps:
@@ -207,7 +207,7 @@ def _check_sources(steps: Iterable[rundir.Step]) -> None:
         )
 
 
-def _check_batch(step: rundir.Step, sizes: dict[str, int]) -> None:
+def _check_batch(step: run_folder.Step, sizes: dict[str, int]) -> None:
   """Raises for a training whose rows are fewer than those of one update."""
   if step.kind != "train":
     return
