@@ -16,9 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from bench import ours, side_by_side
-from pivot_jax import losses, objectives
 from pivot_jax.data import packing
 from pivot_jax.models import layers, mllm
+from pivot_jax.training import losses, objectives
 
 BETA = 0.1
 

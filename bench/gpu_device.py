@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 
 from bench import budget, gpu_ours, gpu_sizes
-from pivot_jax import flops, trees
+from pivot_jax import trees
 from pivot_jax.data import work as counting
 from pivot_jax.models import layers, mllm
+from pivot_jax.training import flops
 
 
 def work(name: str, *, tiny: bool) -> dict[str, float]:

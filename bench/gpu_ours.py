@@ -19,16 +19,10 @@ import jax
 import jax.numpy as jnp
 
 from bench import budget, dpo_ladder, gpu_sizes, ours
-from pivot_jax import (
-  memory,
-  objectives,
-  optim,
-  sharding,
-  speed,
-  train,
-)
+from pivot_jax import sharding
 from pivot_jax.data import packing
 from pivot_jax.models import layers, mllm, qwen2, vit
+from pivot_jax.training import loop, memory, monitor, objectives, optimizer
 
 # Positions that have logits at a time.
 CHUNK = 2048
@@ -61,7 +55,7 @@ def update(
       state, objective, model, batch, available=memory.available()
     )
     job.save(estimate=found.total, estimate_parts=found.parts)
-    step_fn = train.make_train_step(
+    step_fn = loop.make_train_step(
       objective(model),
       tx,
       accum=1,
@@ -92,7 +86,7 @@ def reference(job: budget.Job) -> None:
       clock.begin()
       held["logps"] = compiled(params, batch)
       clock.end()
-  job.save(peak=speed.peak_memory())
+  job.save(peak=monitor.peak_memory())
 
 
 def settings(**compute: Any) -> layers.Compute:
@@ -127,17 +121,17 @@ def _state(model, mesh, moments):
   than the steps.
   """
   params = _params(model, mesh)
-  tx = optim.adamw(
+  tx = optimizer.adamw(
     params,
     lr=((".*", LEARNING_RATE),),
-    factor=optim.schedule("constant", steps=1, warmup=0.0),
+    factor=optimizer.schedule("constant", steps=1, warmup=0.0),
     clip=ours.CLIP,
     moments=moments,
   )
   shapes = jax.eval_shape(tx.init, params)
   placed = sharding.like_params(shapes, params, mesh)
   one = sharding.replicated(mesh)
-  state = train.TrainState(
+  state = loop.TrainState(
     step=jax.device_put(jnp.zeros((), jnp.int32), one),
     examples=jax.device_put(jnp.zeros((), jnp.int32), one),
     trainable=params,
@@ -174,7 +168,7 @@ def _fixed(params, dtype):
 
   def copy(params):
     # What is not cast is to be copied, too: the state is donated.
-    return jax.tree.map(jnp.copy, train.cast_kernels(params, dtype))
+    return jax.tree.map(jnp.copy, loop.cast_kernels(params, dtype))
 
   return jax.jit(copy)(params)
 
@@ -257,9 +251,9 @@ def _steps(job, compiled, state, batch) -> None:
     held["state"], metrics = compiled(held["state"], batch)
     clock.end()
     losses.append(metrics)
-  kept = [train.means(jax.device_get(m)) for m in losses]
+  kept = [loop.means(jax.device_get(m)) for m in losses]
   job.save(
-    peak=speed.peak_memory(),
+    peak=monitor.peak_memory(),
     losses=[m["losses/total"] for m in kept],
     grad_norms=[m["grad_norm"] for m in kept],
     finite=all(m["finite"] == 1 for m in kept),

@@ -22,9 +22,10 @@ import jax
 import numpy as np
 
 from bench import record, toy
-from pivot_jax import flops, objectives, optim, sharding, train, trees
+from pivot_jax import sharding, trees
 from pivot_jax.data import packing, work
 from pivot_jax.models import layers, mllm, qwen2, vit
+from pivot_jax.training import flops, loop, objectives, optimizer
 
 CORES = 2
 WARM_UP, STEPS = 2, 5
@@ -96,11 +97,11 @@ def measure(axis: str, sizes: Sizes) -> Point:
   mesh = sharding.make_mesh({"data": -1})
   with jax.set_mesh(mesh), layers.logical_rules(sharding.ACTIVATION_RULES):
     params = jax.device_get(mllm.init_params(model, jax.random.PRNGKey(0)))
-    state, tx = train.make_state(
+    state, tx = loop.make_state(
       params, trainable=(".*",), tx=_optimizer, mesh=mesh, seed=0
     )
     paths = list(trees.flatten(state.trainable))
-    step_fn = train.make_train_step(
+    step_fn = loop.make_train_step(
       objectives.dpo(model, beta=0.1), tx, accum=1, examples=sizes.pairs
     )
     placed = sharding.place_rows(batch, mesh)
@@ -116,8 +117,8 @@ def measure(axis: str, sizes: Sizes) -> Point:
 
 
 def _optimizer(trainable):
-  factor = optim.schedule("constant", steps=1, warmup=0.0)
-  return optim.adamw(trainable, lr=((".*", 1e-4),), factor=factor)
+  factor = optimizer.schedule("constant", steps=1, warmup=0.0)
+  return optimizer.adamw(trainable, lr=((".*", 1e-4),), factor=factor)
 
 
 def _time(step_fn, state, batch) -> Iterable[tuple[float, float]]:

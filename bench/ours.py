@@ -17,9 +17,10 @@ import jax
 import numpy as np
 
 from bench import gpu_sizes, side_by_side, toy
-from pivot_jax import checkpoint, optim, sharding, train, trees
+from pivot_jax import checkpoint, sharding, trees
 from pivot_jax.data import packing
 from pivot_jax.models import layers
+from pivot_jax.training import loop, optimizer
 
 LEARNING_RATE = 1e-4
 CLIP = 1.0
@@ -110,20 +111,20 @@ def training(
   setup: Setup, loss_fn: Callable, batch: Any, scores: np.ndarray
 ) -> side_by_side.Ready:
   """Returns the update of a loss; `scores` are log-probabilities before it."""
-  state, tx = train.make_state(
+  state, tx = loop.make_state(
     setup.params,
     trainable=(".*",),
     tx=functools.partial(
-      optim.adamw,
+      optimizer.adamw,
       lr=((".*", LEARNING_RATE),),
-      factor=optim.schedule("constant", steps=1, warmup=0.0),
+      factor=optimizer.schedule("constant", steps=1, warmup=0.0),
       clip=CLIP,
     ),
     mesh=setup.mesh,
     seed=SEED,
   )
   count = len(setup.data.prompt)
-  step_fn = train.make_train_step(
+  step_fn = loop.make_train_step(
     loss_fn, tx, accum=1, examples=count, dtype=setup.model.compute.dtype
   )
   held = {"state": state}
@@ -139,9 +140,9 @@ def training(
         end()
 
   def numbers():
-    kept = [train.means(jax.device_get(m)) for m in history]
+    kept = [loop.means(jax.device_get(m)) for m in history]
     before = trees.flatten(setup.params)
-    after = trees.flatten(train.params_of(held["state"]))
+    after = trees.flatten(loop.params_of(held["state"]))
     return {
       "logps": scores,
       "loss": np.array([m["losses/total"] for m in kept]),

@@ -21,7 +21,7 @@ def _ours(folder):
   import jax.numpy as jnp
 
   from bench import ours
-  from pivot_jax import objectives
+  from pivot_jax.training import objectives
 
   setup = ours.Setup(folder)
   # One token mean over the batch, not one for every two examples.

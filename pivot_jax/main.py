@@ -42,13 +42,14 @@ def main(argv: Sequence[str]) -> None:
   del argv
   _setup_logging()
   # Imported here so that a wrong flag is answered at once.
-  from pivot_jax import files, train
+  from pivot_jax import files
   from pivot_jax.recipe import dry_run, preflight, run_folder
   from pivot_jax.recipe import plan as recipe
+  from pivot_jax.training import loop
 
   try:
     _setup_jax()
-    train.stop_on_sigterm()
+    loop.stop_on_sigterm()
     config = recipe.resolve(_CONFIG.value)
     workdir = files.local_path(_WORKDIR.value, "--workdir").absolute()
     began = time.monotonic()
@@ -67,9 +68,9 @@ def main(argv: Sequence[str]) -> None:
     recipe.run(plan, workdir, config)
   except InputError as error:
     _leave(f"error: {error}", EXIT_INPUT)
-  except train.Stopped as stopped:
+  except loop.Stopped as stopped:
     _leave(str(stopped), EXIT_STOPPED)
-  except train.NonFiniteError as error:
+  except loop.NonFiniteError as error:
     _leave(f"error: {error}", EXIT_NON_FINITE)
   _farewell(workdir, time.monotonic() - began)
 

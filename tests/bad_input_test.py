@@ -14,7 +14,8 @@ import transformers
 from PIL import Image
 
 from configs import pivot
-from pivot_jax import main, train
+from pivot_jax import main
+from pivot_jax.training import loop
 from tests.stages import tiny
 
 TURNS = [
@@ -40,7 +41,7 @@ def command(monkeypatch, tmp_path, capsys):
     # What is global to the process belongs to the other tests, too.
     for name in ("_setup_logging", "_setup_jax"):
       monkeypatch.setattr(main, name, lambda: None)
-    monkeypatch.setattr(train, "stop_on_sigterm", lambda: None)
+    monkeypatch.setattr(loop, "stop_on_sigterm", lambda: None)
     monkeypatch.setattr(main, "_overrides", dict)
     with pytest.raises(SystemExit) as left:
       main.main([])

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from pivot_jax import objectives, optim, sharding, trees
+from pivot_jax import sharding, trees
 from pivot_jax.data import packing
 from pivot_jax.errors import InputError
 from pivot_jax.models import layers, mllm
+from pivot_jax.training import objectives, optimizer
 from tests import tiny
 
 
@@ -106,10 +107,10 @@ def test_deferred_leaves_are_let_go_while_others_are_read(mesh):
 
 def test_an_optimizer_state_is_placed_like_its_parameters(mesh):
   params = sharding.place(tiny.params(), mesh)
-  tx = optim.adamw(
+  tx = optimizer.adamw(
     params,
     lr=((".*", 1e-3),),
-    factor=optim.schedule("constant", steps=1, warmup=0.0),
+    factor=optimizer.schedule("constant", steps=1, warmup=0.0),
   )
   shapes = jax.eval_shape(tx.init, params)
   placed = sharding.like_params(shapes, params, mesh)

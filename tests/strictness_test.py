@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import jaxtyping
 import pytest
 
-from pivot_jax import losses
+from pivot_jax.training import losses
 
 
 def test_an_array_of_another_shape_raises():

@@ -10,11 +10,13 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from pivot_jax import addresses, assembly, checkpoint, optim, train, trees
+from pivot_jax import addresses, checkpoint, trees
 from pivot_jax.data import chat, label_maps, registry
 from pivot_jax.recipe import plan as recipe
 from pivot_jax.recipe import run_folder
 from pivot_jax.stages import detach
+from pivot_jax.training import loop, starting_model
+from pivot_jax.training import optimizer as optim
 
 _Configs = dict[str, Any]
 
@@ -87,7 +89,7 @@ def _state_bytes(shapes: trees.Tree, config: ConfigDict) -> int:
   """
   dtype = jnp.dtype(config.compute.dtype)
   inside, outside = trees.split(shapes, config.trainable)
-  frozen = train.kernel_dtypes(outside, config.compute.dtype)
+  frozen = loop.kernel_dtypes(outside, config.compute.dtype)
   optimizer = optim.adamw(
     inside,
     lr=config.lr,
@@ -142,7 +144,7 @@ def _shapes(step: run_folder.Step, models: dict[str, _Configs]) -> Any:
   found = []
 
   def assemble():
-    found.append(assembly.assemble(config, outside, tokenizer))
+    found.append(starting_model.assemble(config, outside, tokenizer))
 
   jax.eval_shape(assemble)
   shapes = jax.tree.map(

@@ -19,9 +19,10 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from pivot_jax import addresses, files, train
+from pivot_jax import addresses, files
 from pivot_jax.errors import InputError
 from pivot_jax.recipe import run_folder
+from pivot_jax.training import loop
 
 LOG = logging.getLogger("pivot_jax")
 
@@ -115,8 +116,8 @@ def run(plan: Plan, workdir: pathlib.Path, config: ConfigDict) -> None:
     inputs = run_folder.Inputs()
     total = len(plan.steps)
     for number, step in enumerate(plan.steps, 1):
-      if train.stop_requested():
-        raise train.Stopped(f"stopped before {step.name}; rerun to continue")
+      if loop.stop_requested():
+        raise loop.Stopped(f"stopped before {step.name}; rerun to continue")
       if run_folder.finished(step, inputs):
         LOG.info("[%d/%d] %s is done", number, total, step.name)
         continue

@@ -13,19 +13,12 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from pivot_jax import (
-  addresses,
-  assembly,
-  checkpoint,
-  metrics,
-  optim,
-  sharding,
-  speed,
-)
+from pivot_jax import addresses, checkpoint, metrics, sharding
 from pivot_jax.data import chat, examples, images, registry, streams
 from pivot_jax.errors import InputError
 from pivot_jax.models import attention, layers
 from pivot_jax.recipe import run_folder
+from pivot_jax.training import monitor, optimizer, starting_model
 
 _AT_LEAST_1 = (
   *("batch", "steps", "accum", "save_every", "chunk", "max_length"),
@@ -50,8 +43,8 @@ _CHOICES = {
   "objective": ("sft", "dpo"),
   "template": chat.TEMPLATES,
   "mask": chat.MASKS,
-  "schedule": optim.SCHEDULES,
-  "moments": optim.MOMENTS,
+  "schedule": optimizer.SCHEDULES,
+  "moments": optimizer.MOMENTS,
   "long": ("auto", *examples.LONG),
 }
 
@@ -79,7 +72,7 @@ def check(steps: Iterable[run_folder.Step]) -> None:
     attention.choose(
       compute, head_dims=(), platform=platform, capability=capability
     )
-    speed.window_of(step.config.profile)
+    monitor.window_of(step.config.profile)
   _check_sources(steps)
   _check_weights(steps)
 
@@ -180,7 +173,7 @@ def _check_weights(steps: Iterable[run_folder.Step]) -> None:
       loaded = checkpoint.load(address, deferred=True)
       folder = checkpoint.tokenizer_folder(step.config.tokenizer)
       tokenizer = chat.load_tokenizer(folder)
-      assembly.check_given(name, address, loaded, step.config, tokenizer)
+      starting_model.check_given(name, address, loaded, step.config, tokenizer)
       if "vision" in loaded.params:
         # What is given back at the end must be there, and not only then.
         checkpoint.unread(loaded.meta)

@@ -17,10 +17,11 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from pivot_jax import checkpoint, generate, metrics, sharding, texts, train
+from pivot_jax import checkpoint, generate, metrics, sharding, texts
 from pivot_jax.data import blind, pipeline, registry
 from pivot_jax.errors import InputError
 from pivot_jax.models import layers
+from pivot_jax.training import loop
 
 _generate = jax.jit(
   generate.generate,
@@ -175,7 +176,7 @@ def _answers(config, model, source, mesh) -> list[str]:
     said = _decode(tokenizer, jax.device_get(ids))
     answers += said[: len(source) - start]
     status.show(len(answers))
-    train.stop_if_requested(config.name)
+    loop.stop_if_requested(config.name)
   return answers
 
 

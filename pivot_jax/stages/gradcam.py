@@ -29,18 +29,11 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 from ml_collections import ConfigDict
 
-from pivot_jax import (
-  checkpoint,
-  files,
-  metrics,
-  objectives,
-  sharding,
-  train,
-  trees,
-)
+from pivot_jax import checkpoint, files, metrics, sharding, trees
 from pivot_jax.data import images, packing, pipeline, registry
 from pivot_jax.errors import InputError
 from pivot_jax.models import layers, mllm
+from pivot_jax.training import loop, objectives
 
 
 class Gradients(NamedTuple):
@@ -329,7 +322,7 @@ def _all_maps(config, model, scenes, mesh) -> dict[str, np.ndarray]:
     host = jax.device_get(found)
     pieces.append({name: x[: len(piece)] for name, x in host.items()})
     status.show(start + len(piece))
-    train.stop_if_requested(config.name)
+    loop.stop_if_requested(config.name)
   return {name: np.concatenate([p[name] for p in pieces]) for name in pieces[0]}
 
 

@@ -25,9 +25,9 @@ from jaxtyping import Bool, Float, Int
 from ml_collections import ConfigDict
 
 from pivot_jax import checkpoint, errors, files, logistic, metrics, sharding
-from pivot_jax import train as training
 from pivot_jax.data import pipeline, registry
 from pivot_jax.models import heads, layers
+from pivot_jax.training import loop as training
 
 LOG = logging.getLogger("pivot_jax")
 

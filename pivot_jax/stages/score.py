@@ -17,17 +17,10 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from pivot_jax import (
-  checkpoint,
-  metrics,
-  objectives,
-  reference,
-  sharding,
-  train,
-  trees,
-)
+from pivot_jax import checkpoint, metrics, sharding, trees
 from pivot_jax.data import examples, fitting, packing, pipeline, registry
 from pivot_jax.models import layers
+from pivot_jax.training import loop, objectives, reference_logps
 
 
 def run(
@@ -54,10 +47,10 @@ def run(
   mesh = sharding.make_mesh(config.mesh)
   with jax.set_mesh(mesh), layers.logical_rules(sharding.ACTIVATION_RULES):
     columns = _columns(config, model, coder, stream, mesh)
-  made = reference.made_with(
+  made = reference_logps.made_with(
     trees.fingerprint(model.params), model.tokenizer, config
   )
-  reference.write(out, columns, made)
+  reference_logps.write(out, columns, made)
   chosen, rejected = columns["logps"].mean(axis=0)
   return {
     "rows": stream.rows(0),
@@ -103,7 +96,7 @@ def _columns(config, model, coder, stream, mesh) -> dict[str, np.ndarray]:
       columns["logps"] += list(found[index])
       columns["crc"] += examples.pair_crcs(example)
     status.show(done)
-    train.stop_if_requested(config.name)
+    loop.stop_if_requested(config.name)
   return {
     "id": np.array(columns["id"]),
     "logps": np.array(columns["logps"], np.float32).reshape(-1, 2),

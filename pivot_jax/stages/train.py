@@ -20,24 +20,20 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from pivot_jax import (
-  artifacts,
-  assembly,
-  checkpoint,
-  flops,
-  memory,
-  metrics,
-  objectives,
-  optim,
-  reference,
-  sharding,
-  speed,
-  train,
-  trees,
-)
+from pivot_jax import artifacts, checkpoint, metrics, sharding, trees
 from pivot_jax.data import chat, examples, packing, pipeline, registry
 from pivot_jax.errors import InputError
 from pivot_jax.models import layers, mllm
+from pivot_jax.training import (
+  flops,
+  loop,
+  memory,
+  monitor,
+  objectives,
+  optimizer,
+  reference_logps,
+  starting_model,
+)
 
 LOG = logging.getLogger("pivot_jax")
 # Seconds that a rate is measured over.
@@ -51,9 +47,9 @@ def run(
 ) -> dict[str, Any]:
   """Trains, saves the artifact and returns what was measured."""
   tokenizer = chat.load_tokenizer(checkpoint.tokenizer_folder(config.tokenizer))
-  start = assembly.assemble(config, inputs, tokenizer)
+  start = starting_model.assemble(config, inputs, tokenizer)
   prints = trees.fingerprint(start.params)
-  assembly.log_start(config, start, prints)
+  starting_model.log_start(config, start, prints)
   coder = make_coder(config, tokenizer, start.mllm)
   mesh = sharding.make_mesh(config.mesh)
   logps = read_reference(inputs, prints, config, tokenizer)
@@ -121,8 +117,8 @@ def read_reference(
       f"{config.name}: dpo needs reference log-probabilities: give the score "
       'stage in inputs, as reference="@reference"'
     )
-  made = reference.made_with(prints, tokenizer, config)
-  return reference.read(pathlib.Path(inputs["reference"]), made)
+  made = reference_logps.made_with(prints, tokenizer, config)
+  return reference_logps.read(pathlib.Path(inputs["reference"]), made)
 
 
 def check_moved(
@@ -141,7 +137,7 @@ def check_moved(
     trained: those that train, after the last update.
     lines: the run's metrics, for the norms of gradients.
   """
-  factor = optim.schedule(
+  factor = optimizer.schedule(
     config.schedule, steps=config.steps, warmup=config.warmup
   )
   peak = float(np.max(factor(np.arange(config.steps))))
@@ -225,16 +221,16 @@ class _Job:
     self.config, self.out, self.start = config, out, start
     self.stream, self.coder, self.mesh = stream, coder, mesh
 
-  def run(self) -> tuple[train.TrainState, str]:
+  def run(self) -> tuple[loop.TrainState, str]:
     """Returns the last state and the digest of the rows seen, in order."""
     config = self.config
-    state, tx = train.make_state(
+    state, tx = loop.make_state(
       self.start.params,
       trainable=config.trainable,
       tx=functools.partial(
-        optim.adamw,
+        optimizer.adamw,
         lr=config.lr,
-        factor=optim.schedule(
+        factor=optimizer.schedule(
           config.schedule, steps=config.steps, warmup=config.warmup
         ),
         weight_decay=config.weight_decay,
@@ -247,7 +243,7 @@ class _Job:
     )
     for field in ("lr", "weight_decay"):
       name = f"{config.name}.{field}"
-      optim.check_rules(config[field], self.start.params, name)
+      optimizer.check_rules(config[field], self.start.params, name)
     saved = checkpoint.Resumable(self.out / "checkpoints")
     state, rows = self._resume(saved, state)
     layout = self._layout(state)
@@ -255,7 +251,7 @@ class _Job:
     recorder = _Recorder(config, self.out, saved, state, rows, self.start.mllm)
     if config.tensorboard:
       recorder.writer.write_samples(self._samples())
-    step_fn = train.make_train_step(
+    step_fn = loop.make_train_step(
       self._loss(self.start.mllm),
       tx,
       accum=config.accum,
@@ -263,21 +259,21 @@ class _Job:
       shardings=jax.tree.map(lambda x: x.sharding, state),
       dtype=config.compute.dtype,
     )
-    updates = speed.ahead(self._updates(layout, int(state.examples)))
+    updates = monitor.ahead(self._updates(layout, int(state.examples)))
     with contextlib.closing(updates):
-      state = train.fit(
+      state = loop.fit(
         state,
         step_fn,
         updates,
         num_steps=config.steps,
         hooks=[recorder],
-        should_stop=train.stop_requested,
-        trace=speed.Trace(config.profile, self.out / "profile"),
+        should_stop=loop.stop_requested,
+        trace=monitor.Trace(config.profile, self.out / "profile"),
       )
     saved.close()
     recorder.writer.close()
     if int(state.step) < config.steps:
-      raise train.Stopped(
+      raise loop.Stopped(
         f"{config.name} saved at step {int(state.step)} of {config.steps}; the "
         "same command continues there"
       )
@@ -379,7 +375,7 @@ class _Recorder:
     self.kept = self.begin = begin = int(state.step)
     self.model, self.trainable = model, list(trees.flatten(state.trainable))
     devices = jax.devices()
-    self.meter = speed.Meter(
+    self.meter = monitor.Meter(
       peak=flops.peak(devices[0].device_kind, len(devices))
     )
     self.measured, self.speed = time.monotonic(), ""
@@ -390,7 +386,7 @@ class _Recorder:
 
   def metrics(self, step, values, update, wait) -> None:
     if values["finite"] < 1:
-      raise train.NonFiniteError(
+      raise loop.NonFiniteError(
         f"{self.config.name}: the loss is not finite at step {step} (loss "
         f"{values['losses/total']}, rows {', '.join(update.ids[:8])}"
         f"{', ...' if len(update.ids) > 8 else ''}); the checkpoint of step "
@@ -429,7 +425,7 @@ class _Recorder:
     self.kept = step
 
 
-def _resumable(state: train.TrainState) -> dict[str, Any]:
+def _resumable(state: loop.TrainState) -> dict[str, Any]:
   return {
     "step": state.step,
     "examples": state.examples,

@@ -11,10 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pivot_jax import objectives, trees
+from pivot_jax import trees
 from pivot_jax.data import packing
 from pivot_jax.errors import InputError
 from pivot_jax.models import mllm
+from pivot_jax.training import objectives
 from tests import tiny
 
 # One layout for all drawn updates, so that a loss is compiled once.

@@ -6,9 +6,9 @@ import sys
 import pytest
 
 from configs import pivot
-from pivot_jax import train
 from pivot_jax.errors import InputError
 from pivot_jax.recipe import plan, preflight
+from pivot_jax.training import loop
 
 
 def steps(tmp_path, name="", **changed):
@@ -107,10 +107,10 @@ def test_a_batch_of_the_segmentation_probe_needs_as_many_images(tmp_path):
 
 
 def test_loops_without_a_checkpoint_end_at_sigterm(monkeypatch):
-  train.stop_if_requested("evaluate_dpo")
-  monkeypatch.setattr(train, "stop_requested", lambda: True)
-  with pytest.raises(train.Stopped, match="evaluate_dpo stopped"):
-    train.stop_if_requested("evaluate_dpo")
+  loop.stop_if_requested("evaluate_dpo")
+  monkeypatch.setattr(loop, "stop_requested", lambda: True)
+  with pytest.raises(loop.Stopped, match="evaluate_dpo stopped"):
+    loop.stop_if_requested("evaluate_dpo")
 
 
 def test_tensorboard_needs_its_extra_before_anything_runs(

@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from pivot_jax import artifacts, assembly, checkpoint, metrics, trees
-from pivot_jax import train as training
+from pivot_jax import artifacts, checkpoint, metrics, trees
 from pivot_jax.convert import hf
 from pivot_jax.data import chat, pipeline
 from pivot_jax.errors import InputError
 from pivot_jax.stages import train
+from pivot_jax.training import loop as training
+from pivot_jax.training import starting_model
 from tests.stages import tiny
 
 # paper 3.2, beside the loss and what every update reports.
@@ -361,8 +362,8 @@ def test_parts_come_from_where_inputs_say_and_the_rest_is_drawn(
   dpo = str(finished["dpo"][1])
   inputs = {"vision": f"{init}:vision", "llm": f"{dpo}:llm"}
   config = tiny.config("train", None, seed=5)
-  start = assembly.assemble(config, inputs, tiny.TOKENIZER)
-  other = assembly.assemble(
+  start = starting_model.assemble(config, inputs, tiny.TOKENIZER)
+  other = starting_model.assemble(
     tiny.config("train", None, seed=6), inputs, tiny.TOKENIZER
   )
   trained = checkpoint.load(dpo).params
@@ -389,14 +390,14 @@ def test_weights_that_miss_a_tensor_are_refused_by_its_name(before, tmp_path):
   address = tiny.save(tmp_path, without(before, path))
   config = tiny.config("train", None)
   with pytest.raises(InputError, match=f"do not fit .*: missing {path} "):
-    assembly.assemble(config, {"init": address}, tiny.TOKENIZER)
+    starting_model.assemble(config, {"init": address}, tiny.TOKENIZER)
 
 
 def test_weights_without_a_part_are_refused_by_its_name(before, tmp_path):
   parts = {part: before[part] for part in ("vision", "projector")}
   address = tiny.save(tmp_path, parts)
   with pytest.raises(InputError, match=f"{address}: holds no 'llm'"):
-    assembly.assemble(
+    starting_model.assemble(
       tiny.config("train", None), {"init": address}, tiny.TOKENIZER
     )
 
@@ -411,7 +412,7 @@ def test_more_tokens_than_the_language_model_has_are_refused(init, tmp_path):
   with pytest.raises(
     InputError, match=rf"{init}: .*has 513 tokens, .* only 512: give the tok"
   ):
-    assembly.assemble(tiny.config("train", None), {"init": init}, more)
+    starting_model.assemble(tiny.config("train", None), {"init": init}, more)
 
 
 def test_an_unknown_objective_is_answered_with_the_two(arm, tmp_path):

@@ -11,9 +11,10 @@ import jax
 import numpy as np
 import pytest
 
-from pivot_jax import objectives, trees
+from pivot_jax import trees
 from pivot_jax.data import packing
 from pivot_jax.models import layers
+from pivot_jax.training import objectives
 from tests import tiny
 
 PLAIN = layers.Compute()

@@ -4,9 +4,10 @@ import jax
 import numpy as np
 import pytest
 
-from pivot_jax import flops, objectives, trees
+from pivot_jax import trees
 from pivot_jax.data import packing, work
 from pivot_jax.models import layers, mllm, qwen2, vit
+from pivot_jax.training import flops, objectives
 
 # Two layers each, unrolled: XLA counts the body of a loop once. Wide enough that
 # products outweigh norms and softmax.

@@ -6,8 +6,8 @@ import numpy as np
 import optax
 import pytest
 
-from pivot_jax import optim
 from pivot_jax.errors import InputError
+from pivot_jax.training import optimizer
 
 
 def _tree():
@@ -45,8 +45,8 @@ def _assert_close(found, wanted):
 @pytest.mark.parametrize("decay", [0.0, 0.3])
 @pytest.mark.parametrize("scale", [0.01, 10.0])
 def test_updates_are_those_of_clipped_adamw(decay, scale):
-  factor = optim.schedule("cosine", steps=6, warmup=0.3)
-  found = optim.adamw(
+  factor = optimizer.schedule("cosine", steps=6, warmup=0.3)
+  found = optimizer.adamw(
     _tree(), lr=((".*", 0.1),), factor=factor, weight_decay=((".*", decay),)
   )
   wanted = optax.chain(
@@ -57,10 +57,10 @@ def test_updates_are_those_of_clipped_adamw(decay, scale):
 
 
 def test_one_update_is_the_formula_of_adamw():
-  tx = optim.adamw(
+  tx = optimizer.adamw(
     _tree(),
     lr=((".*", 0.1),),
-    factor=optim.schedule("constant", steps=1, warmup=0.0),
+    factor=optimizer.schedule("constant", steps=1, warmup=0.0),
     weight_decay=((".*/w", 0.5), (".*", 0.0)),
     clip=1e9,
   )
@@ -77,10 +77,10 @@ def test_one_update_is_the_formula_of_adamw():
 
 def test_rates_follow_the_first_rule_that_matches():
   def tx(*rules):
-    return optim.adamw(
+    return optimizer.adamw(
       _tree(),
       lr=rules,
-      factor=optim.schedule("constant", steps=1, warmup=0.0),
+      factor=optimizer.schedule("constant", steps=1, warmup=0.0),
       clip=1e9,
     )
 
@@ -92,30 +92,32 @@ def test_rates_follow_the_first_rule_that_matches():
 
 
 def test_a_path_without_a_rate_is_refused():
-  factor = optim.schedule("constant", steps=1, warmup=0.0)
+  factor = optimizer.schedule("constant", steps=1, warmup=0.0)
   with pytest.raises(InputError, match="c/w"):
-    optim.adamw(_tree(), lr=(("a/.*", 1.0),), factor=factor)
+    optimizer.adamw(_tree(), lr=(("a/.*", 1.0),), factor=factor)
 
 
 def test_a_rule_that_matches_nothing_is_named():
   with pytest.raises(InputError, match="lr: the rule 'd/.*'"):
-    optim.check_rules((("d/.*", 1.0),), _tree(), "lr")
+    optimizer.check_rules((("d/.*", 1.0),), _tree(), "lr")
 
 
 def test_rates_are_arrays_of_the_state_and_not_constants():
-  factor = optim.schedule("constant", steps=1, warmup=0.0)
+  factor = optimizer.schedule("constant", steps=1, warmup=0.0)
   states = [
-    optim.adamw(_tree(), lr=((".*", rate),), factor=factor).init(_tree())
+    optimizer.adamw(_tree(), lr=((".*", rate),), factor=factor).init(_tree())
     for rate in (0.1, 0.2)
   ]
-  update = jax.jit(optim.adamw(_tree(), lr=((".*", 9),), factor=factor).update)
+  update = jax.jit(
+    optimizer.adamw(_tree(), lr=((".*", 9),), factor=factor).update
+  )
   moved = [update(_grads(0), state, _tree())[0]["c"]["w"] for state in states]
   np.testing.assert_allclose(moved[1], 2 * moved[0], rtol=1e-6)
   assert update._cache_size() == 1
 
 
 def test_cosine_is_the_schedule_of_the_paper():
-  factor = optim.schedule("cosine", steps=234, warmup=0.03)
+  factor = optimizer.schedule("cosine", steps=234, warmup=0.03)
   assert float(factor(0)) == 0.0
   for step in range(234):
     ramp = 8  # ceil(0.03 * 234)
@@ -131,26 +133,26 @@ def test_cosine_is_the_schedule_of_the_paper():
   "steps, ramp", [(2180, 66), (12446, 374), (234, 8), (3008, 91)]
 )
 def test_the_peak_of_each_stage_comes_where_the_paper_has_it(steps, ramp):
-  factor = optim.schedule("cosine", steps=steps, warmup=0.03)
+  factor = optimizer.schedule("cosine", steps=steps, warmup=0.03)
   assert float(factor(ramp)) == 1.0
   assert float(factor(ramp - 1)) == pytest.approx((ramp - 1) / ramp)
 
 
 def test_constant_stays_at_one_after_its_ramp():
-  factor = optim.schedule("constant", steps=10, warmup=0.2)
+  factor = optimizer.schedule("constant", steps=10, warmup=0.2)
   assert [float(factor(t)) for t in (0, 1, 2, 9)] == [0.0, 0.5, 1.0, 1.0]
-  assert float(optim.schedule("constant", steps=10, warmup=0.0)(0)) == 1.0
+  assert float(optimizer.schedule("constant", steps=10, warmup=0.0)(0)) == 1.0
 
 
 def test_an_unknown_schedule_is_refused():
   with pytest.raises(InputError, match="linear"):
-    optim.schedule("linear", steps=1, warmup=0.0)
+    optimizer.schedule("linear", steps=1, warmup=0.0)
 
 
 def test_rounding_at_random_keeps_the_mean_and_the_nearest_two():
   exact = jnp.asarray([1.0, 1.001, -3.14159, 1e-30, 0.0], jnp.float32)
   many = jnp.broadcast_to(exact, (20_000, 5))
-  found = optim.round_at_random(many, jax.random.PRNGKey(0))
+  found = optimizer.round_at_random(many, jax.random.PRNGKey(0))
   assert found.dtype == jnp.bfloat16
   found = np.asarray(found, np.float64)
   step = 2.0**-7 * np.maximum(np.abs(exact), 1e-38)
@@ -165,8 +167,8 @@ def _descend(moments, steps=400):
   """Returns how near Adam comes to the minimum of a noisy square."""
   target = jnp.linspace(-1, 1, 64)
   params = {"a": {"w": jnp.zeros(64)}}
-  factor = optim.schedule("cosine", steps=steps, warmup=0.0)
-  tx = optim.adamw(
+  factor = optimizer.schedule("cosine", steps=steps, warmup=0.0)
+  tx = optimizer.adamw(
     params, lr=((".*", 0.05),), factor=factor, clip=1e9, moments=moments
   )
 
@@ -198,6 +200,6 @@ def test_bfloat16_moments_take_half_the_bytes_and_end_where_float32_does():
 
 
 def test_moments_of_another_kind_are_refused():
-  factor = optim.schedule("constant", steps=1, warmup=0.0)
+  factor = optimizer.schedule("constant", steps=1, warmup=0.0)
   with pytest.raises(ValueError, match="moments"):
-    optim.adamw(_tree(), lr=((".*", 1.0),), factor=factor, moments="int8")
+    optimizer.adamw(_tree(), lr=((".*", 1.0),), factor=factor, moments="int8")

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from pivot_jax import speed
 from pivot_jax.errors import InputError
+from pivot_jax.training import monitor
 
 
 class _Clock:
@@ -20,7 +20,7 @@ class _Clock:
 
 def _meter(peak=None):
   clock = _Clock()
-  return clock, speed.Meter(peak=peak, clock=clock)
+  return clock, monitor.Meter(peak=peak, clock=clock)
 
 
 def test_rates_are_sums_over_the_seconds_since_the_last_window():
@@ -69,7 +69,7 @@ def test_items_come_in_order_and_are_made_ahead():
         there.set()
       yield number
 
-  stream = speed.ahead(items(), depth=2)
+  stream = monitor.ahead(items(), depth=2)
   assert next(stream) == 0
   # Nobody asks for them, and there they are; the next one has to wait.
   assert there.wait(timeout=60)
@@ -83,7 +83,7 @@ def test_what_making_an_item_raises_comes_in_its_place():
     yield 1
     raise InputError("row 2 of the file")
 
-  stream = speed.ahead(items())
+  stream = monitor.ahead(items())
   assert next(stream) == 1
   with pytest.raises(InputError, match="row 2"):
     next(stream)
@@ -93,7 +93,7 @@ def _warnings(shapes, caplog):
   logger = logging.getLogger("pivot_jax")
   propagated, logger.propagate = logger.propagate, True
   step_fn = jax.jit(lambda state, batch: state + batch["tokens"].sum())
-  watch, state = speed.CompileWatch(), jnp.zeros(())
+  watch, state = monitor.CompileWatch(), jnp.zeros(())
   with caplog.at_level(logging.WARNING, "pivot_jax"):
     for shape in shapes:
       state = watch.call(step_fn, state, {"tokens": jnp.ones(shape)})
@@ -113,7 +113,7 @@ def test_the_first_compilations_are_none(caplog):
 
 
 def test_a_trace_is_written_of_the_updates_asked_for(tmp_path):
-  trace = speed.Trace("1:3", tmp_path / "profile")
+  trace = monitor.Trace("1:3", tmp_path / "profile")
   started = []
   for step in range(5):
     trace.before(step)
@@ -126,13 +126,13 @@ def test_a_trace_is_written_of_the_updates_asked_for(tmp_path):
 @pytest.mark.parametrize("wrong", ["10", "13:10", "a:b", "-1:2"])
 def test_a_window_that_is_none_is_refused(wrong):
   with pytest.raises(InputError, match="10:13"):
-    speed.window_of(wrong)
+    monitor.window_of(wrong)
 
 
 def test_a_window_that_never_comes_is_said(tmp_path, caplog):
   logger = logging.getLogger("pivot_jax")
   logger.propagate, propagated = True, logger.propagate
-  trace = speed.Trace("10:13", tmp_path)
+  trace = monitor.Trace("10:13", tmp_path)
   trace.before(0)
   trace.after(1, jnp.ones(()))
   trace.close()

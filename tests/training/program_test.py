@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 from jax.extend import core
 
-from pivot_jax import memory, objectives, optim, sharding, train, trees
+from pivot_jax import sharding, trees
 from pivot_jax.data import packing
 from pivot_jax.models import layers, qwen2
+from pivot_jax.training import loop as train
+from pivot_jax.training import memory, objectives, optimizer
 from tests import tiny
 
 _JAXPRS = (core.Jaxpr, core.ClosedJaxpr)
@@ -43,9 +45,9 @@ def _batch():
 
 
 def _tx(trainable, moments="float32"):
-  factor = optim.schedule("constant", steps=9, warmup=0.0)
+  factor = optimizer.schedule("constant", steps=9, warmup=0.0)
   rates = ((".*", 1e-3),)
-  return optim.adamw(trainable, lr=rates, factor=factor, moments=moments)
+  return optimizer.adamw(trainable, lr=rates, factor=factor, moments=moments)
 
 
 def _state(mesh, **settings):

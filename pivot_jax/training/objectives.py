@@ -13,9 +13,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from pivot_jax import losses, trees
+from pivot_jax import trees
 from pivot_jax.data import packing
 from pivot_jax.models import mllm
+from pivot_jax.training import losses
 
 Loss = tuple[Float[Array, ""], losses.Metrics]
 LossFn = Callable[[trees.Params, packing.Batch, jax.Array | None], Loss]

@@ -20,8 +20,9 @@ import numpy as np
 import optax
 from jaxtyping import PyTree
 
-from pivot_jax import losses, sharding, speed, trees
+from pivot_jax import sharding, trees
 from pivot_jax.data import packing, pipeline
+from pivot_jax.training import losses, monitor
 
 Host = Mapping[str, float]
 
@@ -252,7 +253,7 @@ def fit(
   num_steps: int,
   hooks: Sequence[Hook],
   should_stop: Callable[[], bool] = lambda: False,
-  trace: speed.Trace | None = None,
+  trace: monitor.Trace | None = None,
 ) -> TrainState:
   """Runs updates until `num_steps` and returns the last state.
 
@@ -262,7 +263,7 @@ def fit(
   `should_stop` is asked after each update; the last state is shown to hooks.
   `trace` profiles some updates.
   """
-  trace = trace or speed.Trace("", pathlib.Path())
+  trace = trace or monitor.Trace("", pathlib.Path())
   try:
     return _loop(state, step_fn, batches, num_steps, hooks, should_stop, trace)
   finally:
@@ -280,7 +281,7 @@ def _loop(state, step_fn, batches, num_steps, hooks, should_stop, trace):
       for hook in hooks:
         hook.metrics(at, host, update, wait)
 
-  iterator, watch = iter(batches), speed.CompileWatch()
+  iterator, watch = iter(batches), monitor.CompileWatch()
   while step < num_steps:
     asked = time.monotonic()
     update = next(iterator)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pivot_jax import losses
+from pivot_jax.training import losses
 
 POLICY = np.array([[-10.0, -12.0], [-30.0, -25.0], [-7.0, -7.5]])
 REFERENCE = np.array([[-11.0, -11.5], [-29.0, -27.0], [-7.0, -6.2]])

@@ -9,8 +9,10 @@ import numpy as np
 import optax
 import pytest
 
-from pivot_jax import objectives, optim, sharding, train, trees
+from pivot_jax import sharding, trees
 from pivot_jax.data import packing, pipeline
+from pivot_jax.training import loop, objectives
+from pivot_jax.training import optimizer as optim
 from tests import tiny
 
 # Sums of float32 in another order: relative to the size of what is compared.
@@ -61,11 +63,11 @@ def _run(update, *, mesh, accum=1, trainable=ALL, tx=_sgd, steps=1):
   Whatever the mesh and the number of steps, the update is compiled once.
   """
   with jax.set_mesh(mesh), nn.logical_axis_rules(sharding.ACTIVATION_RULES):
-    state, optimizer = train.make_state(
+    state, optimizer = loop.make_state(
       tiny.params(), trainable=trainable, tx=tx, mesh=mesh, seed=0
     )
     before = jax.device_get(state)
-    step_fn = train.make_train_step(
+    step_fn = loop.make_train_step(
       _loss(),
       optimizer,
       accum=accum,
@@ -76,7 +78,7 @@ def _run(update, *, mesh, accum=1, trainable=ALL, tx=_sgd, steps=1):
     seen = []
     for _ in range(steps):
       state, metrics = step_fn(state, batch)
-      seen.append(train.means(jax.device_get(metrics)))
+      seen.append(loop.means(jax.device_get(metrics)))
   assert step_fn._cache_size() == 1
   return before, state, seen
 
@@ -210,7 +212,7 @@ def test_a_frozen_part_has_no_norm(update, projector_run):
 
 
 def test_params_of_gives_the_whole_tree_again(projector_run):
-  assert not trees.diff(tiny.params(), train.params_of(projector_run[1]))
+  assert not trees.diff(tiny.params(), loop.params_of(projector_run[1]))
 
 
 def test_steps_and_examples_are_counted(projector_run):
@@ -229,10 +231,10 @@ def _line(params, batch, rng):
 
 def _line_state(tx, trainable=ALL):
   params = {"a": {"w": np.ones(2, np.float32)}, "b": {"w": np.ones(2, "f4")}}
-  state, optimizer = train.make_state(
+  state, optimizer = loop.make_state(
     params, trainable=trainable, tx=tx, mesh=_one_device(), seed=0
   )
-  step_fn = train.make_train_step(_line, optimizer, accum=1, examples=2)
+  step_fn = loop.make_train_step(_line, optimizer, accum=1, examples=2)
   return params, state, step_fn
 
 
@@ -243,11 +245,11 @@ def test_a_loss_that_is_not_finite_leaves_the_state_as_it_was():
   state, _ = step_fn(state, good)
   before = jax.device_get(state)
   state, metrics = step_fn(state, good.at[0, 0].set(jnp.nan))
-  assert train.means(jax.device_get(metrics))["finite"] == 0.0
+  assert loop.means(jax.device_get(metrics))["finite"] == 0.0
   for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(state)):
     np.testing.assert_array_equal(a, np.asarray(b))
   state, metrics = step_fn(state, good)
-  assert train.means(jax.device_get(metrics))["finite"] == 1.0
+  assert loop.means(jax.device_get(metrics))["finite"] == 1.0
   assert int(state.step) == 3
   assert (state.trainable["a"]["w"] != before.trainable["a"]["w"]).all()
 
@@ -330,7 +332,7 @@ def _updates():
 def test_a_hook_sees_every_update_and_states_after_their_metrics():
   _, state, step_fn = _line_state(_sgd)
   hook = _Recorder(2, [])
-  train.fit(state, step_fn, _updates(), num_steps=5, hooks=[hook])
+  loop.fit(state, step_fn, _updates(), num_steps=5, hooks=[hook])
   assert hook.seen == [
     ("metrics", 1, "row0"),
     ("metrics", 2, "row1"),
@@ -346,7 +348,7 @@ def test_a_hook_sees_every_update_and_states_after_their_metrics():
 def test_a_stopped_run_shows_its_last_state():
   _, state, step_fn = _line_state(_sgd)
   hook = _Recorder(100, [])
-  last = train.fit(
+  last = loop.fit(
     state,
     step_fn,
     _updates(),
@@ -384,10 +386,10 @@ def _fit_guarded(update, place):
   """
   mesh, seen = _one_device(), _Losses()
   with jax.set_mesh(mesh), nn.logical_axis_rules(sharding.ACTIVATION_RULES):
-    state, optimizer = train.make_state(
+    state, optimizer = loop.make_state(
       tiny.params(), trainable=ALL, tx=_sgd, mesh=mesh, seed=0
     )
-    step_fn = train.make_train_step(
+    step_fn = loop.make_train_step(
       _loss(),
       optimizer,
       accum=1,
@@ -396,7 +398,7 @@ def _fit_guarded(update, place):
     )
     updates = (pipeline.Update(place(update, mesh), (), 0) for _ in range(2))
     with jax.transfer_guard("disallow"):
-      train.fit(state, step_fn, updates, num_steps=2, hooks=[seen])
+      loop.fit(state, step_fn, updates, num_steps=2, hooks=[seen])
   return seen
 
 
