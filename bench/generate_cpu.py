@@ -92,7 +92,7 @@ def _ours(folder):
   import numpy as np
 
   from bench import ours
-  from pivot_jax import generate
+  from pivot_jax.evals import generate
 
   made = ours.Setup(folder)
   batch = made.alone(ours.examples(made.data, ()))

@@ -120,7 +120,7 @@ def _theirs(solver):
 
 
 def _ours():
-  from pivot_jax import logistic
+  from pivot_jax.evals import logistic
 
   def solve(features, labels):
     basis = logistic.principal_axes(features)

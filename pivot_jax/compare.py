@@ -16,8 +16,9 @@ import numpy as np
 from jaxtyping import Float
 from scipy import special
 
-from pivot_jax import files, metrics, segmentation, texts
+from pivot_jax import files, metrics, texts
 from pivot_jax.errors import InputError
+from pivot_jax.evals import segmentation
 
 ARMS = ("original", "stage1", "sft", "dpo")
 PAIRS = (

@@ -17,9 +17,10 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from pivot_jax import checkpoint, generate, metrics, sharding, texts
-from pivot_jax.data import blind, pipeline, registry
+from pivot_jax import checkpoint, metrics, sharding, texts
+from pivot_jax.data import pipeline, registry
 from pivot_jax.errors import InputError
+from pivot_jax.evals import generate, question_only
 from pivot_jax.models import layers
 from pivot_jax.training import loop
 
@@ -130,11 +131,13 @@ def _blind(config, records) -> dict[str, Any]:
   if not config.blind:
     return {}
   source = registry.open_source(config.sources[config.blind].to_dict())
-  baseline = blind.fit(source.text(i) for i in range(len(source)))
+  baseline = question_only.fit(source.text(i) for i in range(len(source)))
   return {
     f"blind/{by}/{name}": metrics.share(right, asked)
     for by in ("category", "kind")
-    for name, (right, asked) in blind.accuracy(baseline, records, by=by).items()
+    for name, (right, asked) in question_only.accuracy(
+      baseline, records, by=by
+    ).items()
   }
 
 

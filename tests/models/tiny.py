@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pivot_jax import generate as generation
+from pivot_jax.evals import generate as generation
 from pivot_jax.models import qwen2, vit
 
 VISION = vit.VisionConfig(

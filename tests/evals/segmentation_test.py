@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from sklearn import metrics
 
-from pivot_jax import segmentation
+from pivot_jax.evals import segmentation
 from pivot_jax.models import heads, layers
 
 RNG = np.random.default_rng(0)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn import linear_model
 
-from pivot_jax import logistic
+from pivot_jax.evals import logistic
 
 N, D, C = 300, 12, 4
 RNG = np.random.default_rng(0)

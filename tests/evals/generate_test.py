@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from pivot_jax import generate
+from pivot_jax.evals import generate
 from pivot_jax.models import layers, mllm
 from tests.models import tiny
 

@@ -5,7 +5,8 @@ import sys
 import numpy as np
 import pytest
 
-from pivot_jax.data import blind, scenes
+from pivot_jax.data import scenes
+from pivot_jax.evals import question_only
 
 
 def _row(question, kind, answer, category="c"):
@@ -20,28 +21,28 @@ def _row(question, kind, answer, category="c"):
 def test_the_most_frequent_answer_wins_and_ties_follow_the_alphabet():
   rows = [_row("q", "k", a) for a in ("b", "a", "c", "c", "b")]
   for order in (rows, rows[::-1]):
-    assert blind.fit(order).answer("q", "k") == "b"
-  assert blind.fit([*rows, _row("q", "k", "c")]).answer("q", "k") == "c"
+    assert question_only.fit(order).answer("q", "k") == "b"
+  assert question_only.fit([*rows, _row("q", "k", "c")]).answer("q", "k") == "c"
 
 
 def test_a_new_question_gets_the_answer_of_its_kind():
-  model = blind.fit([_row("q", "k", "a"), _row("r", "l", "b")])
+  model = question_only.fit([_row("q", "k", "a"), _row("r", "l", "b")])
   assert model.answer("new", "l") == "b"
   assert model.answer("new", "never seen") == ""
 
 
 def test_accuracy_counts_right_and_asked_by_column():
-  model = blind.fit([_row("q", "k", "a")])
+  model = question_only.fit([_row("q", "k", "a")])
   rows = [
     _row("q", "k", "a", "x"),
     _row("q", "k", "b", "x"),
     _row("q", "k", "a"),
   ]
-  assert blind.accuracy(model, rows, by="category") == {
+  assert question_only.accuracy(model, rows, by="category") == {
     "x": (1, 2),
     "c": (1, 1),
   }
-  assert blind.accuracy(model, rows, by="kind") == {"k": (2, 3)}
+  assert question_only.accuracy(model, rows, by="kind") == {"k": (2, 3)}
 
 
 # What a guess from the question alone can reach: one over the number of
@@ -67,11 +68,11 @@ def fitted():
     source = scenes.Scenes(task="eval", split=split, size=size)
     return [source.text(i) for i in range(size)]
 
-  return blind.fit(rows("train", 20_000)), rows("val", 8_000)
+  return question_only.fit(rows("train", 20_000)), rows("val", 8_000)
 
 
 def test_questions_alone_reach_chance_and_no_more_in_each_kind(fitted):
-  counts = blind.accuracy(*fitted, by="kind")
+  counts = question_only.accuracy(*fitted, by="kind")
   assert counts.keys() == CHANCE.keys()
   for kind, (right, asked) in sorted(counts.items()):
     sys.stdout.write(f"{kind}: {right / asked:.3f} of {asked}\n")
@@ -81,7 +82,7 @@ def test_questions_alone_reach_chance_and_no_more_in_each_kind(fitted):
 
 
 def test_questions_alone_reach_the_mean_of_chance_in_each_category(fitted):
-  counts = blind.accuracy(*fitted, by="category")
+  counts = question_only.accuracy(*fitted, by="category")
   assert counts.keys() == scenes.EVAL_KINDS.keys()
   for category, (right, asked) in counts.items():
     sys.stdout.write(f"{category}: {right / asked:.3f} of {asked}\n")
@@ -94,7 +95,7 @@ def test_questions_alone_reach_the_mean_of_chance_in_each_category(fitted):
 
 def test_texts_are_one_however_their_letters_are_composed():
   composed, parts = "\u00fcber", "u\u0308ber"
-  model = blind.fit(
+  model = question_only.fit(
     [_row(composed, parts, composed), _row(parts, composed, parts)]
     + [_row(composed, "k", "b")]
   )
@@ -103,4 +104,6 @@ def test_texts_are_one_however_their_letters_are_composed():
     assert model.answer(text, "never seen") == composed
     assert model.answer("never asked", text) == composed
   rows = [_row(parts, "k", text, text) for text in (composed, parts)]
-  assert blind.accuracy(model, rows, by="category") == {composed: (2, 2)}
+  assert question_only.accuracy(model, rows, by="category") == {
+    composed: (2, 2)
+  }
