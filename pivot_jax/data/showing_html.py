@@ -12,8 +12,8 @@ from collections.abc import Iterable, Sequence
 
 from PIL import Image
 
-from pivot_jax import html
 from pivot_jax.data import showing_rows, showing_text
+from pivot_jax.report import html
 
 SIDE = 512  # pixels of a picture's longer side, at most
 SMALL = 160  # pixels below which a picture is enlarged to this, without blur

@@ -16,9 +16,9 @@ import numpy as np
 from jaxtyping import UInt8
 from tokenizers import decoders
 
-from pivot_jax import html
 from pivot_jax.data import chat, examples, records, tokens
 from pivot_jax.errors import InputError
+from pivot_jax.report import html
 
 NEWLINE = "↵"  # Drawn where a text has a newline.
 OBJECTIVES = ("sft", "dpo")

@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from pivot_jax import compare, files, html, metrics
+from pivot_jax import files, metrics
 from pivot_jax.data import layout
+from pivot_jax.report import compare, html
 
 LABELS = {
   "original": "original encoder",
