@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 
 from bench import data_files
-from pivot_jax import checkpoint
 from pivot_jax.data import (
   chat,
   examples,
@@ -27,6 +26,7 @@ from pivot_jax.data import (
   registry,
   streams,
 )
+from pivot_jax.weights import checkpoint
 
 IMAGE, PATCHES = 384, 576
 ROW_TOKENS, BATCH = 8192, 256

@@ -26,9 +26,10 @@ import ml_dtypes
 import numpy as np
 
 from configs import presets
-from pivot_jax import checkpoint, files, sharding, trees
-from pivot_jax.convert import hf_json, names, source, tensors
+from pivot_jax import files, sharding, trees
 from pivot_jax.models import qwen2
+from pivot_jax.weights import checkpoint
+from pivot_jax.weights.convert import hf_json, names, safetensor_files, source
 
 _SHARD = 2_000_000_000
 
@@ -66,8 +67,8 @@ def make(folder: pathlib.Path) -> None:
     f"model.{name}": np.resize(noise, slot.shape)
     for name, slot in shapes.items()
   }
-  tensors.write(folder, arrays, dtype="bfloat16", shard_bytes=_SHARD)
-  tensors.write_json(
+  safetensor_files.write(folder, arrays, dtype="bfloat16", shard_bytes=_SHARD)
+  safetensor_files.write_json(
     folder / "config.json", hf_json.llm(config, eos_token_id=None)
   )
 

@@ -17,10 +17,11 @@ import jax
 import numpy as np
 
 from bench import gpu_sizes, side_by_side, toy
-from pivot_jax import checkpoint, sharding, trees
+from pivot_jax import sharding, trees
 from pivot_jax.data import packing
 from pivot_jax.models import layers
 from pivot_jax.training import loop, optimizer
+from pivot_jax.weights import checkpoint
 
 LEARNING_RATE = 1e-4
 CLIP = 1.0

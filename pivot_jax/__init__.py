@@ -18,8 +18,8 @@ import numpy as np
 if TYPE_CHECKING:
   import jax
 
-  from pivot_jax import pretrained
   from pivot_jax.models import layers
+  from pivot_jax.weights import api
 
 
 def load(
@@ -45,7 +45,7 @@ def load(
       remat, attention).
 
   Returns:
-    A `pretrained.Pretrained` with `apply`, `preprocess`, `meta`, and the nested
+    A `api.Pretrained` with `apply`, `preprocess`, `meta`, and the nested
     dict of parameters: `vision`, `projector` and `llm`, as far as there are.
     A vision encoder maps uint8 [N, H, W, 3] to features [N, P, D].
 
@@ -53,14 +53,14 @@ def load(
     pivot_jax.errors.InputError: nothing there, pickled or damaged weights, or
       tensors that do not fit; all of them are listed.
   """
-  from pivot_jax import pretrained
+  from pivot_jax.weights import api
 
-  return pretrained.load(address, dtype=dtype, mesh=mesh, compute=compute)
+  return api.load(address, dtype=dtype, mesh=mesh, compute=compute)
 
 
 def save(
   folder: str | os.PathLike,
-  model: "pretrained.Pretrained",
+  model: "api.Pretrained",
   params: Mapping[str, Any],
   *,
   format: str = "pivot_jax",
@@ -83,8 +83,6 @@ def save(
     pivot_jax.errors.InputError: the format does not go with the model, or the
       original weights of what is not trained cannot be found.
   """
-  from pivot_jax import pretrained
+  from pivot_jax.weights import api
 
-  pretrained.save(
-    folder, model, params, format=format, dtype=dtype, source=source
-  )
+  api.save(folder, model, params, format=format, dtype=dtype, source=source)

@@ -22,10 +22,11 @@ from collections.abc import Mapping, Sequence
 import jax
 import numpy as np
 
-from pivot_jax import checkpoint, export, sharding
+from pivot_jax import sharding
 from pivot_jax.data import __main__ as data_command
 from pivot_jax.data import chat, packing, pipeline, registry
 from pivot_jax.errors import InputError
+from pivot_jax.weights import checkpoint, export
 from tests.data import published, published_parts
 
 PINS = pathlib.Path(__file__).parent / "golden" / "pins.json"

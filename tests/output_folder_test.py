@@ -8,9 +8,10 @@ import sys
 import pytest
 
 import pivot_jax
-from pivot_jax import export, files
+from pivot_jax import files
 from pivot_jax.data import __main__ as data
 from pivot_jax.errors import InputError
+from pivot_jax.weights import export
 
 ROOT = pathlib.Path(__file__).parents[1]
 ADDRESS = "gs://bucket/run"

@@ -10,13 +10,14 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from pivot_jax import addresses, checkpoint, trees
+from pivot_jax import addresses, trees
 from pivot_jax.data import chat, label_maps, registry
 from pivot_jax.recipe import plan as recipe
 from pivot_jax.recipe import run_folder
 from pivot_jax.stages import detach
 from pivot_jax.training import loop, starting_model
 from pivot_jax.training import optimizer as optim
+from pivot_jax.weights import checkpoint
 
 _Configs = dict[str, Any]
 

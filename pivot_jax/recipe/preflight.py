@@ -13,12 +13,13 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from pivot_jax import addresses, checkpoint, metrics, sharding
+from pivot_jax import addresses, metrics, sharding
 from pivot_jax.data import chat, examples, images, registry, streams
 from pivot_jax.errors import InputError
 from pivot_jax.models import attention, layers
 from pivot_jax.recipe import run_folder
 from pivot_jax.training import monitor, optimizer, starting_model
+from pivot_jax.weights import checkpoint
 
 _AT_LEAST_1 = (
   *("batch", "steps", "accum", "save_every", "chunk", "max_length"),

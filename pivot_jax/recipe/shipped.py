@@ -16,9 +16,10 @@ from typing import Any
 from absl import app, flags
 from ml_collections import ConfigDict
 
-from pivot_jax import artifacts, checkpoint, files, trees
+from pivot_jax import files, trees
 from pivot_jax.errors import InputError
 from pivot_jax.recipe import plan
+from pivot_jax.weights import artifacts, checkpoint
 
 _FROM = flags.DEFINE_string("from", None, "The run folder.", required=True)
 _TO = flags.DEFINE_string("to", None, "The artifact folder.", required=True)

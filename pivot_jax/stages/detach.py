@@ -15,9 +15,10 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from pivot_jax import addresses, artifacts, checkpoint, trees
-from pivot_jax.convert import hf
+from pivot_jax import addresses, trees
 from pivot_jax.errors import InputError
+from pivot_jax.weights import artifacts, checkpoint
+from pivot_jax.weights.convert import hf
 
 
 def address_of(name: str, inputs: Mapping[str, str]) -> str:

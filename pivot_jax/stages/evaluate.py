@@ -17,12 +17,13 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from pivot_jax import checkpoint, metrics, sharding, texts
+from pivot_jax import metrics, sharding, texts
 from pivot_jax.data import pipeline, registry
 from pivot_jax.errors import InputError
 from pivot_jax.evals import generate, question_only
 from pivot_jax.models import layers
 from pivot_jax.training import loop
+from pivot_jax.weights import checkpoint
 
 _generate = jax.jit(
   generate.generate,

@@ -29,11 +29,12 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 from ml_collections import ConfigDict
 
-from pivot_jax import checkpoint, files, metrics, sharding, trees
+from pivot_jax import files, metrics, sharding, trees
 from pivot_jax.data import images, packing, pipeline, registry
 from pivot_jax.errors import InputError
 from pivot_jax.models import layers, mllm
 from pivot_jax.training import loop, objectives
+from pivot_jax.weights import checkpoint
 
 
 class Gradients(NamedTuple):

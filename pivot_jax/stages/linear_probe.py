@@ -24,11 +24,12 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from ml_collections import ConfigDict
 
-from pivot_jax import checkpoint, errors, files, metrics, sharding
+from pivot_jax import errors, files, metrics, sharding
 from pivot_jax.data import pipeline, registry
 from pivot_jax.evals import logistic
 from pivot_jax.models import heads, layers
 from pivot_jax.training import loop as training
+from pivot_jax.weights import checkpoint
 
 LOG = logging.getLogger("pivot_jax")
 

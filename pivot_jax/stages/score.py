@@ -17,10 +17,11 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from pivot_jax import checkpoint, metrics, sharding, trees
+from pivot_jax import metrics, sharding, trees
 from pivot_jax.data import examples, fitting, packing, pipeline, registry
 from pivot_jax.models import layers
 from pivot_jax.training import loop, objectives, reference_logps
+from pivot_jax.weights import checkpoint
 
 
 def run(

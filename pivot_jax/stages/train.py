@@ -20,7 +20,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from pivot_jax import artifacts, checkpoint, metrics, sharding, trees
+from pivot_jax import metrics, sharding, trees
 from pivot_jax.data import chat, examples, packing, pipeline, registry
 from pivot_jax.errors import InputError
 from pivot_jax.models import layers, mllm
@@ -34,6 +34,7 @@ from pivot_jax.training import (
   reference_logps,
   starting_model,
 )
+from pivot_jax.weights import artifacts, checkpoint
 
 LOG = logging.getLogger("pivot_jax")
 # Seconds that a rate is measured over.

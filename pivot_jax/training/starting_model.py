@@ -14,10 +14,11 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from pivot_jax import checkpoint, trees
+from pivot_jax import trees
 from pivot_jax.data import chat, framing
 from pivot_jax.errors import InputError
 from pivot_jax.models import layers, mllm, qwen2, vit
+from pivot_jax.weights import checkpoint
 
 LOG = logging.getLogger("pivot_jax")
 

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from pivot_jax import checkpoint
 from pivot_jax.data import chat
 from pivot_jax.errors import InputError
+from pivot_jax.weights import checkpoint
 
 IMAGE = chat.IMAGE_TOKEN
 CHAT = dict(template="qwen_1_5", mask="paper")

@@ -3,7 +3,6 @@ import os
 
 import pytest
 
-from pivot_jax import checkpoint
 from pivot_jax.data import (
   array_records,
   converting,
@@ -12,6 +11,7 @@ from pivot_jax.data import (
   sources,
 )
 from pivot_jax.errors import InputError
+from pivot_jax.weights import checkpoint
 from tests.data import published, published_parts
 
 TOKENIZER = checkpoint.tokenizer_folder("package:toy")

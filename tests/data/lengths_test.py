@@ -6,8 +6,8 @@ import re
 
 import numpy as np
 
-from pivot_jax import checkpoint
 from pivot_jax.data import chat, examples, lengths, packing, sources
+from pivot_jax.weights import checkpoint
 
 # Of a process in /proc; KiB.
 _MOST = 60 * 1024

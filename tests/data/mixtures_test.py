@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from configs import paper_data
-from pivot_jax import checkpoint
 from pivot_jax.data import chat, examples, mixtures, registry
 from pivot_jax.errors import InputError
+from pivot_jax.weights import checkpoint
 
 LISTS = pathlib.Path(paper_data.__file__).parent / "data"
 

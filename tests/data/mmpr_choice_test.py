@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 
 from configs import paper_data
-from pivot_jax import checkpoint
 from pivot_jax.data import chat, mmpr_choice, registry
 from pivot_jax.errors import InputError
+from pivot_jax.weights import checkpoint
 from tests.data import mmpr_files
 
 TOKENIZER = chat.load_tokenizer(checkpoint.tokenizer_folder("package:toy"))

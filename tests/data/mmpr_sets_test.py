@@ -6,9 +6,9 @@ import json
 import pytest
 
 from configs import paper_data
-from pivot_jax import checkpoint
 from pivot_jax.data import mmpr_choice, mmpr_sets, registry
 from pivot_jax.errors import InputError
+from pivot_jax.weights import checkpoint
 from tests.data import mmpr_files
 
 TOKENIZER = checkpoint.tokenizer_folder("package:toy")

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from pivot_jax import checkpoint
 from pivot_jax.data import (
   chat,
   converting,
@@ -13,6 +12,7 @@ from pivot_jax.data import (
   streams,
 )
 from pivot_jax.errors import InputError
+from pivot_jax.weights import checkpoint
 from tests.data import published, published_parts
 
 TOKENIZER = chat.load_tokenizer(checkpoint.tokenizer_folder("package:toy"))

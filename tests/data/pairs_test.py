@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from pivot_jax import checkpoint, sharding
+from pivot_jax import sharding
 from pivot_jax.data import chat, pipeline
+from pivot_jax.weights import checkpoint
 
 TOKENIZER = chat.load_tokenizer(checkpoint.tokenizer_folder("package:toy"))
 PATCHES = 36

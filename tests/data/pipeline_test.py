@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pivot_jax import checkpoint, sharding
+from pivot_jax import sharding
 from pivot_jax.data import (
   chat,
   examples,
@@ -21,6 +21,7 @@ from pivot_jax.data import (
   scenes,
 )
 from pivot_jax.errors import InputError
+from pivot_jax.weights import checkpoint
 
 TOKENIZER = chat.load_tokenizer(checkpoint.tokenizer_folder("package:toy"))
 PATCHES = 36

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pivot_jax import checkpoint
 from pivot_jax.data import chat, lengths, pipeline, registry
 from pivot_jax.errors import InputError
+from pivot_jax.weights import checkpoint
 from tests.data import published
 
 TOKENIZER = chat.load_tokenizer(checkpoint.tokenizer_folder("package:toy"))

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pivot_jax import checkpoint
 from pivot_jax.data import chat, examples, lengths, pipeline, registry, scenes
 from pivot_jax.errors import InputError
+from pivot_jax.weights import checkpoint
 
 TOKENIZER = chat.load_tokenizer(checkpoint.tokenizer_folder("package:toy"))
 BATCH = 6

@@ -9,7 +9,6 @@ import pytest
 from PIL import Image
 from pyarrow import parquet
 
-from pivot_jax import checkpoint
 from pivot_jax.data import (
   chat,
   converting,
@@ -23,6 +22,7 @@ from pivot_jax.data import (
 )
 from pivot_jax.data import parquet as parquet_source
 from pivot_jax.errors import InputError
+from pivot_jax.weights import checkpoint
 from tests.data import checked, mmpr_files
 
 TALK = [

@@ -8,12 +8,12 @@ import pytest
 import torch
 import transformers
 
-from pivot_jax import artifacts, checkpoint
 from pivot_jax.models import mllm
 from pivot_jax.stages import detach
-from tests.convert import folders
+from pivot_jax.weights import artifacts, checkpoint
 from tests.models import tiny
 from tests.parity import foreign
+from tests.weights.convert import folders
 
 
 @pytest.fixture(scope="module")

@@ -16,13 +16,13 @@ from absl import flags
 from ml_collections import ConfigDict
 
 import pivot_jax
-from pivot_jax import checkpoint, export
 from pivot_jax.data import chat
 from pivot_jax.errors import InputError
 from pivot_jax.recipe import run_folder
-from tests.convert import folders
+from pivot_jax.weights import checkpoint, export
 from tests.parity import foreign
 from tests.parity import transformers_4_57 as tiny
+from tests.weights.convert import folders
 
 LLAVA = transformers.LlavaForConditionalGeneration
 TOLERANCE = 1e-5  # float32, absolute, outputs of order three

@@ -15,8 +15,8 @@ import torch
 import transformers
 from transformers import image_utils
 
-from pivot_jax.convert import names, tensors
 from pivot_jax.models import mllm
+from pivot_jax.weights.convert import names, safetensor_files
 
 TOLERANCE = 5e-6  # float32, absolute, outputs of order one
 MISS = 10 * TOLERANCE  # what a wrong model must differ by at least
@@ -254,7 +254,7 @@ def save_official(model, folder):
       name = re.sub(f"^{old}", new, name)
     if last not in name:
       arrays[name] = tensor.numpy()
-  tensors.write(folder, arrays)
+  safetensor_files.write(folder, arrays)
   model.model.vision_tower.save_pretrained(folder / "tower")
   config = json.loads(
     model.config.text_config.to_json_string(use_diff=False)
@@ -265,19 +265,19 @@ def save_official(model, folder):
     mm_vision_select_layer=-2,
     mm_vision_select_feature="patch",
   )
-  tensors.write_json(folder / "config.json", config)
+  safetensor_files.write_json(folder / "config.json", config)
 
 
 def whole_vision(folder, config):
   """Our params of a vision folder under another config of the same model."""
-  stored = tensors.contents(folder)
+  stored = safetensor_files.contents(folder)
   shapes = jax.eval_shape(
     lambda: mllm.init_params(mllm.MLLM(None, config), jax.random.key(0))
   )
 
   def read(group):
     keys = [name.removeprefix("vision.") for name in group]
-    found = tensors.read(stored, keys)
+    found = safetensor_files.read(stored, keys)
     return dict(zip(group, found.values(), strict=True))
 
   return names.from_foreign(shapes, read)

@@ -6,11 +6,11 @@ import pytest
 import torch
 import transformers
 
-from pivot_jax.convert import hf
 from pivot_jax.models import layers, mllm
-from tests.convert import folders
+from pivot_jax.weights.convert import hf
 from tests.models import tiny
 from tests.parity import foreign
+from tests.weights.convert import folders
 
 IMAGE = 60  # the vocabulary entry that stands for a patch
 PATCHES = 9

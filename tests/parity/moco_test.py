@@ -9,8 +9,8 @@ import torch
 import transformers
 
 import pivot_jax
-from pivot_jax.convert import tensors
 from pivot_jax.errors import InputError
+from pivot_jax.weights.convert import safetensor_files
 from tests.parity import foreign
 
 DOCS = pathlib.Path(__file__).parents[2] / "docs" / "formats.md"
@@ -35,8 +35,8 @@ def case(tmp_path_factory):
   folder = tmp_path_factory.mktemp("moco")
   model.save_pretrained(folder / "hf")
   state = {}
-  stored = tensors.contents(folder / "hf")
-  arrays = tensors.read(stored, list(stored))
+  stored = safetensor_files.contents(folder / "hf")
+  arrays = safetensor_files.read(stored, list(stored))
   for prefix in ("module.base_encoder.", "module.momentum_encoder."):
     scale = 1.0 if "base" in prefix else 2.0
     for name, array in _as_timm(arrays).items():

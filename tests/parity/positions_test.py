@@ -5,7 +5,7 @@ import pytest
 import torch
 import transformers
 
-from pivot_jax.convert import positions
+from pivot_jax.weights.convert import positions
 
 
 def _table(rows, width=6):

@@ -8,11 +8,11 @@ import pytest
 import torch
 import transformers
 
-from pivot_jax.convert import hf
 from pivot_jax.data import images as images_
 from pivot_jax.models import mllm
-from tests.convert import folders
+from pivot_jax.weights.convert import hf
 from tests.parity import foreign
+from tests.weights.convert import folders
 
 
 @pytest.fixture(scope="module")

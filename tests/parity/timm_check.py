@@ -26,9 +26,9 @@ import torch
 
 import pivot_jax
 from configs import presets
-from pivot_jax.convert import layouts, names, source, towers
-from pivot_jax.convert import timm as converter
 from pivot_jax.models import vit
+from pivot_jax.weights.convert import layouts, names, source, towers
+from pivot_jax.weights.convert import timm as converter
 
 PIXELS = 28
 SIZES = dict(

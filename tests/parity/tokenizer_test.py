@@ -4,8 +4,8 @@ import pathlib
 
 import pytest
 
-from pivot_jax import checkpoint
 from pivot_jax.data import chat
+from pivot_jax.weights import checkpoint
 from tests.parity import transformers_4_57 as tiny
 
 

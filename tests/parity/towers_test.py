@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 import torch
 
-from pivot_jax.convert import positions
 from pivot_jax.models import layers
+from pivot_jax.weights.convert import positions
 from tests.parity import cases, foreign
 
 MISS = 10  # tolerances: what a wrong detail must be off by at least

@@ -177,8 +177,8 @@ def change_what_is_not_read(model):
 def write(folder):
   """Makes and exports the models; writes what we compute of them."""
   # Not for the second step, which has none of them.
-  from pivot_jax import checkpoint
   from pivot_jax.data import chat
+  from pivot_jax.weights import checkpoint
   from tests.parity import foreign
 
   toy = checkpoint.tokenizer_folder("package:toy")
@@ -223,8 +223,8 @@ def _export_languages(name, tokenizer, folder):
 
 def export_tokenizer(model, tokenizer, source, out, form):
   """Exports a model of transformers with a tokenizer; returns its tokens."""
-  from pivot_jax import export
-  from pivot_jax.convert import llava_files
+  from pivot_jax.weights import export
+  from pivot_jax.weights.convert import llava_files
 
   model.save_pretrained(source)
   tokenizer.save(source)
@@ -249,8 +249,8 @@ def _export_encoder(name, source, folder):
 
 def _export_multimodal(name, source, folder):
   import pivot_jax
-  from pivot_jax import export
   from pivot_jax.data import chat
+  from pivot_jax.weights import export
 
   model, params = pivot_jax.load(f"hf:{source}")
   artifact = folder / "sources" / f"{name}_artifact"

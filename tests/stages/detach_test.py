@@ -4,12 +4,13 @@ import json
 
 import pytest
 
-from pivot_jax import checkpoint, trees
+from pivot_jax import trees
 from pivot_jax.data import chat
 from pivot_jax.errors import InputError
 from pivot_jax.stages import detach
-from tests.convert import folders
+from pivot_jax.weights import checkpoint
 from tests.stages import tiny
+from tests.weights.convert import folders
 
 
 @pytest.fixture(scope="module")

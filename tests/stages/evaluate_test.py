@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pivot_jax import checkpoint
 from pivot_jax.data import scenes
 from pivot_jax.errors import InputError
 from pivot_jax.models import mllm
 from pivot_jax.stages import evaluate
+from pivot_jax.weights import checkpoint
 from tests.models import tiny as tiny_models
 from tests.stages import tiny
 

@@ -6,10 +6,11 @@ import jax
 import numpy as np
 import pytest
 
-from pivot_jax import checkpoint, trees
-from pivot_jax.convert import families, hf
+from pivot_jax import trees
 from pivot_jax.models import mllm
 from pivot_jax.stages import detach, train
+from pivot_jax.weights import checkpoint
+from pivot_jax.weights.convert import families, hf
 from tests.models import tiny as tiny_models
 from tests.stages import tiny
 

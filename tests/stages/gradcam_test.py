@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from pivot_jax import checkpoint, errors
+from pivot_jax import errors
 from pivot_jax.data import chat, packing, scenes
 from pivot_jax.models import mllm, qwen2, vit
 from pivot_jax.stages import gradcam
 from pivot_jax.training import objectives
+from pivot_jax.weights import checkpoint
 
 TOKENIZER = chat.load_tokenizer(checkpoint.tokenizer_folder("package:toy"))
 VISION = vit.VisionConfig(

@@ -9,9 +9,10 @@ import pytest
 from ml_collections import ConfigDict
 from sklearn import linear_model, model_selection, neighbors
 
-from pivot_jax import checkpoint, errors
+from pivot_jax import errors
 from pivot_jax.models import mllm
 from pivot_jax.stages import linear_probe
+from pivot_jax.weights import checkpoint
 from tests.models import tiny
 
 SETTINGS = dict(lambdas=[1e-2, 1.0, 1e2], tolerance=1e-7, max_iterations=1000)

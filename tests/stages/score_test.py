@@ -6,10 +6,11 @@ import jax
 import numpy as np
 import pytest
 
-from pivot_jax import checkpoint, trees
+from pivot_jax import trees
 from pivot_jax.data import scenes
 from pivot_jax.errors import InputError
 from pivot_jax.stages import score
+from pivot_jax.weights import checkpoint
 from tests.models import tiny as tiny_models
 from tests.stages import tiny
 

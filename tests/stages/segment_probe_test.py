@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from pivot_jax import checkpoint, errors, sharding
+from pivot_jax import errors, sharding
 from pivot_jax.data import scenes
 from pivot_jax.evals import segmentation
 from pivot_jax.models import mllm, vit
 from pivot_jax.stages import segment_probe
+from pivot_jax.weights import checkpoint
 
 VISION = vit.VisionConfig(
   image_size=48,

@@ -11,9 +11,9 @@ import numpy as np
 from PIL import Image
 
 from configs import common
-from pivot_jax import artifacts, checkpoint
 from pivot_jax.data import chat
 from pivot_jax.models import mllm
+from pivot_jax.weights import artifacts, checkpoint
 from tests import tiny
 from tests.models import tiny as tiny_models
 

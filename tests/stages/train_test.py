@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from pivot_jax import artifacts, checkpoint, metrics, trees
-from pivot_jax.convert import hf
+from pivot_jax import metrics, trees
 from pivot_jax.data import chat, pipeline
 from pivot_jax.errors import InputError
 from pivot_jax.stages import train
 from pivot_jax.training import loop as training
 from pivot_jax.training import starting_model
+from pivot_jax.weights import artifacts, checkpoint
+from pivot_jax.weights.convert import hf
 from tests.stages import tiny
 
 # paper 3.2, beside the loss and what every update reports.

@@ -1,0 +1,163 @@
+"""Artifacts: a folder of parameters that explains itself.
+
+`params/` (orbax) or `params.safetensors` (shipped with the package),
+`model.json` with every choice, `tokenizer/`, and `fingerprint.json` with a
+CRC32 per leaf that is verified on load.
+"""
+
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import ml_dtypes
+import numpy as np
+import orbax.checkpoint as ocp
+import safetensors
+from jax.typing import DTypeLike
+from safetensors import numpy as safetensors_numpy
+
+from pivot_jax import files, trees
+from pivot_jax.errors import InputError
+
+_PROBLEMS = (OSError, KeyError, TypeError, RuntimeError, ValueError)
+
+
+def save(
+  path: pathlib.Path, params: trees.Params, *, meta: Mapping[str, Any]
+) -> None:
+  """Writes `params/`, `model.json` and `fingerprint.json` into a folder."""
+  path.mkdir(parents=True, exist_ok=True)
+  host = jax.device_get(params)
+  with ocp.PyTreeCheckpointer() as saver:
+    saver.save(path.absolute() / "params", host, force=True)
+  files.write_json(path / "fingerprint.json", trees.fingerprint(host))
+  files.write_json(
+    path / "model.json", dict(meta) | {"versions": files.versions()}
+  )
+
+
+def save_packaged(
+  path: pathlib.Path, params: trees.Params, *, meta: Mapping[str, Any]
+) -> None:
+  """Writes an artifact as bfloat16 safetensors, for shipping."""
+  path.mkdir(parents=True, exist_ok=True)
+  flat = {
+    name: np.asarray(jax.device_get(leaf)).astype(ml_dtypes.bfloat16)
+    for name, leaf in trees.flatten(params).items()
+  }
+  safetensors_numpy.save_file(flat, path / "params.safetensors")
+  files.write_json(
+    path / "fingerprint.json", trees.fingerprint(trees.unflatten(flat))
+  )
+  files.write_json(
+    path / "model.json", dict(meta) | {"versions": files.versions()}
+  )
+
+
+def open_folder(
+  folder: pathlib.Path, address: str
+) -> tuple[
+  dict[str, Any],
+  dict[str, tuple[int, ...]],
+  Callable[[str, Any], np.ndarray],
+]:
+  """Returns model.json, the leaves' shapes, and what reads one, verified.
+
+  Raises:
+    InputError: no artifact, or a damaged one; what reads a leaf raises it, too.
+  """
+  if not folder.is_dir():
+    raise InputError(f"{address}: no such folder{_packages(address)}")
+  path = folder / "model.json"
+  if not path.exists():
+    raise InputError(
+      f"{address}: has no model.json, so it is no pivot_jax artifact; for a "
+      "Hugging Face folder write hf:DIR"
+    )
+  meta = files.read_json(path)
+  want = files.read_json(folder / "fingerprint.json")
+  packaged = folder / "params.safetensors"
+  have, load_leaf = (
+    _packaged(packaged) if packaged.exists() else _restorer(folder)
+  )
+  differ = sorted(set(have) ^ set(want))
+  if differ:
+    raise InputError(
+      f"{address}: {len(differ)} leaves differ from fingerprint.json, first "
+      f"{differ[0]}: the files are damaged; make them again or use a copy"
+    )
+
+  def read(name: str, dtype: DTypeLike) -> np.ndarray:
+    leaf = load_leaf(name)
+    if trees.leaf_crc(leaf) != want[name]:
+      raise InputError(
+        f"{address}: leaf {name} differs from fingerprint.json: the files are "
+        "damaged; make them again or use a copy"
+      )
+    return np.asarray(leaf).astype(dtype)
+
+  return meta, {name: have[name] for name in sorted(have)}, read
+
+
+def _packages(address: str) -> str:
+  """What ships with the package, for an address that names something else."""
+  if not address.startswith("package:"):
+    return ""
+  root = pathlib.Path(__file__).parents[1] / "assets"
+  found = sorted(p.parent for p in root.rglob("model.json"))
+  names = ", ".join(p.relative_to(root).as_posix() for p in found)
+  return f"; there are {names}"
+
+
+def _packaged(path: pathlib.Path):
+  try:
+    flat = safetensors_numpy.load_file(path)
+  except (safetensors.SafetensorError, OSError) as error:
+    raise InputError(
+      f"{path}: damaged or incomplete ({error}): use a copy"
+    ) from error
+  return {name: leaf.shape for name, leaf in flat.items()}, flat.__getitem__
+
+
+def _restorer(folder: pathlib.Path):
+  """Restores one leaf at a time, so that memory holds one."""
+  path = folder.absolute() / "params"
+  if not path.is_dir():
+    raise InputError(
+      f"{folder}: neither params/ nor params.safetensors is there"
+    )
+  try:
+    with ocp.PyTreeCheckpointer() as reader:
+      found = reader.metadata(path).item_metadata
+    if found is None:
+      raise OSError("its metadata cannot be read")
+    have = {
+      name: tuple(leaf.shape)
+      for name, leaf in trees.flatten(found.tree).items()
+    }
+  except _PROBLEMS as error:
+    raise _damaged(path, error) from error
+
+  def load_leaf(name: str) -> np.ndarray:
+    restore = ocp.args.PyTreeRestore(
+      item=trees.unflatten({name: 0}),
+      restore_args=trees.unflatten(
+        {name: ocp.RestoreArgs(restore_type=np.ndarray)}
+      ),
+      partial_restore=True,
+    )
+    try:
+      with ocp.PyTreeCheckpointer() as reader:
+        return trees.flatten(reader.restore(path, args=restore))[name]
+    except _PROBLEMS as error:
+      raise _damaged(path, error) from error
+
+  return have, load_leaf
+
+
+def _damaged(path: pathlib.Path, error: Exception) -> InputError:
+  return InputError(
+    f"{path}: damaged or incomplete ({str(error).splitlines()[0]}): make the "
+    "stage again, or restore the folder from a copy"
+  )

@@ -1,0 +1,231 @@
+"""Hugging Face config.json to our frozen configurations.
+
+No weights here (`hf.py`), and nothing is written (`hf_json.py`). A setting that
+our models do not compute is refused by name rather than read past.
+"""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pivot_jax import errors
+from pivot_jax.models import layers, qwen2, vit
+from pivot_jax.weights.convert import families, safetensor_files
+
+LOG = logging.getLogger("pivot_jax")
+
+
+class _Tower(NamedTuple):
+  """A kind of vision config: its family, and what config.json leaves out."""
+
+  family: str
+  patch_size: int = 16
+  layer_norm_eps: float | None = None  # None: the family's
+
+
+# The defaults of transformers' classes, where they are not the family's.
+_SIZES = {
+  "image_size": 224,
+  "hidden_size": 768,
+  "intermediate_size": 3072,
+  "num_hidden_layers": 12,
+  "num_attention_heads": 12,
+}
+_TOWERS = {
+  "siglip_vision_model": _Tower("siglip"),
+  "clip_vision_model": _Tower("clip", patch_size=32),
+  "dinov2": _Tower("dinov2", patch_size=14),
+  "vit": _Tower("vit", layer_norm_eps=1e-12),
+  "vit_mae": _Tower("vit_mae", layer_norm_eps=1e-12),
+}
+# Contrastive models, of which the vision half is read.
+_PAIRS = {"siglip": "siglip_vision_model", "clip": "clip_vision_model"}
+_LLM_DEFAULTS = {
+  "vocab_size": 151936,
+  "hidden_size": 4096,
+  "intermediate_size": 22016,
+  "num_hidden_layers": 32,
+  "num_attention_heads": 32,
+  "rms_norm_eps": 1e-6,
+  "tie_word_embeddings": False,
+  "initializer_range": 0.02,
+}
+_LLM_THETA = 10000.0
+
+
+_HINTS = {
+  "siglip2": " (this looks like SigLIP2 NaFlex, whose images keep their shape:"
+  " take a fixed-resolution one, such as siglip2-so400m-patch16-384)",
+  "siglip2_vision_model": " (this looks like SigLIP2 NaFlex: take a"
+  " fixed-resolution one)",
+  "dinov2_with_registers": " (register tokens are not computed here)",
+}
+
+
+class Configs(NamedTuple):
+  """What a checkpoint folder holds; `kind` is its model_type."""
+
+  kind: str
+  vision: vit.VisionConfig | None
+  llm: qwen2.LLMConfig | None
+
+
+def read(folder: Path) -> Configs:
+  """Reads config.json; image statistics are those of the published family.
+
+  Raises:
+    InputError: another kind of model, or a setting we do not compute.
+  """
+  path = folder / "config.json"
+  config = safetensor_files.read_json(path)
+  kind = f"{config.get('model_type')}"
+  if kind in _TOWERS:
+    return Configs(kind, vision(path, config), None)
+  if kind in _PAIRS:
+    inner = config.get("vision_config") or {}
+    return Configs(kind, vision(path, inner, kind=_PAIRS[kind]), None)
+  if kind == "qwen2":
+    return Configs(kind, None, llm(path, config))
+  if kind == "llava":
+    return _llava(path, config)
+  raise errors.InputError(
+    f"{path}: model_type is {kind!r}; it can be"
+    f" {', '.join([*_TOWERS, *_PAIRS, 'qwen2', 'llava'])} or llava_qwen"
+    f"{_HINTS.get(kind, '')}"
+  )
+
+
+def _llava(path: Path, config: Mapping[str, Any]) -> Configs:
+  inner = {
+    part: config.get(f"{part}_config") or {} for part in ("vision", "text")
+  }
+  kinds = {part: inner[part].get("model_type") for part in inner}
+  towers = tuple(_PAIRS.values())
+  if kinds["vision"] not in towers or kinds["text"] != "qwen2":
+    raise errors.InputError(
+      f"{path}: vision_config is {kinds['vision']!r} and text_config"
+      f" {kinds['text']!r}; they must be {' or '.join(towers)}, and qwen2"
+    )
+  tower = vision(path, inner["vision"])
+  _require(
+    path,
+    config,
+    projector_hidden_act=("gelu", "gelu"),
+    multimodal_projector_bias=(True, True),
+    # "default" drops the first token, which must be a class token and no patch.
+    vision_feature_select_strategy=(
+      "default" if tower.class_token else "full",
+      "default",
+    ),
+  )
+  layer = config.get("vision_feature_layer", -2)
+  if not isinstance(layer, int):
+    raise errors.InputError(
+      f"{path}: vision_feature_layer is {layer!r}; it must be one number"
+    )
+  if layer == -1:
+    LOG.warning(
+      "%s: vision_feature_layer -1 is read as the last block without the norm, as"
+      " transformers 4.57.6 and 5 do; 4.57.1 applied the norm",
+      path,
+    )
+  tied = config.get("tie_word_embeddings", False)
+  text = dict(inner["text"])
+  text["tie_word_embeddings"] = tied or text.get("tie_word_embeddings", False)
+  tower = vision(path, inner["vision"], feature_layer=layer)
+  return Configs("llava", tower, llm(path, text))
+
+
+def vision(
+  path: Path,
+  config: Mapping[str, Any],
+  *,
+  kind: str | None = None,
+  **choices: str | int | float | tuple[float, ...],
+) -> vit.VisionConfig:
+  """Returns the encoder of a vision config, read as the paper reads its kind.
+
+  `choices` are VisionConfig fields that win over the kind's own.
+  """
+  kind = kind or config["model_type"]
+  tower = _TOWERS[kind]
+  _require(path, config, num_channels=(3, 3), qkv_bias=(True, True))
+  fields = dict(families.CHOICES[tower.family], family=tower.family)
+  if tower.layer_norm_eps is not None:
+    fields["layer_norm_eps"] = tower.layer_norm_eps
+  fields |= _SIZES | {"patch_size": tower.patch_size}
+  said = (*_SIZES, "patch_size", "hidden_act", "layer_norm_eps")
+  fields |= {name: config[name] for name in said if name in config}
+  fields |= choices
+  if kind == "dinov2":
+    fields |= _dinov2_mlp(path, config, fields["hidden_size"])
+  if fields["hidden_act"] not in layers.ACTIVATIONS:
+    raise errors.InputError(
+      f"{path}: hidden_act is {fields['hidden_act']!r}; it can be"
+      f" {', '.join(layers.ACTIVATIONS)}"
+    )
+  try:
+    return vit.VisionConfig(**fields)
+  except (ValueError, TypeError) as error:
+    raise errors.InputError(
+      f"{path}: {error}; correct the vision config"
+    ) from error
+
+
+def _dinov2_mlp(path, config, width) -> dict[str, Any]:
+  """The width of the MLP, which transformers computes from a ratio."""
+  _require(path, config, hidden_act=("gelu", "gelu"))
+  inner = int(width * config.get("mlp_ratio", 4))
+  if not config.get("use_swiglu_ffn", False):
+    return {"intermediate_size": inner}
+  return {"intermediate_size": gated_width(inner), "gated_mlp": True}
+
+
+def gated_width(inner: int) -> int:
+  """Returns the width of DINOv2's gated MLP: two thirds, a multiple of 8."""
+  return (int(inner * 2 / 3) + 7) // 8 * 8
+
+
+def llm(path: Path, config: Mapping[str, Any]) -> qwen2.LLMConfig:
+  """Returns the decoder of a Qwen2 config."""
+  _require(
+    path,
+    config,
+    hidden_act=("silu", "silu"),
+    use_sliding_window=(False, False),
+    rope_scaling=(None, None),
+  )
+  rope = config.get("rope_parameters") or {}
+  if rope.get("rope_type", "default") != "default":
+    raise errors.InputError(
+      f"{path}: rope_parameters.rope_type is {rope['rope_type']!r}; only"
+      " default is computed"
+    )
+  theta = rope.get("rope_theta", config.get("rope_theta", _LLM_THETA))
+  fields = {k: config.get(k, v) for k, v in _LLM_DEFAULTS.items()}
+  heads = fields["num_attention_heads"]
+  try:
+    return qwen2.LLMConfig(
+      **fields,
+      num_key_value_heads=config.get("num_key_value_heads") or heads,
+      head_dim=config.get("head_dim") or fields["hidden_size"] // heads,
+      rope_theta=float(theta),
+    )
+  except (ValueError, TypeError) as error:
+    raise errors.InputError(
+      f"{path}: {error}; correct the text config"
+    ) from error
+
+
+def _require(path, config, **wanted):
+  """Refuses settings; each is (the value we compute, transformers' default)."""
+  wrong = [
+    f"{name} is {config.get(name, default)!r}, not {value!r}"
+    for name, (value, default) in wanted.items()
+    if config.get(name, default) != value
+  ]
+  if wrong:
+    raise errors.InputError(
+      f"{path}: {'; '.join(wrong)}; this model cannot be computed here"
+    )

@@ -1,0 +1,302 @@
+"""Hands an encoder, a language model or an MLLM to other tools.
+
+  python -m pivot_jax.export --from=runs/pivot/detach_dpo --to=out --format=hf
+
+--from is any address (an artifact, hf:DIR, bv:FILE.npz, timm:FILE). Formats:
+hf (the encoder as transformers' class of its family, a language model as
+Qwen2ForCausalLM), llava (LlavaForConditionalGeneration with all its files),
+timm, big_vision. It runs on a CPU, from the artifact alone; the folder is
+written aside and renamed, so that it is whole or not there.
+"""
+
+import contextlib
+import dataclasses
+import os
+import pathlib
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NoReturn
+
+from absl import app, flags, logging
+
+from pivot_jax import files
+from pivot_jax.errors import InputError
+
+FORMATS = ("hf", "llava", "timm", "big_vision")
+# The parts that each format holds; hf holds a language model if there is no
+# encoder.
+_PARTS = {
+  "hf": ("vision",),
+  "llava": ("vision", "projector", "llm"),
+  "timm": ("vision",),
+  "big_vision": ("vision",),
+}
+DTYPES = ("float32", "bfloat16", "float16")
+_CHOICES = {"format": FORMATS, "dtype": DTYPES}
+_FLAGS = {
+  "from": "The address of the weights.",
+  "to": "The folder to write; must not be there.",
+  "format": "The format to write.",
+  "dtype": "Of the weights.",
+  "source": "Where the weights that were not trained lie now.",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+  """What is written: parameters, model.json, the tower's rest, a tokenizer."""
+
+  params: Any
+  meta: Mapping[str, Any]
+  unread: Mapping[str, Any] | None
+  tokenizer: Any
+  dtype: str
+  name: str
+  folder: pathlib.Path | None = None
+
+
+def export(
+  address: str,
+  to: str | os.PathLike,
+  *,
+  format: str,
+  dtype: str = "float32",
+  source: str | None = None,
+) -> pathlib.Path:
+  """Writes the weights at an address in another format; returns the folder.
+
+  Raises:
+    InputError: the folder is there, the address does not hold what the format
+      needs, or what was not trained cannot be found with its fingerprint.
+  """
+  from pivot_jax.data import chat
+  from pivot_jax.weights import checkpoint
+
+  check_choices(format, dtype)
+  _check_target(files.local_path(to, "--to"))
+  loaded = checkpoint.load(address, deferred=True)
+  # An encoder is written without its language model, which is not even read.
+  params = parts_of(loaded.params, format)
+  meta, rest = dict(loaded.meta), None
+  if "vision" in params:
+    rest, meta["unread"] = checkpoint.unread(loaded.meta, source=source)
+  tokenizer = None
+  if "llm" in params:
+    tokenizer = chat.load_tokenizer(checkpoint.tokenizer_folder(address))
+  job = Job(
+    params=params,
+    meta=meta,
+    unread=rest,
+    tokenizer=tokenizer,
+    dtype=dtype,
+    name=address,
+    folder=loaded.folder,
+  )
+  return write(job, to, format=format)
+
+
+def parts_of(params: Mapping[str, Any], format: str) -> dict[str, Any]:
+  """Returns the parts of a model that a format holds."""
+  wanted = _PARTS[format]
+  if format == "hf" and "vision" not in params:
+    wanted = ("llm",)
+  return {part: tree for part, tree in params.items() if part in wanted}
+
+
+def write(job: Job, to: str | os.PathLike, *, format: str) -> pathlib.Path:
+  """Writes a job's folder aside and renames it into place."""
+  from pivot_jax.weights import card as model_card
+
+  out = files.local_path(to, "--to")
+  check_choices(format, job.dtype)
+  _check_target(out)
+  writers: dict[str, Callable[[Job, pathlib.Path], str]] = {
+    "hf": _hf,
+    "llava": _llava,
+    "timm": _timm,
+    "big_vision": _big_vision,
+  }
+  with aside(out) as folder:
+    use = writers[format](job, folder)
+    card = model_card.text(job.meta, job.folder, job.name, use)
+    (folder / "README.md").write_text(card, encoding="utf-8")
+  return out
+
+
+@contextlib.contextmanager
+def aside(out: pathlib.Path) -> Iterator[pathlib.Path]:
+  """Gives a folder beside `out` that is renamed to it if nothing is raised."""
+  try:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    folder = pathlib.Path(
+      tempfile.mkdtemp(prefix=f"{out.name}.tmp-", dir=out.parent)
+    )
+  except OSError as error:
+    raise InputError(f"{out}: cannot be written ({error})") from error
+  try:
+    yield folder
+    folder.chmod(0o755)
+    try:
+      folder.rename(out)
+    except OSError as error:
+      raise InputError(f"{out}: cannot be written ({error})") from error
+  finally:
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def check_choices(format: str, dtype: str) -> None:
+  if format not in FORMATS:
+    raise InputError(f"format {format!r}: choose one of {', '.join(FORMATS)}")
+  if dtype not in DTYPES:
+    raise InputError(f"dtype {dtype!r}: choose one of {', '.join(DTYPES)}")
+
+
+def _check_target(out: pathlib.Path) -> None:
+  if out.exists() or out.is_symlink():
+    raise InputError(f"{out}: is there already; give a folder that is not")
+
+
+def _encoder(job: Job) -> dict[str, Any]:
+  """What each format is told of the encoder beside its parameters."""
+  from pivot_jax.weights import checkpoint
+
+  return dict(
+    unread=job.unread,
+    resample=checkpoint.resample(job.meta) or "bicubic",
+    dtype=job.dtype,
+  )
+
+
+def _need(job: Job, *parts: str) -> None:
+  absent = [part for part in parts if part not in job.params]
+  if absent:
+    raise InputError(
+      f"{job.name}: holds no {absent[0]}, only"
+      f" {', '.join(sorted(job.params)) or 'other parts'}, so it cannot be written"
+      " in this format (hf, timm and big_vision take an encoder alone, llava a"
+      " whole MLLM)"
+    )
+
+
+def _hf(job: Job, out: pathlib.Path) -> str:
+  from pivot_jax.weights import checkpoint
+  from pivot_jax.weights.convert import hf, hf_json, llava_files
+
+  vision, llm = checkpoint.configs(job.meta)
+  if "vision" in job.params:
+    hf.save_vision(out, vision, job.params["vision"], **_encoder(job))
+    return hf_json.class_of(vision)
+  _need(job, "llm")
+  job.tokenizer.check_vocabulary(llm.vocab_size, job.name)
+  hf.save_llm(
+    out,
+    llm,
+    job.params["llm"],
+    eos_token_id=job.tokenizer.im_end,
+    dtype=job.dtype,
+  )
+  llava_files.write_tokenizer(
+    out, job.tokenizer.backend, image_token=False, template=_template(job)
+  )
+  llava_files.write_generation(out, job.tokenizer, suppress=[])
+  return "Qwen2ForCausalLM"
+
+
+def _llava(job: Job, out: pathlib.Path) -> str:
+  from pivot_jax.weights import checkpoint
+  from pivot_jax.weights.convert import hf, llava_files
+
+  _need(job, "vision", "projector", "llm")
+  vision, llm = checkpoint.configs(job.meta)
+  tokenizer = job.tokenizer
+  tokenizer.check_vocabulary(llm.vocab_size, job.name)
+  _, image_id = llava_files.with_image_token(tokenizer)
+  llm, decoder = llava_files.widen(
+    llm, job.params["llm"], image_id, tokenizer.end_of_text
+  )
+  hf.save_llava(
+    out,
+    vision,
+    llm,
+    {**job.params, "llm": decoder},
+    image_token_id=image_id,
+    eos_token_id=tokenizer.im_end,
+    **_encoder(job),
+  )
+  llava_files.write(
+    out, vision=vision, tokenizer=tokenizer, template=_template(job)
+  )
+  return "LlavaForConditionalGeneration"
+
+
+def _template(job: Job) -> str:
+  """Returns the template that the model was trained with."""
+  return job.meta.get("template", "qwen_1_5")
+
+
+def _timm(job: Job, out: pathlib.Path) -> str:
+  from pivot_jax.weights import checkpoint
+  from pivot_jax.weights.convert import timm
+
+  _need(job, "vision")
+  vision, _ = checkpoint.configs(job.meta)
+  timm.save(out, vision, job.params["vision"], **_encoder(job))
+  return "timm"
+
+
+def _big_vision(job: Job, out: pathlib.Path) -> str:
+  from pivot_jax.weights import checkpoint
+  from pivot_jax.weights.convert import big_vision
+
+  _need(job, "vision")
+  vision, _ = checkpoint.configs(job.meta)
+  # The size stands in the name: the grid of patches alone does not tell it.
+  big_vision.save(
+    out / f"siglip_{vision.image_size}.npz",
+    vision,
+    job.params["vision"],
+    unread=job.unread,
+    dtype=job.dtype,
+  )
+  return "big_vision"
+
+
+def main(argv: Sequence[str]) -> None:
+  """Exports what the flags say."""
+  del argv
+  os.environ.setdefault("JAX_PLATFORMS", "cpu")
+  logging.set_verbosity(logging.WARNING)
+  given = {flag: flags.FLAGS[flag].value for flag in _FLAGS}
+  try:
+    out = export(given.pop("from"), given.pop("to"), **given)
+  except (InputError, OSError) as error:
+    _leave(error)
+  sys.stdout.write(f"wrote {out}\n")
+
+
+def run() -> None:
+  """Parses flags, answering a wrong one in a line, and runs `main`."""
+  # Not when the module is imported: a program that calls `pivot_jax.load` may
+  # have flags of these names.
+  for flag, text in _FLAGS.items():
+    if flag in _CHOICES:
+      choices = _CHOICES[flag]
+      flags.DEFINE_enum(flag, choices[0], choices, text)
+    else:
+      flags.DEFINE_string(flag, None, text)
+  flags.mark_flags_as_required(["from", "to"])
+  app.run(main, flags_parser=_parse)
+
+
+def _parse(argv: Sequence[str]) -> Sequence[str]:
+  try:
+    return flags.FLAGS(list(argv))
+  except flags.Error as error:
+    _leave(error)
+
+
+def _leave(error: Exception) -> NoReturn:
+  sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+  sys.exit(2)

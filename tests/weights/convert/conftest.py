@@ -1,0 +1,22 @@
+"""A tiny model and its saved encoder."""
+
+import jax
+import numpy as np
+import pytest
+
+from pivot_jax.models import mllm
+from pivot_jax.weights.convert import hf
+from tests.models import tiny
+
+
+@pytest.fixture(scope="session")
+def params():
+  model = mllm.MLLM(tiny.UNTIED, tiny.VISION)
+  fresh = mllm.init_params(model, jax.random.key(0))
+  return jax.tree.map(np.asarray, tiny.jitter(fresh))
+
+
+@pytest.fixture
+def vision_folder(tmp_path, params):
+  hf.save_vision(tmp_path, tiny.VISION, params["vision"])
+  return tmp_path
