@@ -20,12 +20,11 @@ from pivot_jax.data import (
   examples,
   fitting,
   lengths,
-  mmpr,
-  mmpr_choice,
   packing,
   registry,
   streams,
 )
+from pivot_jax.data.sources import mmpr, mmpr_choice
 from pivot_jax.weights import checkpoint
 
 IMAGE, PATCHES = 384, 576

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from bench import data, data_files, data_runs, data_tables, padding
-from pivot_jax.data import indexed, sources
+from pivot_jax.data.sources import json_index, json_records
 
 TINY = data.Plan(
   texts=20,
@@ -22,7 +22,7 @@ TINY = data.Plan(
 @pytest.fixture(autouse=True)
 def small(tmp_path, monkeypatch):
   monkeypatch.setenv("PIVOT_JAX_CACHE", str(tmp_path / "cache"))
-  monkeypatch.setattr(indexed, "CACHED", 1000)
+  monkeypatch.setattr(json_index, "CACHED", 1000)
   monkeypatch.setattr(data_files, "_POOL", 20_000)
   monkeypatch.setattr(data_files, "SIDES", (64, 48))
   # Pairs of fewer tokens: the toy's tokenizer cuts words into many.
@@ -75,7 +75,7 @@ def test_made_files_are_like_published_ones_and_the_same_every_time(tmp_path):
   rows = json.loads(paths[0].read_bytes())
   assert len({row["id"] for row in rows}) == len(rows) == 300
   assert 0 < sum("image" not in row for row in rows) < 60
-  source = sources.LlavaJson(paths[0])
+  source = json_records.LlavaJson(paths[0])
   assert source[0]["image"].shape == (48, 64, 3)
   turns = [row["conversations"] for row in rows]
   assert {len(one) for one in turns} >= {2, 4}

@@ -5,7 +5,8 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from pivot_jax.data import indexed, opening, registry
+from pivot_jax.data import opening, registry
+from pivot_jax.data.sources import json_index
 from pivot_jax.errors import InputError
 
 _JSON = (".json", ".jsonl")
@@ -57,10 +58,10 @@ def _holds_records(path: pathlib.Path) -> bool:
   return records and not registry.format_of(path)
 
 
-def _lines(path: pathlib.Path, refused: InputError) -> indexed.File:
+def _lines(path: pathlib.Path, refused: InputError) -> json_index.File:
   """Returns a file's records, or raises that it has none."""
   try:
-    found = indexed.File(path)
+    found = json_index.File(path)
   except InputError as error:
     # Anything but a list is refused as JSON that is none.
     is_json = error.kind == "bad_json" and _is_json(path)
@@ -74,8 +75,8 @@ def _lines(path: pathlib.Path, refused: InputError) -> indexed.File:
 def _is_json(path: pathlib.Path) -> bool:
   """Returns whether a file, unless it is very large, is one JSON value."""
   with path.open("rb") as file:
-    data = file.read(indexed.LONGEST + 1)
-  if len(data) > indexed.LONGEST:
+    data = file.read(json_index.LONGEST + 1)
+  if len(data) > json_index.LONGEST:
     return False
   try:
     json.loads(data.decode("utf-8-sig"))
@@ -87,7 +88,7 @@ def _is_json(path: pathlib.Path) -> bool:
 class _Unknown:
   """The records of a file of which none tells what kind they are of."""
 
-  def __init__(self, file: indexed.File):
+  def __init__(self, file: json_index.File):
     self._file = file
 
   def __len__(self) -> int:

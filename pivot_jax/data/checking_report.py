@@ -9,7 +9,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from pivot_jax.data import checking_rows, places
+from pivot_jax.data import checking_rows
+from pivot_jax.data.sources import places
 
 _QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.999)
 _TOP = 10  # Sizes of images that are named.

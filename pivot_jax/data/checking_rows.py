@@ -16,16 +16,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pivot_jax.data import (
-  chat,
-  examples,
-  framing,
-  images,
-  indexed,
-  packing,
-  places,
-  records,
-)
+from pivot_jax.data import chat, examples, framing, images, packing
+from pivot_jax.data.sources import json_index, places, records
 from pivot_jax.errors import InputError
 
 Row = dict[str, Any]
@@ -261,7 +253,7 @@ class _Ids:
   """The ids of a file of records, as they are written there."""
 
   def __init__(self, path: str):
-    self._file = indexed.File(path)
+    self._file = json_index.File(path)
     self._again = self._file.again()
 
   def is_again(self, row: int) -> bool:

@@ -5,7 +5,8 @@ from collections.abc import Iterator, Sequence
 from concurrent import futures
 from typing import Any, NamedTuple
 
-from pivot_jax.data import checking_rows, parquet, parquet_files
+from pivot_jax.data import checking_rows
+from pivot_jax.data.sources import parquet, parquet_files
 from pivot_jax.errors import InputError
 
 _CHUNK = 200

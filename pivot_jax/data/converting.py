@@ -22,13 +22,8 @@ from collections.abc import Sequence
 import tqdm
 
 from pivot_jax import files
-from pivot_jax.data import (
-  array_records,
-  mmpr_choice,
-  mmpr_sets,
-  opening,
-  registry,
-)
+from pivot_jax.data import opening, registry
+from pivot_jax.data.sources import array_record, mmpr_choice, mmpr_sets
 from pivot_jax.errors import InputError
 
 ROWS = 10_000  # A shard, unless the number of shards is given.
@@ -109,7 +104,7 @@ def _write_paper_files(given: dict) -> int:
 
 
 def convert(
-  source: array_records.Source,
+  source: array_record.Source,
   folder: str | os.PathLike,
   *,
   kind: str,
@@ -117,7 +112,7 @@ def convert(
   shards: int | None = None,
   max_bad: float = 0.0,
   overwrite: bool = False,
-) -> array_records.Written:
+) -> array_record.Written:
   """Writes a source beside `folder` and renames it into place when complete.
 
   Args: as of `array_records.write`, and
@@ -135,7 +130,7 @@ def convert(
     tqdm.tqdm, desc=f"converting to {folder.name}", unit="rows", disable=None
   )
   try:
-    written = array_records.write(
+    written = array_record.write(
       source,
       aside,
       kind=kind,
@@ -164,7 +159,7 @@ def check_target(folder: str | os.PathLike, *, overwrite: bool) -> None:
     return
   if not overwrite:
     raise InputError(f"{folder}: exists; give another name or --overwrite")
-  if not (folder / array_records.NAME).is_file():
+  if not (folder / array_record.NAME).is_file():
     raise InputError(
       f"{folder}: exists and is not a folder that convert wrote, so it is not"
       " overwritten; remove it yourself"

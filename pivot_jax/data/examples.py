@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from pivot_jax.data import chat, framing, images, packing, records
+from pivot_jax.data import chat, framing, images, packing
+from pivot_jax.data.sources import records
 from pivot_jax.errors import InputError
 
 Row = Mapping[str, Any]

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from pivot_jax import texts
-from pivot_jax.data import records
+from pivot_jax.data.sources import records
 from pivot_jax.errors import InputError
 
 

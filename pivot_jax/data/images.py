@@ -23,7 +23,8 @@ import numpy as np
 from jaxtyping import Int32, UInt8
 from PIL import Image
 
-from pivot_jax.data import decoders, framing, places
+from pivot_jax.data import decoders, framing
+from pivot_jax.data.sources import places
 from pivot_jax.errors import InputError
 
 MAX_PIXELS = 50_000_000

@@ -24,7 +24,8 @@ from typing import Any
 import numpy as np
 import tqdm
 
-from pivot_jax.data import examples, fitting, indexed, packing
+from pivot_jax.data import examples, fitting, packing
+from pivot_jax.data.sources import json_index
 from pivot_jax.errors import InputError
 
 LOG = logging.getLogger("pivot_jax")
@@ -177,7 +178,7 @@ def _cache(key: str, coder: examples.Coder) -> pathlib.Path:
   }
   text = json.dumps([key, fields, _VERSION], sort_keys=True)
   name = hashlib.sha256(text.encode()).hexdigest()[:24]
-  return indexed.cache_folder() / "lengths" / f"{name}.npz"
+  return json_index.cache_folder() / "lengths" / f"{name}.npz"
 
 
 def _write(place: pathlib.Path, table: Table) -> None:

@@ -8,7 +8,8 @@ import pathlib
 import urllib.parse
 from typing import Any
 
-from pivot_jax.data import indexed, registry
+from pivot_jax.data import registry
+from pivot_jax.data.sources import json_index
 from pivot_jax.errors import InputError
 
 # What the rows of the other formats are.
@@ -114,7 +115,7 @@ def _folder(place: pathlib.Path) -> dict[str, Any]:
 
 def _kind(place: pathlib.Path) -> str:
   """Tells the kind of a file by its first record that is one."""
-  found, record = indexed.File(place), {}
+  found, record = json_index.File(place), {}
   for index in range(len(found)):
     try:
       record = found.record(index)

@@ -21,16 +21,9 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from pivot_jax import sharding
-from pivot_jax.data import (
-  chat,
-  examples,
-  fitting,
-  images,
-  packing,
-  records,
-  streams,
-)
+from pivot_jax.data import chat, examples, fitting, images, packing, streams
 from pivot_jax.data import work as counting
+from pivot_jax.data.sources import records
 from pivot_jax.errors import InputError
 
 Coder = examples.Coder

@@ -16,19 +16,16 @@ from typing import Any
 import numpy as np
 
 from pivot_jax import texts
-from pivot_jax.data import (
-  array_records,
-  examples,
-  grouping,
-  indexed,
+from pivot_jax.data import examples, grouping, scenes, streams
+from pivot_jax.data.sources import (
+  array_record,
+  json_index,
+  json_records,
   mixtures,
   mmpr_sets,
   parquet,
   places,
-  scenes,
-  sources,
-  streams,
-  tfds_source,
+  tfds,
 )
 from pivot_jax.errors import InputError
 
@@ -126,7 +123,7 @@ def long_rows(asked: str, specs: Sequence[Mapping[str, Any]]) -> str:
 def _bad_rows(spec: str, max_bad: float) -> tuple[int, ...]:
   """Reads a source through, once a run, and says what is left out."""
   source = _open(json.loads(spec))
-  found = sources.check(source, max_bad=max_bad)
+  found = json_records.check(source, max_bad=max_bad)
   for _, message in found:
     LOG.warning("left out: %s", message)
   if found:
@@ -136,16 +133,16 @@ def _bad_rows(spec: str, max_bad: float) -> tuple[int, ...]:
 
 KINDS = {
   "scenes": scenes.Scenes,
-  "llava": sources.LlavaJson,
-  "preference": sources.JsonLines,
-  "eval": sources.EvalJson,
-  "classify": sources.ImageFolder,
-  "segment": sources.SegmentFolder,
+  "llava": json_records.LlavaJson,
+  "preference": json_records.JsonLines,
+  "eval": json_records.EvalJson,
+  "classify": json_records.ImageFolder,
+  "segment": json_records.SegmentFolder,
   "mixture": mixtures.Mixture,
   "mmpr": mmpr_sets.open_set,
   "parquet": parquet.Parquet,
-  "array_record": array_records.ArrayRecord,
-  "tfds": tfds_source.Tfds,
+  "array_record": array_record.ArrayRecord,
+  "tfds": tfds.Tfds,
 }
 
 # What the rows of an entry's kind are, where files of several formats hold them.
@@ -233,7 +230,7 @@ def _open(spec: Mapping[str, Any], *, logged: bool = False) -> Any:
   return grouping.Grouped(source) if group else source
 
 
-def _check_rows(source: sources.Source, path: str, needed: str) -> None:
+def _check_rows(source: json_records.Source, path: str, needed: str) -> None:
   """Raise if the rows of a source are of another kind than is needed."""
   if source.kind != needed:
     raise InputError(
@@ -243,7 +240,7 @@ def _check_rows(source: sources.Source, path: str, needed: str) -> None:
 
 def _listed(source: Any, path: pathlib.Path) -> tuple[int, ...]:
   """Returns the rows of a source that a file of `data check` names."""
-  listed = indexed.File(path)
+  listed = json_index.File(path)
   faults = [listed.record(i) for i in range(len(listed))]
   for number, one in enumerate(faults, 1):
     if not {"file", "row"} <= set(one):

@@ -16,7 +16,8 @@ import numpy as np
 from jaxtyping import UInt8
 from tokenizers import decoders
 
-from pivot_jax.data import chat, examples, records, tokens
+from pivot_jax.data import chat, examples, tokens
+from pivot_jax.data.sources import records
 from pivot_jax.errors import InputError
 from pivot_jax.report import html
 

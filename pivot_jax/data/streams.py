@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from pivot_jax.data import examples, fitting, lengths, packing, records
+from pivot_jax.data import examples, fitting, lengths, packing
+from pivot_jax.data.sources import records
 from pivot_jax.errors import InputError
 
 LOG = logging.getLogger("pivot_jax")

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from pivot_jax import addresses, trees
-from pivot_jax.data import chat, label_maps, registry
+from pivot_jax.data import chat, registry
+from pivot_jax.data.sources import label_maps
 from pivot_jax.recipe import plan as recipe
 from pivot_jax.recipe import run_folder
 from pivot_jax.stages import detach

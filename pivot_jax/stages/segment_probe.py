@@ -23,7 +23,8 @@ from jaxtyping import Float, Int, UInt8
 from ml_collections import ConfigDict
 
 from pivot_jax import errors, files, metrics, sharding
-from pivot_jax.data import label_maps, pipeline, registry
+from pivot_jax.data import pipeline, registry
+from pivot_jax.data.sources import label_maps
 from pivot_jax.evals import segmentation
 from pivot_jax.models import heads, layers
 from pivot_jax.training import loop as training

@@ -1,6 +1,7 @@
 import pytest
 
-from pivot_jax.data import checking_rows, checking_work, parquet
+from pivot_jax.data import checking_rows, checking_work
+from pivot_jax.data.sources import parquet
 
 
 def test_one_process_takes_whole_row_groups_of_parquet(tmp_path):

@@ -3,12 +3,12 @@ import os
 
 import pytest
 
-from pivot_jax.data import (
-  array_records,
-  converting,
+from pivot_jax.data import converting
+from pivot_jax.data.sources import (
+  array_record,
+  json_records,
   mmpr_sets,
   parquet,
-  sources,
 )
 from pivot_jax.errors import InputError
 from pivot_jax.weights import checkpoint
@@ -38,7 +38,7 @@ def test_a_file_becomes_a_folder_of_the_same_rows(made, tmp_path, capsys):
   assert capsys.readouterr().out == (
     f"{folder}: 6 conversation rows, 0.5 MiB; 0 left out\n"
   )
-  source = array_records.ArrayRecord(folder)
+  source = array_record.ArrayRecord(folder)
   assert source.kind == "conversation"
   published_parts.assert_reads(source, made)
   told = json.loads((folder / "dataset.json").read_text())
@@ -57,13 +57,13 @@ def test_parquet_becomes_the_same_rows(tmp_path, name):
     source, tmp_path / "set", kind=source.kind, origin="here"
   )
   assert written.rows == len(source)
-  found = array_records.ArrayRecord(tmp_path / "set")
+  found = array_record.ArrayRecord(tmp_path / "set")
   published_parts.assert_reads(found, made)
   assert found.text(0) == source.text(0)
 
 
 def test_shards_have_ten_thousand_rows_at_most(made, tmp_path, monkeypatch):
-  source = sources.LlavaJson(made.path, made.root)
+  source = json_records.LlavaJson(made.path, made.root)
   monkeypatch.setattr(converting, "ROWS", 4)
   converting.convert(source, tmp_path / "a", kind="conversation", origin="a")
   told = json.loads((tmp_path / "a" / "dataset.json").read_text())
@@ -91,7 +91,7 @@ def test_a_failure_leaves_nothing_and_takes_nothing_away(made, tmp_path):
   (made.root / "00000" / "000004051.jpg").write_bytes(b"cut")
   with pytest.raises(InputError, match="1 of 6 rows are bad.*json#1: image"):
     _run(made, folder, "--overwrite")
-  assert len(array_records.ArrayRecord(folder)) == 6
+  assert len(array_record.ArrayRecord(folder)) == 6
   with pytest.raises(InputError, match="1 of 6 rows are bad"):
     _run(made, tmp_path / "other")
   assert not (tmp_path / "other").exists()
@@ -104,7 +104,7 @@ def test_bad_rows_are_named_when_they_are_left_out(made, tmp_path, capsys):
   out = capsys.readouterr().out.splitlines()
   assert out[0].startswith(f"left out: {made.path}#1: image: ")
   assert out[1].endswith("; 1 left out")
-  assert len(array_records.ArrayRecord(tmp_path / "set")) == 5
+  assert len(array_record.ArrayRecord(tmp_path / "set")) == 5
 
 
 def test_bad_lines_are_left_out_as_bad_rows_are(made, tmp_path, capsys):
@@ -122,7 +122,7 @@ def test_bad_lines_are_left_out_as_bad_rows_are(made, tmp_path, capsys):
   out = capsys.readouterr().out.splitlines()
   assert out[0].startswith(f"left out: {path}:3: invalid JSON")
   assert out[1].startswith(f"left out: {path}:5: a record must be a JSON obj")
-  source = array_records.ArrayRecord(tmp_path / "set")
+  source = array_record.ArrayRecord(tmp_path / "set")
   kept = [made.rows[i]["id"] for i in (0, 1, 3, 5)]
   assert [source.text(i)["id"] for i in range(len(source))] == kept
 
@@ -147,7 +147,7 @@ def test_a_mixtures_files_are_where_it_is_said(tmp_path):
   with pytest.raises(InputError, match="1 of 1 files are not in"):
     converting.main(argv)
   assert converting.main([*argv, f"--root={made.path.parent}"]) == 0
-  source = array_records.ArrayRecord(tmp_path / "set")
+  source = array_record.ArrayRecord(tmp_path / "set")
   assert [source.encoded(i) for i in range(3)] == [*map(tuple, made.files)]
   argv = [str(made.path), str(tmp_path / "b"), f"--root={made.path.parent}"]
   with pytest.raises(InputError, match=r"json: --root is for mixtures, \.yaml"):
@@ -160,7 +160,7 @@ def test_a_folder_without_a_name_is_refused(made, tmp_path, monkeypatch, name):
   monkeypatch.chdir(tmp_path)
   with pytest.raises(InputError, match="has no name; give the one of a new fo"):
     _run(made, name, "--overwrite")
-  source = sources.LlavaJson(made.path, made.root)
+  source = json_records.LlavaJson(made.path, made.root)
   with pytest.raises(InputError, match="has no name"):
     converting.convert(
       source, name, kind="conversation", origin="a", overwrite=True

@@ -6,21 +6,22 @@ import re
 
 import numpy as np
 
-from pivot_jax.data import chat, examples, lengths, packing, sources
+from pivot_jax.data import chat, examples, lengths, packing
+from pivot_jax.data.sources import json_records
 from pivot_jax.weights import checkpoint
 
 # Of a process in /proc; KiB.
 _MOST = 60 * 1024
 
 
-def write_pairs(path: pathlib.Path, rows: int) -> sources.JsonLines:
+def write_pairs(path: pathlib.Path, rows: int) -> json_records.JsonLines:
   """Return a source of preference pairs, written to a file."""
   lines = [
     dict(id=f"{i}", image=None, question="Q?" * i, chosen="a", rejected="b")
     for i in range(rows)
   ]
   path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-  return sources.JsonLines(path)
+  return json_records.JsonLines(path)
 
 
 def test_a_process_that_measures_json_is_small_and_loads_no_jax(tmp_path):

@@ -10,7 +10,8 @@ import pyarrow
 from PIL import Image
 from pyarrow import parquet
 
-from pivot_jax.data import images, records
+from pivot_jax.data import images
+from pivot_jax.data.sources import records
 
 WORDS = (
   "a the red blue small round left of two three dogs cat sign reads street"

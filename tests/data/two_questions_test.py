@@ -6,10 +6,12 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from pivot_jax.data import mmpr, registry
-from pivot_jax.data import parquet as parquet_source
+from pivot_jax.data import registry
+from pivot_jax.data.sources import mmpr
+from pivot_jax.data.sources import parquet as parquet_source
 from pivot_jax.errors import InputError
-from tests.data import checked, mmpr_files
+from tests.data import checked
+from tests.data.sources import mmpr_files
 
 PAIR = {"chosen": "red", "rejected": "blue"}
 EXAM = {"answer": "red"}

@@ -13,17 +13,16 @@ from pivot_jax.data import (
   chat,
   converting,
   examples,
-  mmpr,
   opening,
-  records,
   registry,
   showing_rows,
-  sources,
 )
-from pivot_jax.data import parquet as parquet_source
+from pivot_jax.data.sources import json_records, mmpr, records
+from pivot_jax.data.sources import parquet as parquet_source
 from pivot_jax.errors import InputError
 from pivot_jax.weights import checkpoint
-from tests.data import checked, mmpr_files
+from tests.data import checked
+from tests.data.sources import mmpr_files
 
 TALK = [
   {"from": "human", "value": "Which animal?"},
@@ -32,9 +31,9 @@ TALK = [
 PAIR = {"question": "Which animal?", "chosen": "a goat", "rejected": "a hen"}
 EXAM = {"question": "Which animal?", "answer": "a goat"}
 FORMS = {
-  "talk.json": (sources.LlavaJson, {"conversations": TALK}),
-  "pairs.jsonl": (sources.JsonLines, PAIR),
-  "exam.jsonl": (sources.EvalJson, EXAM),
+  "talk.json": (json_records.LlavaJson, {"conversations": TALK}),
+  "pairs.jsonl": (json_records.JsonLines, PAIR),
+  "exam.jsonl": (json_records.EvalJson, EXAM),
 }
 
 

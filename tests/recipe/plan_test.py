@@ -8,7 +8,8 @@ import ml_collections
 import pytest
 
 from configs import pivot
-from pivot_jax.data import mixtures, registry
+from pivot_jax.data import registry
+from pivot_jax.data.sources import mixtures
 from pivot_jax.errors import InputError
 from pivot_jax.recipe import plan as recipe
 from pivot_jax.recipe import run_folder

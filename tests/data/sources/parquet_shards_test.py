@@ -4,9 +4,9 @@ import pyarrow
 import pytest
 from pyarrow import parquet as arrow_parquet
 
-from pivot_jax.data import parquet
+from pivot_jax.data.sources import parquet
 from pivot_jax.errors import InputError
-from tests.data.parquet_test import PAIR, _image, _png, _write
+from tests.data.sources.parquet_test import PAIR, _image, _png, _write
 
 
 def test_shards_are_those_of_one_split_and_all_of_them(tmp_path):

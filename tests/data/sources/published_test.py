@@ -6,7 +6,7 @@ import pytest
 import yaml
 from pyarrow import parquet
 
-from pivot_jax.data import sources
+from pivot_jax.data.sources import json_records
 from tests.data import (
   published,
   published_evaluations,
@@ -21,7 +21,9 @@ def test_pretraining_captions_are_one_list_with_numbered_folders(tmp_path):
   first = json.loads(made.path.read_text())[0]
   assert list(first) == ["id", "image", "conversations"]
   assert first["image"] == "00000/000000000.jpg"
-  published_parts.assert_reads(sources.LlavaJson(made.path, made.root), made)
+  published_parts.assert_reads(
+    json_records.LlavaJson(made.path, made.root), made
+  )
 
 
 def test_parquet_sets_have_shards_of_row_groups_and_the_published_columns(
@@ -77,7 +79,7 @@ def test_mmpr_is_a_meta_file_with_lines_and_images_a_source(tmp_path):
   rows, files = [], []
   for entry in meta.values():
     assert entry["length"] == 3
-    source = sources.JsonLines(
+    source = json_records.JsonLines(
       made.root / entry["annotation"], made.root / entry["root"]
     )
     for index in range(len(source)):
@@ -95,7 +97,7 @@ def test_a_mixture_names_files_and_strategies(tmp_path):
   ]  # fmt: skip
   rows, files = [], []
   for entry in entries:
-    source = sources.LlavaJson(entry["json_path"], made.root)
+    source = json_records.LlavaJson(entry["json_path"], made.root)
     for index in range(len(source)):
       row = source.text(index)
       rows.append({key: row[key] for key in ("id", "conversations")})
@@ -105,8 +107,10 @@ def test_a_mixture_names_files_and_strategies(tmp_path):
 
 def test_an_image_folder_has_a_folder_a_class(tmp_path):
   made = published.make_image_folder(tmp_path, rows=2)
-  published_parts.assert_reads(sources.ImageFolder(made.path, "train"), made)
-  val = sources.ImageFolder(made.path, "val")
+  published_parts.assert_reads(
+    json_records.ImageFolder(made.path, "train"), made
+  )
+  val = json_records.ImageFolder(made.path, "val")
   assert [val[i]["label"] for i in range(len(val))] == [0, 1, 2]
 
 

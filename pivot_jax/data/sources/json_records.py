@@ -15,7 +15,8 @@ from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
 from pivot_jax import texts
-from pivot_jax.data import images, indexed, records
+from pivot_jax.data import images
+from pivot_jax.data.sources import json_index, records
 from pivot_jax.errors import InputError
 
 Row = dict[str, Any]
@@ -108,7 +109,7 @@ class _Records:
       max_pixels=max_pixels,
       decoder=decoder,
     )
-    self._file = indexed.File(self.path)
+    self._file = json_index.File(self.path)
     if self._file.flaws and not flawed:
       index, why = self._file.flaws[0]
       raise InputError(f"{self.name(index)}: {why}")
@@ -154,7 +155,7 @@ class _Records:
 
   def stamp(self) -> str:
     """Returns what tells the file's content."""
-    return indexed.stamp(self.path)
+    return json_index.stamp(self.path)
 
   def name(self, index: int) -> str:
     """Returns `file:line` of a line, `file#index` of a list's record."""

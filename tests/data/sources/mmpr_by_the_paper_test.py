@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from tests.data import mmpr_by_the_paper as by_the_paper
+from tests.data.sources import mmpr_by_the_paper as by_the_paper
 
 # With seed 777 the swaps of a list of six are 5-1, 4-3, 3-3, 2-1 and 1-1:
 # 012345 -> 052341 -> 052431 -> 052431 -> 025431 -> 025431.

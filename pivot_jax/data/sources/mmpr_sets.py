@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from pivot_jax.data import images, mmpr, mmpr_choice, records, tokens
+from pivot_jax.data import images, tokens
+from pivot_jax.data.sources import mmpr, mmpr_choice, records
 from pivot_jax.errors import InputError
 
 LOG = logging.getLogger("pivot_jax")

@@ -5,7 +5,7 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
-from pivot_jax.data import label_maps, sources
+from pivot_jax.data.sources import json_records, label_maps
 from pivot_jax.recipe import dry_run, run_folder
 
 
@@ -48,7 +48,7 @@ def test_a_look_is_at_so_many_maps_from_first_to_last(tmp_path):
     labels[0, 0] = 255 if index == 49 else 0
     name = tmp_path / "train/labels" / f"{index:02}.png"
     Image.fromarray(labels).save(name)
-  source = sources.SegmentFolder(tmp_path, "train")
+  source = json_records.SegmentFolder(tmp_path, "train")
   found = label_maps.look(source, -1)
   assert found.startswith("in 32 of 50 label maps: labels 0 to 2 and 255: ")
   assert not label_maps.look(source, 255)

@@ -7,10 +7,11 @@ import pytest
 from PIL import Image
 
 from configs import paper_data
-from pivot_jax.data import chat, mmpr_choice, registry
+from pivot_jax.data import chat, registry
+from pivot_jax.data.sources import mmpr_choice
 from pivot_jax.errors import InputError
 from pivot_jax.weights import checkpoint
-from tests.data import mmpr_files
+from tests.data.sources import mmpr_files
 
 TOKENIZER = chat.load_tokenizer(checkpoint.tokenizer_folder("package:toy"))
 row, numbered, words = mmpr_files.row, mmpr_files.numbered, mmpr_files.words

@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from configs import paper_data
-from pivot_jax.data import chat, examples, mixtures, registry
+from pivot_jax.data import chat, examples, registry
+from pivot_jax.data.sources import mixtures
 from pivot_jax.errors import InputError
 from pivot_jax.weights import checkpoint
 

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple, NoReturn
 import numpy as np
 import tqdm
 
-from pivot_jax.data import records
+from pivot_jax.data.sources import records
 from pivot_jax.errors import InputError
 
 # Files of at least so many bytes are indexed once and for all.

@@ -13,7 +13,7 @@ import numpy as np
 import tqdm
 from jaxtyping import Int32, Int64
 
-from pivot_jax.data import parquet_files
+from pivot_jax.data.sources import parquet_files
 from pivot_jax.errors import InputError
 
 # Reading so many ids takes a moment; then there is a bar.

@@ -8,9 +8,9 @@ import json
 
 import pytest
 
-from pivot_jax.data import mmpr_choice, mmpr_sets
+from pivot_jax.data.sources import mmpr_choice, mmpr_sets
 from pivot_jax.errors import InputError
-from tests.data import mmpr_by_the_paper
+from tests.data.sources import mmpr_by_the_paper
 
 
 def count(text):

@@ -8,7 +8,8 @@ import pyarrow
 import pytest
 from pyarrow import parquet as arrow_parquet
 
-from pivot_jax.data import images, parquet, parquet_files
+from pivot_jax.data import images
+from pivot_jax.data.sources import parquet, parquet_files
 from pivot_jax.errors import InputError
 from tests.data import published, published_evaluations, published_parts
 

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 
 from pivot_jax import texts
-from pivot_jax.data import (
+from pivot_jax.data import images
+from pivot_jax.data.sources import (
   embedded,
-  images,
-  indexed,
+  json_index,
   parquet_files,
   parquet_ids,
   records,
@@ -160,7 +160,7 @@ class Parquet:
 
   def stamp(self) -> str:
     """Returns what tells the files' contents."""
-    return " ".join(map(indexed.stamp, self._files.paths))
+    return " ".join(map(json_index.stamp, self._files.paths))
 
   def name(self, index: int) -> str:
     """Returns FILE:ROW, counted from 0 in the file."""

@@ -6,10 +6,11 @@ import json
 import pytest
 
 from configs import paper_data
-from pivot_jax.data import mmpr_choice, mmpr_sets, registry
+from pivot_jax.data import registry
+from pivot_jax.data.sources import mmpr_choice, mmpr_sets
 from pivot_jax.errors import InputError
 from pivot_jax.weights import checkpoint
-from tests.data import mmpr_files
+from tests.data.sources import mmpr_files
 
 TOKENIZER = checkpoint.tokenizer_folder("package:toy")
 row, numbered, words = mmpr_files.row, mmpr_files.numbered, mmpr_files.words

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from pivot_jax.data import sources
+from pivot_jax.data.sources import json_records
 
 # Maps that are read before a run; the probe itself looks at all.
 LOOKED_AT = 32
@@ -38,7 +38,7 @@ def gap(labels: Iterable[int], ignore: int | str) -> str:
   return ""
 
 
-def look(source: sources.Source, ignore: int | str) -> str:
+def look(source: json_records.Source, ignore: int | str) -> str:
   """Returns `gap` of at most `LOOKED_AT` maps of a source, and how many."""
   places = np.unique(np.linspace(0, len(source) - 1, LOOKED_AT).astype(int))
   found: set[int] = set()

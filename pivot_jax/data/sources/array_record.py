@@ -19,10 +19,10 @@ import msgpack
 import numpy as np
 from PIL import Image
 
-from pivot_jax.data import (
+from pivot_jax.data import images
+from pivot_jax.data.sources import (
   array_record_folder,
   embedded,
-  images,
   places,
   records,
 )

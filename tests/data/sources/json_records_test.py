@@ -6,7 +6,7 @@ import pytest
 from hypothesis import strategies as st
 from PIL import Image
 
-from pivot_jax.data import sources
+from pivot_jax.data.sources import json_records
 from pivot_jax.errors import InputError
 from tests import unpack_cifar10
 
@@ -44,7 +44,7 @@ def test_conversation_rows_carry_their_image_at_its_own_size(folder):
     {"image": None, "conversations": TURNS},
     {"id": "y", "image": ["2.png"], "conversations": TURNS, "other": 1},
   )
-  source = sources.LlavaJson(path, folder)
+  source = json_records.LlavaJson(path, folder)
   assert [source[i]["id"] for i in range(4)] == ["x", "7", "a-2", "y"]
   first = source[0]
   assert first["conversations"] == TURNS
@@ -58,7 +58,7 @@ def test_conversation_rows_carry_their_image_at_its_own_size(folder):
 
 def test_a_row_without_pixels_is_the_same_row(folder):
   record = {"id": "x", "image": "1.png", **PAIR}
-  source = sources.JsonLines(_lines(folder / "a.jsonl", record))
+  source = json_records.JsonLines(_lines(folder / "a.jsonl", record))
   assert source.text(0) == record
   row = source[0]
   assert row.pop("image").shape == (4, 6, 3)
@@ -67,13 +67,13 @@ def test_a_row_without_pixels_is_the_same_row(folder):
 
 def test_preference_rows_are_read_by_line(folder):
   path = _lines(folder / "a.jsonl", {"image": "1.png", **PAIR}, PAIR)
-  source = sources.JsonLines(path, folder, image_size=2)
+  source = json_records.JsonLines(path, folder, image_size=2)
   assert len(source) == 2
   assert source[0]["image"].shape == (2, 2, 3)
   assert source[1] == {"id": "a-1", "image": None, **PAIR}
   assert source.name(1) == f"{path}:2"
   prompt = {"prompt": "q", "chosen": "a", "rejected": "b"}
-  source = sources.JsonLines(_list(folder / "dpo.json", prompt))
+  source = json_records.JsonLines(_list(folder / "dpo.json", prompt))
   assert source[0]["question"] == "q"
 
 
@@ -83,7 +83,7 @@ def test_evaluation_rows_come_in_both_forms(folder):
     {"id": "a", "question": "q", "answer": "yes", "kind": "yesno"},
     {"id": "b", "image": "0.png", "conversations": TURNS, "category": "c"},
   )
-  source = sources.EvalJson(path)
+  source = json_records.EvalJson(path)
   named = {"category": "suite", "kind": "yesno"}
   assert source[0] == {
     "id": "a", "image": None, "question": "q", "answer": "yes", **named
@@ -92,24 +92,26 @@ def test_evaluation_rows_come_in_both_forms(folder):
   assert (source[1]["category"], source[1]["kind"]) == ("c", "suite")
   path = _lines(path, {"id": "a", "conversations": TURNS * 2})
   with pytest.raises(InputError, match="suite.jsonl:1: .* one turn from human"):
-    sources.EvalJson(path)[0]
+    json_records.EvalJson(path)[0]
 
 
 def test_repeated_ids_are_numbered_and_refused_in_an_evaluation(folder):
   ids = ["a", "b", "a", "a#2", "a"]
   path = _lines(folder / "a.jsonl", *({"id": i, **PAIR} for i in ids))
-  source = sources.JsonLines(path)
+  source = json_records.JsonLines(path)
   found = [source[i]["id"] for i in range(5)]
   assert found == ["a", "b", "a#3", "a#2", "a#4"]
   path = _lines(path, *({"id": i, "question": "q", "answer": "a"} for i in ids))
   with pytest.raises(InputError, match="a.jsonl:3: id: 'a' is also .*jsonl:1;"):
-    sources.EvalJson(path)
+    json_records.EvalJson(path)
 
 
 @hypothesis.given(st.lists(st.sampled_from(["a", "b", "a#2", "a#3", None])))
 def test_every_row_ends_with_an_id_of_its_own(tmp_path_factory, ids):
   path = tmp_path_factory.getbasetemp() / "ids.jsonl"
-  source = sources.JsonLines(_lines(path, *({"id": i, **PAIR} for i in ids)))
+  source = json_records.JsonLines(
+    _lines(path, *({"id": i, **PAIR} for i in ids))
+  )
   found = [source[i]["id"] for i in range(len(source))]
   assert len(set(found)) == len(ids)
   for index, (given, used) in enumerate(zip(ids, found)):
@@ -123,16 +125,16 @@ def test_lines_and_lists_give_back_any_text(tmp_path_factory, texts):
   for path in (_list(folder / "t.json", *records), folder / "t.jsonl"):
     lines = "\r\n".join(json.dumps(r, ensure_ascii=False) for r in records)
     (folder / "t.jsonl").write_bytes(b"\xef\xbb\xbf" + lines.encode() + b"\n\n")
-    source = sources.JsonLines(path)
+    source = json_records.JsonLines(path)
     assert [source[i]["question"] for i in range(len(source))] == texts
 
 
 def test_a_byte_order_mark_and_a_last_empty_line_are_accepted(folder):
   line = json.dumps(PAIR).encode()
   (folder / "a.jsonl").write_bytes(b"\xef\xbb\xbf" + line + b"\r\n\r\n")
-  assert len(sources.JsonLines(folder / "a.jsonl")) == 1
+  assert len(json_records.JsonLines(folder / "a.jsonl")) == 1
   (folder / "a.json").write_bytes(b"\xef\xbb\xbf[" + line + b"]\n\n")
-  assert len(sources.JsonLines(folder / "a.json")) == 1
+  assert len(json_records.JsonLines(folder / "a.json")) == 1
 
 
 def test_damaged_files_are_named_with_line_and_byte(folder):
@@ -152,10 +154,10 @@ def test_damaged_files_are_named_with_line_and_byte(folder):
   for name, (data, message) in cases.items():
     (folder / name).write_bytes(data)
     with pytest.raises(InputError, match=f"{name}{message}") as caught:
-      sources.JsonLines(folder / name)
+      json_records.JsonLines(folder / name)
     assert "\n" not in str(caught.value)
   with pytest.raises(InputError, match="none.json: no such file"):
-    sources.LlavaJson(folder / "none.json")
+    json_records.LlavaJson(folder / "none.json")
 
 
 @pytest.mark.parametrize("change, message", [
@@ -173,7 +175,7 @@ def test_damaged_files_are_named_with_line_and_byte(folder):
 def test_a_bad_field_is_named_with_its_row(folder, change, message):
   (folder / "bad.png").write_bytes(b"no image")
   record = {k: v for k, v in (PAIR | change).items() if v is not ...}
-  source = sources.JsonLines(_lines(folder / "a.jsonl", PAIR, record))
+  source = json_records.JsonLines(_lines(folder / "a.jsonl", PAIR, record))
   assert source[0]["chosen"] == "yes"
   with pytest.raises(InputError, match=f"a.jsonl:2: .*{message}") as caught:
     source[1]
@@ -191,7 +193,7 @@ def test_a_bad_field_is_named_with_its_row(folder, change, message):
 ])  # fmt: skip
 def test_bad_turns_are_named_with_their_row(folder, turns, message):
   record = {} if turns is ... else {"conversations": turns}
-  source = sources.LlavaJson(_list(folder / "a.json", record))
+  source = json_records.LlavaJson(_list(folder / "a.json", record))
   with pytest.raises(InputError, match=f"a.json#0: {message}"):
     source[0]
 
@@ -199,37 +201,37 @@ def test_bad_turns_are_named_with_their_row(folder, turns, message):
 def test_an_id_that_is_no_text_is_refused(folder):
   path = _lines(folder / "a.jsonl", {"id": [1], **PAIR})
   with pytest.raises(InputError, match="a.jsonl:1: id: must be text or a num"):
-    sources.JsonLines(path)
+    json_records.JsonLines(path)
 
 
 def test_a_check_reads_all_rows_and_lists_the_bad_ones(folder):
   names = ["0.png", "gone.png", "1.png", "cut.png"]
   (folder / "cut.png").write_bytes((folder / "0.png").read_bytes()[:40])
   path = _lines(folder / "a.jsonl", *({"image": n, **PAIR} for n in names))
-  source = sources.JsonLines(path)
+  source = json_records.JsonLines(path)
   with pytest.raises(InputError, match="2 of 4 rows are bad") as caught:
-    sources.check(source)
+    json_records.check(source)
   for part in ("a.jsonl:2: image: ", "gone.png", "a.jsonl:4: ", "cut.png"):
     assert part in str(caught.value)
   with pytest.raises(InputError, match="a share of 0.49"):
-    sources.check(source, max_bad=0.49)
-  bad = sources.check(source, max_bad=0.5)
+    json_records.check(source, max_bad=0.49)
+  bad = json_records.check(source, max_bad=0.5)
   assert [index for index, _ in bad] == [1, 3]
   assert "gone.png" in bad[0][1]
 
 
 def test_a_check_refuses_an_empty_source(folder):
   for path in (_lines(folder / "a.jsonl"), _list(folder / "a.json")):
-    source = sources.JsonLines(path)
+    source = json_records.JsonLines(path)
     assert len(source) == 0
     with pytest.raises(InputError, match="has no rows"):
-      sources.check(source)
+      json_records.check(source)
 
 
 def test_a_check_shortens_a_long_list(folder):
   path = _lines(folder / "a.jsonl", *[{"question": "q"}] * 8)
   with pytest.raises(InputError, match="8 of 8 .*:5: .*; and 3 more$"):
-    sources.check(sources.JsonLines(path))
+    json_records.check(json_records.JsonLines(path))
 
 
 @pytest.fixture
@@ -244,33 +246,33 @@ def classes(tmp_path):
 def test_an_image_folder_numbers_its_classes_by_name(classes):
   (classes / "train" / ".hidden").write_bytes(b"")
   (classes / "train" / "ant" / ".hidden").write_bytes(b"")
-  source = sources.ImageFolder(classes, "train", image_size=3)
+  source = json_records.ImageFolder(classes, "train", image_size=3)
   assert source.classes == ("ant", "zebra")
   assert [source[i]["label"] for i in range(len(source))] == [0, 0, 1, 1]
   row = source[3]
   assert row["id"] == "zebra/1.png"
   assert row["image"].shape == (3, 3, 3) and row["image"].max() == 0
   assert source[0]["image"].min() == 100
-  val = sources.ImageFolder(classes, "val")
+  val = json_records.ImageFolder(classes, "val")
   assert [val[i]["id"] for i in range(2)] == ["ant/0.png", "zebra/0.png"]
   assert val.name(1).endswith("val#1")
-  assert sources.check(val) == []
+  assert json_records.check(val) == []
 
 
 def test_an_image_folder_that_is_not_one_is_refused(classes):
   with pytest.raises(InputError, match="test: no such folder"):
-    sources.ImageFolder(classes, "test")
+    json_records.ImageFolder(classes, "test")
   _image(classes / "val" / "bee" / "0.png")
   with pytest.raises(InputError, match="differ from train's: .'bee'."):
-    sources.ImageFolder(classes, "val")
+    json_records.ImageFolder(classes, "val")
   (classes / "train" / "ant" / "notes.txt").write_text("x")
   with pytest.raises(InputError, match="ant: notes.txt is not an image"):
-    sources.ImageFolder(classes, "train")
+    json_records.ImageFolder(classes, "train")
 
 
 def test_a_bad_file_of_an_image_folder_is_named(classes, tmp_path):
   (classes / "val" / "ant" / "0.png").write_bytes(b"")
-  source = sources.ImageFolder(classes, "val")
+  source = json_records.ImageFolder(classes, "val")
   with pytest.raises(InputError, match="val#0: .*ant/0.png: .* is empty"):
     source[0]
   outside = tmp_path / "outside.png"
@@ -292,13 +294,13 @@ def streets(tmp_path):
 
 
 def test_a_segment_folder_pairs_images_and_labels_by_name(streets):
-  source = sources.SegmentFolder(streets, "train")
+  source = json_records.SegmentFolder(streets, "train")
   assert [source[i]["id"] for i in range(2)] == ["a", "b"]
   row = source[0]
   assert row["image"].shape == (4, 6, 3)
   assert row["labels"].dtype == np.int32
   np.testing.assert_array_equal(row["labels"], np.arange(24).reshape(4, 6))
-  small = sources.SegmentFolder(streets, "train", image_size=2)[1]
+  small = json_records.SegmentFolder(streets, "train", image_size=2)[1]
   assert small["image"].shape == (2, 2, 3)
   assert small["labels"].shape == (2, 2)
   assert set(small["labels"].flat) <= set(range(24))
@@ -307,7 +309,7 @@ def test_a_segment_folder_pairs_images_and_labels_by_name(streets):
 def test_a_segment_folder_that_is_not_one_is_refused(streets):
   labels = streets / "train" / "labels"
   _image(labels / "a.png", size=(5, 4))
-  source = sources.SegmentFolder(streets, "train")
+  source = json_records.SegmentFolder(streets, "train")
   with pytest.raises(InputError, match="train#0: .*a.png: .* not mode RGB"):
     source[0]
   Image.new("L", (5, 4)).save(labels / "a.png")
@@ -315,23 +317,23 @@ def test_a_segment_folder_that_is_not_one_is_refused(streets):
     source[0]
   _image(streets / "train" / "images" / "a.png")
   with pytest.raises(InputError, match="a.(png|jpg) and a.(png|jpg) have one"):
-    sources.SegmentFolder(streets, "train")
+    json_records.SegmentFolder(streets, "train")
   (streets / "train" / "images" / "a.png").unlink()
   (labels / "a.png").unlink()
   with pytest.raises(InputError, match="1 names are not in both .*: a"):
-    sources.SegmentFolder(streets, "train")
+    json_records.SegmentFolder(streets, "train")
 
 
 def test_a_misspelt_resample_is_refused_when_the_source_is_made(folder):
   path = _lines(folder / "a.jsonl", PAIR)
   with pytest.raises(InputError, match="'cubic' is none of bicubic"):
-    sources.JsonLines(path, resample="cubic")
+    json_records.JsonLines(path, resample="cubic")
 
 
 def test_the_real_statements_are_read_in_both_forms(test_data):
   root = test_data / "nlvr"
-  pairs = sources.JsonLines(root / "train_mmpr.jsonl", root / "images")
-  talks = sources.LlavaJson(root / "train_llava.json", root / "images")
+  pairs = json_records.JsonLines(root / "train_mmpr.jsonl", root / "images")
+  talks = json_records.LlavaJson(root / "train_llava.json", root / "images")
   assert len(pairs) == len(talks) > 0
   for index in (0, 1, len(pairs) - 1):
     pair, talk = pairs[index], talks[index]
@@ -339,13 +341,13 @@ def test_the_real_statements_are_read_in_both_forms(test_data):
     assert pair["chosen"] == talk["conversations"][1]["value"]
     assert pair["image"].dtype == np.uint8
     np.testing.assert_array_equal(pair["image"], talk["image"])
-  suite = sources.EvalJson(root / "test_llava.json", root / "images")
+  suite = json_records.EvalJson(root / "test_llava.json", root / "images")
   assert suite[0]["answer"] in ("True.", "False.")
   assert suite[0]["category"] == "test_llava"
 
 
 def test_the_real_streets_have_twelve_labels(test_data):
-  source = sources.SegmentFolder(test_data / "camvid", "val")
+  source = json_records.SegmentFolder(test_data / "camvid", "val")
   found = [source[i]["labels"] for i in range(0, len(source), 8)]
   assert set(np.unique(found)) <= set(range(12))
   assert source[0]["image"].shape == (*found[0].shape, 3)
@@ -354,8 +356,8 @@ def test_the_real_streets_have_twelve_labels(test_data):
 def test_the_real_photos_unpack_into_an_image_folder(test_data, tmp_path):
   archive = test_data / "cifar10" / "cifar10_jpeg_4k_1k.npz"
   unpack_cifar10.unpack(archive, tmp_path)
-  train = sources.ImageFolder(tmp_path, "train")
-  val = sources.ImageFolder(tmp_path, "val")
+  train = json_records.ImageFolder(tmp_path, "train")
+  val = json_records.ImageFolder(tmp_path, "val")
   assert (len(train), len(val), len(train.classes)) == (4000, 1000, 10)
   assert train[0]["image"].shape == (32, 32, 3)
   with np.load(archive, allow_pickle=False) as arrays:
@@ -375,14 +377,14 @@ def test_class_folders_are_one_however_their_letters_are_composed(tmp_path):
     _image(tmp_path / split / "Bo" / "0.png")
   found = {}
   for split in ("train", "val"):
-    source = sources.ImageFolder(tmp_path, split)
+    source = json_records.ImageFolder(tmp_path, split)
     assert source.classes == ("Bo", COMPOSED)
     found[split] = {source[i]["id"]: source[i]["label"] for i in range(2)}
   assert found["train"] == {"Bo/0.png": 0, f"{PARTS}/0.png": 1}
   assert found["val"] == {"Bo/0.png": 0, f"{COMPOSED}/0.png": 1}
   _image(tmp_path / "train" / COMPOSED / "0.png")
   with pytest.raises(InputError, match="have one name"):
-    sources.ImageFolder(tmp_path, "train")
+    json_records.ImageFolder(tmp_path, "train")
 
 
 def test_label_maps_are_matched_however_their_names_are_composed(tmp_path):
@@ -390,7 +392,7 @@ def test_label_maps_are_matched_however_their_names_are_composed(tmp_path):
   _image(folder / "images" / f"{PARTS}.png")
   (folder / "labels").mkdir()
   Image.new("L", (6, 4), 2).save(folder / "labels" / f"{COMPOSED}.png")
-  source = sources.SegmentFolder(tmp_path, "train")
+  source = json_records.SegmentFolder(tmp_path, "train")
   assert source[0]["id"] == COMPOSED and (source[0]["labels"] == 2).all()
 
 
@@ -399,4 +401,4 @@ def test_a_single_class_is_refused_with_the_layout(tmp_path):
     _image(tmp_path / split / "photos" / "0.png")
   for split in ("train", "val"):
     with pytest.raises(InputError, match="train: .*'photos'.*CLASS/"):
-      sources.ImageFolder(tmp_path, split)
+      json_records.ImageFolder(tmp_path, split)

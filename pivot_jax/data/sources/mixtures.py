@@ -23,7 +23,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pivot_jax.data import images, records, sources
+from pivot_jax.data import images
+from pivot_jax.data.sources import json_records, records
 from pivot_jax.errors import InputError
 
 LOG = logging.getLogger("pivot_jax")
@@ -154,7 +155,7 @@ class Mixture:
     root = self.path.parent if root is None else pathlib.Path(root)
     _check_there(self.path, root, self.entries)
     self._files = [
-      sources.LlavaJson(
+      json_records.LlavaJson(
         root / entry.json_path,
         root if image_root is None else image_root,
         image_size=image_size,

@@ -6,7 +6,8 @@ import sys
 import numpy as np
 import pytest
 
-from pivot_jax.data import images, tfds_source
+from pivot_jax.data import images
+from pivot_jax.data.sources import tfds
 from pivot_jax.errors import InputError
 from tests.data import published_parts, published_tfds
 
@@ -17,18 +18,18 @@ def imagenet(tmp_path):
 
 
 def test_imagenet_is_read_as_published(imagenet):
-  source = tfds_source.Tfds("imagenet2012", "train", imagenet.path)
+  source = tfds.Tfds("imagenet2012", "train", imagenet.path)
   assert source.kind == "classify"
   published_parts.assert_reads(source, imagenet)
   assert source.name(4) == f"{imagenet.path}/imagenet2012/5.1.0/train:4"
 
 
 def test_parts_of_splits_are_read(imagenet):
-  source = tfds_source.Tfds("imagenet2012:5.1.0", "train[2:5]", imagenet.path)
+  source = tfds.Tfds("imagenet2012:5.1.0", "train[2:5]", imagenet.path)
   assert [source.text(i)["id"] for i in range(len(source))] == [
     row["id"] for row in imagenet.rows[2:5]
   ]
-  validation = tfds_source.Tfds("imagenet2012", "validation", imagenet.path)
+  validation = tfds.Tfds("imagenet2012", "validation", imagenet.path)
   assert len(validation) == len(imagenet.rows)
   assert validation.encoded(0) != source.encoded(0)
 
@@ -40,18 +41,18 @@ def test_the_latest_version_is_read(imagenet):
     (folder / old).mkdir()
     (folder / old / "dataset_info.json").write_text("not read")
   (folder / "6.0.0").mkdir()  # Not prepared.
-  source = tfds_source.Tfds("imagenet2012", "train", imagenet.path)
+  source = tfds.Tfds("imagenet2012", "train", imagenet.path)
   assert source.path.name == "5.10.0"
 
 
 def test_data_dir_is_where_tfds_looks(imagenet, monkeypatch):
   monkeypatch.setenv("TFDS_DATA_DIR", str(imagenet.path))
-  assert len(tfds_source.Tfds("imagenet2012", "train")) == len(imagenet.rows)
+  assert len(tfds.Tfds("imagenet2012", "train")) == len(imagenet.rows)
 
 
 def test_grey_annotations_are_labels(tmp_path):
   made = published_tfds.make_scene_parse150(tmp_path, grey=True)
-  source = tfds_source.Tfds("scene_parse150", "train", tmp_path)
+  source = tfds.Tfds("scene_parse150", "train", tmp_path)
   assert source.kind == "segment"
   for index, (row, files) in enumerate(zip(made.rows, made.files)):
     found = source[index]
@@ -63,7 +64,7 @@ def test_grey_annotations_are_labels(tmp_path):
     assert found["labels"].dtype == np.int32
   text = {"id": "train-1", "image": True, "labels": True}
   assert source.text(1) == text
-  small = tfds_source.Tfds("scene_parse150", "train", tmp_path, image_size=4)[0]
+  small = tfds.Tfds("scene_parse150", "train", tmp_path, image_size=4)[0]
   assert small["image"].shape == (4, 4, 3)
   assert small["labels"].shape == (4, 4)
   assert set(small["labels"].flat) <= set(made.rows[0]["labels"].flat)
@@ -71,13 +72,13 @@ def test_grey_annotations_are_labels(tmp_path):
 
 def test_instance_annotations_are_labels_only_if_they_are_wanted(tmp_path):
   made = published_tfds.make_scene_parse150(tmp_path)
-  source = tfds_source.Tfds("scene_parse150", "train", tmp_path)
+  source = tfds.Tfds("scene_parse150", "train", tmp_path)
   with pytest.raises(
     InputError,
     match="1.0.0/train:2: annotation: RGB, .* not of the 150 classes",
   ):
     source[2]
-  source = tfds_source.Tfds("scene_parse150", "train", tmp_path, instances=True)
+  source = tfds.Tfds("scene_parse150", "train", tmp_path, instances=True)
   for index, row in enumerate(made.rows):
     np.testing.assert_array_equal(source[index]["labels"], row["labels"])
 
@@ -85,7 +86,7 @@ def test_instance_annotations_are_labels_only_if_they_are_wanted(tmp_path):
 def test_an_annotation_must_be_as_large_as_its_image(tmp_path, monkeypatch):
   published_tfds.make_scene_parse150(tmp_path, grey=True)
   # Also where both are made the same size.
-  source = tfds_source.Tfds("scene_parse150", "train", tmp_path, image_size=4)
+  source = tfds.Tfds("scene_parse150", "train", tmp_path, image_size=4)
   height, width = images.decode(source.encoded(1)[0], name="image").shape[:2]
   small = published_parts.encode(np.zeros((height - 1, width), "uint8"), "PNG")
   record = dict(source._record(1), annotation=small)
@@ -100,7 +101,7 @@ def test_an_annotation_must_be_as_large_as_its_image(tmp_path, monkeypatch):
 
 def test_other_annotations_are_refused(tmp_path):
   published_tfds.make_scene_parse150(tmp_path, grey=True)
-  source = tfds_source.Tfds("scene_parse150", "train", tmp_path, instances=True)
+  source = tfds.Tfds("scene_parse150", "train", tmp_path, instances=True)
   with pytest.raises(InputError, match="annotation: grey, but instances=True"):
     source[0]
   deep = np.zeros((3, 4), np.uint16)
@@ -112,7 +113,7 @@ def test_other_annotations_are_refused(tmp_path):
 
 
 def test_threads_and_processes_read_any_rows(imagenet):
-  source = tfds_source.Tfds("imagenet2012", "train", imagenet.path)
+  source = tfds.Tfds("imagenet2012", "train", imagenet.path)
   order = np.random.default_rng(0).permutation(np.arange(7).repeat(20)).tolist()
   with concurrent.futures.ThreadPoolExecutor(8) as pool:
     found = list(pool.map(source.encoded, order))
@@ -138,7 +139,7 @@ assert "tensorflow" not in sys.modules
 
 def test_a_row_without_label_is_refused(tmp_path):
   made = published_tfds.make_imagenet2012(tmp_path, label=-1)
-  source = tfds_source.Tfds("imagenet2012", "train", made.path)
+  source = tfds.Tfds("imagenet2012", "train", made.path)
   with pytest.raises(
     InputError, match="train:1: label: is -1; this split has no"
   ):
@@ -151,9 +152,9 @@ def test_a_set_that_is_not_there_is_refused(imagenet, tmp_path):
     with pytest.raises(
       InputError, match=f"{place}: no prepared set .* tfds bui"
     ):
-      tfds_source.Tfds(name, "train", imagenet.path)
+      tfds.Tfds(name, "train", imagenet.path)
   with pytest.raises(InputError, match="split 'val': Unknown split 'val'"):
-    tfds_source.Tfds("imagenet2012", "val", imagenet.path)
+    tfds.Tfds("imagenet2012", "val", imagenet.path)
 
 
 def test_a_set_in_part_or_in_another_format_is_refused(imagenet):
@@ -162,21 +163,21 @@ def test_a_set_in_part_or_in_another_format_is_refused(imagenet):
   with pytest.raises(
     InputError, match="1 shards of train are missing, .*00001"
   ):
-    tfds_source.Tfds("imagenet2012", "train", imagenet.path)
+    tfds.Tfds("imagenet2012", "train", imagenet.path)
   info = folder / "dataset_info.json"
   text = info.read_text()
   info.write_text(text.replace('"array_record"', '"tfrecord"'))
   with pytest.raises(
     InputError, match="is in the format tfrecord, which cannot"
   ):
-    tfds_source.Tfds("imagenet2012", "train", imagenet.path)
+    tfds.Tfds("imagenet2012", "train", imagenet.path)
   info.write_text("{")
   with pytest.raises(InputError, match="5.1.0: cannot be opened: "):
-    tfds_source.Tfds("imagenet2012", "train", imagenet.path)
+    tfds.Tfds("imagenet2012", "train", imagenet.path)
   info.write_text(text)
   (folder / "features.json").unlink()
   with pytest.raises(InputError, match="5.1.0: cannot be opened: "):
-    tfds_source.Tfds("imagenet2012", "train", imagenet.path)
+    tfds.Tfds("imagenet2012", "train", imagenet.path)
 
 
 def test_a_set_of_other_features_is_refused(imagenet):
@@ -185,7 +186,7 @@ def test_a_set_of_other_features_is_refused(imagenet):
   with pytest.raises(
     InputError, match="has the features file_name, image, word"
   ):
-    tfds_source.Tfds("imagenet2012", "train", imagenet.path)
+    tfds.Tfds("imagenet2012", "train", imagenet.path)
 
 
 def test_a_damaged_record_is_named(imagenet):
@@ -195,7 +196,7 @@ def test_a_damaged_record_is_named(imagenet):
   at = data.index(b"\xff\xd8\xff")
   data[at : at + 4] = bytes(4)
   shard.write_bytes(data)
-  source = tfds_source.Tfds("imagenet2012", "train", imagenet.path)
+  source = tfds.Tfds("imagenet2012", "train", imagenet.path)
   with pytest.raises(InputError, match="train:3: cannot be read: .*hash"):
     source.text(3)
   assert source.text(4)["id"] == imagenet.rows[4]["id"]
@@ -204,4 +205,4 @@ def test_a_damaged_record_is_named(imagenet):
 def test_a_missing_package_is_named_with_its_command(imagenet, monkeypatch):
   monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
   with pytest.raises(InputError, match=r'pip install "pivot_jax\[tfds\]"'):
-    tfds_source.Tfds("imagenet2012", "train", imagenet.path)
+    tfds.Tfds("imagenet2012", "train", imagenet.path)

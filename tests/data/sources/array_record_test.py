@@ -8,20 +8,20 @@ import numpy as np
 import pytest
 from array_record.python import array_record_module
 
-from pivot_jax.data import array_records, sources
+from pivot_jax.data.sources import array_record, json_records
 from pivot_jax.errors import InputError
 from tests.data import published, published_parts
 
 
 def _write(source, folder, **changes):
   given = {"kind": "conversation", "shards": 2, "origin": "here"} | changes
-  return array_records.write(source, folder, **given)
+  return array_record.write(source, folder, **given)
 
 
 @pytest.fixture
 def captions(tmp_path):
   made = published.make_llava_pretrain(tmp_path, rows=8)
-  return made, sources.LlavaJson(made.path, made.root)
+  return made, json_records.LlavaJson(made.path, made.root)
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def folder(captions, tmp_path):
 
 
 def test_conversations_come_back_as_they_were(captions, folder):
-  source = array_records.ArrayRecord(folder)
+  source = array_record.ArrayRecord(folder)
   assert source.kind == "conversation"
   published_parts.assert_reads(source, captions[0])
   assert [source.name(i).rpartition("/")[2] for i in (0, 2, 7)] == [
@@ -49,9 +49,9 @@ def test_text_rows_and_several_images_come_back(tmp_path):
   given = [None, "0.png", ["1.png", "2.png", "0.png"]]
   lines = [json.dumps({"image": image, **pair}) for image in given]
   (tmp_path / "a.jsonl").write_text("\n".join(lines), encoding="utf-8")
-  source = sources.JsonLines(tmp_path / "a.jsonl", image_size=4)
+  source = json_records.JsonLines(tmp_path / "a.jsonl", image_size=4)
   _write(source, tmp_path / "set", kind="preference", shards=9)
-  found = array_records.ArrayRecord(tmp_path / "set", image_size=4)
+  found = array_record.ArrayRecord(tmp_path / "set", image_size=4)
   for index in range(3):
     row, expected = found[index], source[index]
     np.testing.assert_equal(row.pop("image"), expected.pop("image"))
@@ -64,7 +64,7 @@ def test_text_rows_and_several_images_come_back(tmp_path):
 def test_texts_are_read_without_the_images(captions, folder):
   for file in folder.glob("rows-*"):
     file.write_bytes(bytes(file.stat().st_size))
-  source = array_records.ArrayRecord(folder)
+  source = array_record.ArrayRecord(folder)
   for index, row in enumerate(captions[0].rows):
     assert source.text(index) == {**row, "image": True}
   with pytest.raises(
@@ -76,12 +76,16 @@ def test_texts_are_read_without_the_images(captions, folder):
 def test_labels_of_both_kinds_come_back(tmp_path, test_data):
   made = published.make_image_folder(tmp_path)
   _write(
-    sources.ImageFolder(made.path, "train"), tmp_path / "a", kind="classify"
+    json_records.ImageFolder(made.path, "train"),
+    tmp_path / "a",
+    kind="classify",
   )
-  published_parts.assert_reads(array_records.ArrayRecord(tmp_path / "a"), made)
-  streets = sources.SegmentFolder(test_data / "camvid", "val", image_size=16)
+  published_parts.assert_reads(array_record.ArrayRecord(tmp_path / "a"), made)
+  streets = json_records.SegmentFolder(
+    test_data / "camvid", "val", image_size=16
+  )
   _write(streets, tmp_path / "b", kind="segment")
-  found = array_records.ArrayRecord(tmp_path / "b", image_size=16)
+  found = array_record.ArrayRecord(tmp_path / "b", image_size=16)
   assert len(found) == len(streets) > 0
   for index in (0, len(found) - 1):
     row, expected = found[index], streets[index]
@@ -95,7 +99,7 @@ def test_labels_of_both_kinds_come_back(tmp_path, test_data):
 
 
 def test_threads_and_processes_read_any_rows(captions, folder):
-  source = array_records.ArrayRecord(folder, image_size=6)
+  source = array_record.ArrayRecord(folder, image_size=6)
   order = np.random.default_rng(0).permutation(np.arange(8).repeat(20)).tolist()
   with concurrent.futures.ThreadPoolExecutor(8) as pool:
     found = list(pool.map(source.encoded, order))
@@ -105,7 +109,7 @@ def test_threads_and_processes_read_any_rows(captions, folder):
 
 
 def test_rows_outside_are_no_rows(folder):
-  source = array_records.ArrayRecord(folder)
+  source = array_record.ArrayRecord(folder)
   for index in (-1, 8):
     for read in (source.__getitem__, source.text, source.encoded, source.name):
       with pytest.raises(IndexError):
@@ -124,12 +128,12 @@ def test_bad_rows_are_left_out_up_to_a_share(captions, tmp_path):
   ):
     _write(source, tmp_path / "none", max_bad=0.2)
   with pytest.raises(InputError, match="was written only in part"):
-    array_records.ArrayRecord(tmp_path / "none")
+    array_record.ArrayRecord(tmp_path / "none")
   written = _write(source, tmp_path / "set", max_bad=0.25, shards=8)
   assert written.rows == 6
   assert "json#2: image: " in written.left_out[0]
   assert "json#3: image: not a readable image" in written.left_out[1]
-  found = array_records.ArrayRecord(tmp_path / "set")
+  found = array_record.ArrayRecord(tmp_path / "set")
   kept = [made.rows[i]["id"] for i in (0, 1, 4, 5, 6, 7)]
   assert [found.text(i)["id"] for i in range(6)] == kept
   told = json.loads((tmp_path / "set" / "dataset.json").read_text())
@@ -147,7 +151,7 @@ def test_a_label_map_must_be_one(tmp_path):
     (tmp_path / "train" / name).mkdir(parents=True)
     picture = published_parts.picture(rng, "PNG")  # No label map: RGB.
     (tmp_path / "train" / name / "a.png").write_bytes(picture)
-  source = sources.SegmentFolder(tmp_path, "train")
+  source = json_records.SegmentFolder(tmp_path, "train")
   with pytest.raises(
     InputError, match="train#0: labels: a label map must hold"
   ):
@@ -161,7 +165,7 @@ def _street(folder, labels):
     (folder / "train" / name).mkdir(parents=True)
     data = published_parts.encode(array, "PNG")
     (folder / "train" / name / "a.png").write_bytes(data)
-  return sources.SegmentFolder(folder, "train")
+  return json_records.SegmentFolder(folder, "train")
 
 
 def test_a_label_map_must_be_as_large_as_its_image(tmp_path):
@@ -174,7 +178,7 @@ def test_a_label_map_must_be_as_large_as_its_image(tmp_path):
   record = {"row": {"id": "a"}, "images": source.encoded(0)}
   _replace_rows(tmp_path / "other", msgpack.packb(record))
   # Also where both are made the same size.
-  found = array_records.ArrayRecord(tmp_path / "other", image_size=4)
+  found = array_record.ArrayRecord(tmp_path / "other", image_size=4)
   with pytest.raises(InputError, match=f"-of-00001.array_record:0: {said}"):
     found[0]
 
@@ -198,7 +202,7 @@ def test_a_record_without_its_label_map_is_named(tmp_path):
   record = {"row": {"id": "a"}, "images": source.encoded(0)[:1]}
   _replace_rows(tmp_path / "set", msgpack.packb(record))
   with pytest.raises(InputError, match=":0: image: 1 files, but 2 are needed"):
-    array_records.ArrayRecord(tmp_path / "set")[0]
+    array_record.ArrayRecord(tmp_path / "set")[0]
 
 
 def test_a_name_that_is_no_utf8_is_a_bad_row(tmp_path):
@@ -206,7 +210,7 @@ def test_a_name_that_is_no_utf8_is_a_bad_row(tmp_path):
   folder = made.path / "train" / "n01440764"
   name = os.fsdecode(b"n\xff.JPEG")
   (folder / "n01440764_0.JPEG").rename(folder / name)
-  source = sources.ImageFolder(made.path, "train")
+  source = json_records.ImageFolder(made.path, "train")
   with pytest.raises(InputError, match="train#1: id: .* no UTF-8; .* rename"):
     _write(source, tmp_path / "none", kind="classify")
   written = _write(source, tmp_path / "set", kind="classify", max_bad=0.2)
@@ -239,9 +243,9 @@ def test_what_cannot_be_written_is_refused(captions, tmp_path):
     _write(source, tmp_path)
   (tmp_path / "empty.jsonl").write_bytes(b"")
   with pytest.raises(InputError, match="here: no rows to write"):
-    _write(sources.LlavaJson(tmp_path / "empty.jsonl"), tmp_path / "set")
+    _write(json_records.LlavaJson(tmp_path / "empty.jsonl"), tmp_path / "set")
   (tmp_path / "bad.jsonl").write_text('{"id": 1}\n')
-  bad = sources.LlavaJson(tmp_path / "bad.jsonl")
+  bad = json_records.LlavaJson(tmp_path / "bad.jsonl")
   with pytest.raises(
     InputError, match="all 1 rows are bad: .*bad.jsonl:1: conv"
   ):
@@ -278,23 +282,23 @@ def test_a_folder_without_its_description_was_written_in_part(folder, tmp_path):
   told = json.loads(path.read_text())
   path.rename(folder / "dataset.json.tmp")
   with pytest.raises(InputError, match="set: was written only in part, it has"):
-    array_records.ArrayRecord(folder)
+    array_record.ArrayRecord(folder)
   path.write_text("{")
   with pytest.raises(InputError, match="dataset.json: cannot be read"):
-    array_records.ArrayRecord(folder)
+    array_record.ArrayRecord(folder)
   path.write_text("[]")
   with pytest.raises(InputError, match="dataset.json: cannot be read"):
-    array_records.ArrayRecord(folder)
+    array_record.ArrayRecord(folder)
   path.write_text("[" * 10**6)
   with pytest.raises(InputError, match="dataset.json: cannot be read"):
-    array_records.ArrayRecord(folder)
+    array_record.ArrayRecord(folder)
   path.write_text(json.dumps(told | {"version": 2}))
   with pytest.raises(InputError, match="version 2, not .*, version 1; convert"):
-    array_records.ArrayRecord(folder)
+    array_record.ArrayRecord(folder)
   with pytest.raises(InputError, match="none: no such folder"):
-    array_records.ArrayRecord(tmp_path / "none")
+    array_record.ArrayRecord(tmp_path / "none")
   with pytest.raises(InputError, match="images: no dataset.json in it; make"):
-    array_records.ArrayRecord(tmp_path / "LLaVA-Pretrain" / "images")
+    array_record.ArrayRecord(tmp_path / "LLaVA-Pretrain" / "images")
 
 
 @pytest.mark.parametrize("change, message", [
@@ -314,7 +318,7 @@ def test_a_description_that_lacks_something_is_refused(folder, change, message):
     del told[key]
   path.write_text(json.dumps(told))
   with pytest.raises(InputError, match=f"dataset.json: {message}") as caught:
-    array_records.ArrayRecord(folder)
+    array_record.ArrayRecord(folder)
   assert "\n" not in str(caught.value)
 
 
@@ -327,7 +331,7 @@ def test_a_shards_numbers_are_whole(folder, key, value):
   told["shards"][1][key] = value
   path.write_text(json.dumps(told))
   with pytest.raises(InputError, match=r"json: shards\[1\]: must say rows"):
-    array_records.ArrayRecord(folder)
+    array_record.ArrayRecord(folder)
 
 
 def test_a_shard_that_is_missing_or_cut_is_named(folder):
@@ -337,10 +341,10 @@ def test_a_shard_that_is_missing_or_cut_is_named(folder):
   with pytest.raises(
     InputError, match=f"00003.array_record: {len(data) - 1} byt"
   ):
-    array_records.ArrayRecord(folder)
+    array_record.ArrayRecord(folder)
   shard.unlink()
   with pytest.raises(InputError, match="00001-of-.*: the shard is missing"):
-    array_records.ArrayRecord(folder)
+    array_record.ArrayRecord(folder)
 
 
 def test_a_record_that_does_not_unpack_is_named(folder):
@@ -349,7 +353,7 @@ def test_a_record_that_does_not_unpack_is_named(folder):
   at = data.index(b"\xff\xd8\xff")  # In the first record's image.
   data[at : at + 4] = bytes(4)
   shard.write_bytes(data)
-  source = array_records.ArrayRecord(folder)
+  source = array_record.ArrayRecord(folder)
   for read in (source.__getitem__, source.encoded):
     with pytest.raises(
       InputError, match="rows-00000-of-.*:0: the record cannot be unpac.*hash"
@@ -374,7 +378,7 @@ def test_a_record_of_other_content_is_named(folder, record, part):
   told = json.loads((folder / "dataset.json").read_text())
   told["shards"][2]["bytes"][name] = shard.stat().st_size
   (folder / "dataset.json").write_text(json.dumps(told))
-  source = array_records.ArrayRecord(folder)
+  source = array_record.ArrayRecord(folder)
   read = source.text if part == "texts" else source.encoded
   with pytest.raises(
     InputError, match=f"{part}-00002-of-.*:1: the record canno"

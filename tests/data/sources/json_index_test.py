@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pivot_jax.data import indexed
+from pivot_jax.data.sources import json_index
 from pivot_jax.errors import InputError
 
 VALUES = st.recursive(
@@ -32,7 +32,7 @@ def own_cache(tmp_path, monkeypatch):
 
 
 def read(path):
-  found = indexed.File(path)
+  found = json_index.File(path)
   return [found.record(i) for i in range(len(found))]
 
 
@@ -53,7 +53,7 @@ def test_a_list_has_the_records_that_json_reads(
   data = text.encode("utf-8", "replace")
   path.write_bytes(b"\xef\xbb\xbf" * bom + data + b"\n ")
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(indexed, "_BLOCK", block)
+    patch.setattr(json_index, "_BLOCK", block)
     assert read(path) == json.loads(data)
 
 
@@ -80,7 +80,7 @@ def test_ids_are_unique_and_the_first_keeps_its_own(tmp_path, suffix):
     text = "\n".join(map(json.dumps, rows))
   path = tmp_path / f"r.{suffix}"
   path.write_text(text, "utf-8")
-  found = indexed.File(path)
+  found = json_index.File(path)
   ids = [found.id(found.record(i), i) for i in range(len(found))]
   assert ids == "a b a#3 r-3 a#4 a#2 7 7#2 é é#2".split()
   assert found.again().tolist() == [2, 4, 7, 9]
@@ -89,20 +89,20 @@ def test_ids_are_unique_and_the_first_keeps_its_own(tmp_path, suffix):
 def test_a_large_file_is_indexed_once_and_again_when_it_changes(
   tmp_path, monkeypatch
 ):
-  monkeypatch.setattr(indexed, "CACHED", 10)
+  monkeypatch.setattr(json_index, "CACHED", 10)
   path = tmp_path / "r.jsonl"
   path.write_text('{"id": "x"}\n[1]\n{"id": "x"}\n')
-  assert indexed.File(path).flaws[0].index == 1
+  assert json_index.File(path).flaws[0].index == 1
 
   def refuse(*_):
     raise AssertionError("the file was indexed again")
 
   with monkeypatch.context() as patch:
-    patch.setattr(indexed, "_build", refuse)
-    found = indexed.File(path)
+    patch.setattr(json_index, "_build", refuse)
+    found = json_index.File(path)
     assert isinstance(found._table, np.memmap)
     assert found.flaws == (
-      indexed.Flaw(1, "a record must be a JSON object, not list"),
+      json_index.Flaw(1, "a record must be a JSON object, not list"),
     )
     assert found.id(found.record(2), 2) == "x#2"
   path.write_text('{"id": "y", "more": 1}\n')
@@ -113,7 +113,7 @@ def test_threads_and_other_processes_read_at_once(tmp_path):
   path = tmp_path / "r.jsonl"
   rows = [{"n": i, "text": "x" * (i % 50)} for i in range(400)]
   path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-  found = pickle.loads(pickle.dumps(indexed.File(path)))
+  found = pickle.loads(pickle.dumps(json_index.File(path)))
   wrong = []
 
   def look(start):
@@ -130,10 +130,10 @@ def test_threads_and_other_processes_read_at_once(tmp_path):
 
 
 def test_another_process_maps_the_same_index(tmp_path, monkeypatch):
-  monkeypatch.setattr(indexed, "CACHED", 10)
+  monkeypatch.setattr(json_index, "CACHED", 10)
   path = tmp_path / "r.jsonl"
   path.write_text("".join(f'{{"n": {i}}}\n' for i in range(500)))
-  sent = pickle.dumps(indexed.File(path))
+  sent = pickle.dumps(json_index.File(path))
   assert len(sent) < 1000
   found = pickle.loads(sent)
   assert isinstance(found._table, np.memmap)
@@ -152,13 +152,13 @@ def test_a_broken_list_is_named_with_its_line(tmp_path, text, message):
   path = tmp_path / "r.json"
   path.write_text(text)
   with pytest.raises(InputError, match=f"r.json{message}"):
-    indexed.File(path)
+    json_index.File(path)
 
 
 def test_a_file_that_is_cut_while_it_is_read_is_an_error(tmp_path):
   path = tmp_path / "r.jsonl"
   path.write_text('{"a": 1}\n{"a": 2}\n')
-  found = indexed.File(path)
+  found = json_index.File(path)
   path.write_text('{"a": 1}\n')
   with pytest.raises(InputError, match="was cut while it was being read"):
     found.record(1)

@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pivot_jax.data import images, indexed, records
+from pivot_jax.data import images
+from pivot_jax.data.sources import json_index, records
 from pivot_jax.errors import InputError
 
 LOG = logging.getLogger("pivot_jax")
@@ -33,7 +34,7 @@ class Part(NamedTuple):
 
   name: str
   root: str
-  file: indexed.File
+  file: json_index.File
   begin: int
   has_ids: bool
   rows: int
@@ -153,7 +154,7 @@ class Mmpr:
 
   def stamp(self) -> str:
     """Return what tells the files' contents, and how often rows come."""
-    stamps = [indexed.stamp(part.file.path) for part in self.parts]
+    stamps = [json_index.stamp(part.file.path) for part in self.parts]
     counts = [(part.rows, part.times) for part in self.parts]
     if counts != [(len(part.file), 1) for part in self.parts]:
       stamps.append(f"{zlib.crc32(str(counts).encode()):08x}")
@@ -269,7 +270,7 @@ def _open_parts(
     )
   parts, begin = [], 0
   for name, path in paths.items():
-    file = indexed.File(path)
+    file = json_index.File(path)
     if file.flaws and not flawed:
       index, why = file.flaws[0]
       raise InputError(f"{file.name(index)}: {why}")
@@ -324,7 +325,7 @@ def _annotation(folder: pathlib.Path, path: str) -> pathlib.Path | None:
   return next((place for place in places if place.is_file()), None)
 
 
-def _has_ids(file: indexed.File) -> bool:
+def _has_ids(file: json_index.File) -> bool:
   """Returns whether the first record has an id; then all are taken to have."""
   if not len(file) or any(flaw.index == 0 for flaw in file.flaws):
     return False

@@ -7,9 +7,10 @@ import logging
 import pytest
 from PIL import Image
 
-from pivot_jax.data import checking, converting, mmpr, registry
+from pivot_jax.data import checking, converting, registry
+from pivot_jax.data.sources import mmpr
 from pivot_jax.errors import InputError
-from tests.data import mmpr_files
+from tests.data.sources import mmpr_files
 
 row, numbered = mmpr_files.row, mmpr_files.numbered
 

@@ -9,7 +9,7 @@ import pytest
 import tqdm
 from pyarrow import parquet as arrow_parquet
 
-from pivot_jax.data import parquet, parquet_ids
+from pivot_jax.data.sources import parquet, parquet_ids
 from pivot_jax.errors import InputError
 
 PAIR = {"question": "<image>\nWhat?", "chosen": "yes", "rejected": "no"}

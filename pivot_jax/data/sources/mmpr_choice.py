@@ -27,7 +27,8 @@ import numpy as np
 from jaxtyping import Int64
 
 from pivot_jax import texts
-from pivot_jax.data import images, indexed, mmpr, records, tokens
+from pivot_jax.data import images, tokens
+from pivot_jax.data.sources import json_index, mmpr, records
 from pivot_jax.errors import InputError
 
 Row = mmpr.Row
@@ -338,7 +339,7 @@ def _check_roots(source: mmpr.Mmpr) -> None:
     )
 
 
-def _rows_before_a_list(file: indexed.File) -> int:
+def _rows_before_a_list(file: json_index.File) -> int:
   """Returns how many rows come before the first with a list of images."""
   if not len(file):
     return 0

@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from pivot_jax.data import embedded, images, records
+from pivot_jax.data import images
+from pivot_jax.data.sources import embedded, records
 from pivot_jax.errors import InputError
 
 _FOLDER = "~/tensorflow_datasets"  # Where tfds itself looks.
