@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from pivot_jax import texts
-from pivot_jax.data import examples, grouping, scenes, streams
+from pivot_jax.data import examples, grouping, streams
+from pivot_jax.data.scenes import scenes
 from pivot_jax.data.sources import (
   array_record,
   json_index,

@@ -17,7 +17,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from pivot_jax import files, metrics
-from pivot_jax.data import layout
+from pivot_jax.data.scenes import descriptions
 from pivot_jax.report import compare, html
 
 LABELS = {
@@ -362,8 +362,8 @@ def _class_names(stages: compare.Stages, count: int) -> list[str]:
   )
   sources = fields.get("sources", {}).values()
   scenes = sources and all(one.get("kind") == "scenes" for one in sources)
-  if scenes and count <= len(layout.LABELS):
-    return list(layout.LABELS[:count])
+  if scenes and count <= len(descriptions.LABELS):
+    return list(descriptions.LABELS[:count])
   return [f"class {index}" for index in range(count)]
 
 

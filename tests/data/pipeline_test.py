@@ -11,15 +11,8 @@ import pytest
 from PIL import Image
 
 from pivot_jax import sharding
-from pivot_jax.data import (
-  chat,
-  examples,
-  images,
-  packing,
-  pipeline,
-  registry,
-  scenes,
-)
+from pivot_jax.data import chat, examples, images, packing, pipeline, registry
+from pivot_jax.data.scenes import scenes
 from pivot_jax.errors import InputError
 from pivot_jax.weights import checkpoint
 

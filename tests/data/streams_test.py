@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pivot_jax.data import chat, examples, lengths, pipeline, registry, scenes
+from pivot_jax.data import chat, examples, lengths, pipeline, registry
+from pivot_jax.data.scenes import scenes
 from pivot_jax.errors import InputError
 from pivot_jax.weights import checkpoint
 

@@ -10,10 +10,12 @@ import sys
 import pytest
 import tokenizers
 
-from pivot_jax.data import chat, layout, questions, scenes, train_tokenizer
+from pivot_jax.data import chat
+from pivot_jax.data.scenes import descriptions, questions, scenes
+from pivot_jax.data.scenes import tokenizer as train_tokenizer
 
 FOLDER = (
-  pathlib.Path(train_tokenizer.__file__).parents[1]
+  pathlib.Path(train_tokenizer.__file__).parents[2]
   / "assets"
   / "toy"
   / "tokenizer"
@@ -49,16 +51,33 @@ def test_any_text_comes_back(shipped, text):
 
 
 def test_each_word_of_the_scenes_is_one_token_after_a_space(shipped):
-  words = {*layout.COLOURS, *layout.SHAPES, *layout.TEXTURES, *layout.SIZES}
-  words |= {*layout.LEVELS, *layout.DIGITS, *layout.LETTERS}
+  words = {
+    *descriptions.COLOURS,
+    *descriptions.SHAPES,
+    *descriptions.TEXTURES,
+    *descriptions.SIZES,
+  }
+  words |= {*descriptions.LEVELS, *descriptions.DIGITS, *descriptions.LETTERS}
   words |= {*questions.FACTS.values(), "top", "middle", "bottom", "left"}
   for word in sorted(words):
     assert len(shipped.encode(f" {word}").ids) == 1, word
 
 
 def test_answers_of_one_word_are_one_token(shipped):
-  answers = {*layout.COLOURS, *layout.TEXTURES, *layout.DIGITS, "yes", "no"}
-  answers |= {*layout.LETTERS, *questions.COUNTS, "left", "above", "small"}
+  answers = {
+    *descriptions.COLOURS,
+    *descriptions.TEXTURES,
+    *descriptions.DIGITS,
+    "yes",
+    "no",
+  }
+  answers |= {
+    *descriptions.LETTERS,
+    *questions.COUNTS,
+    "left",
+    "above",
+    "small",
+  }
   for answer in sorted(answers):
     assert len(shipped.encode(answer).ids) == 1, answer
 

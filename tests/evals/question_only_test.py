@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pytest
 
-from pivot_jax.data import scenes
+from pivot_jax.data.scenes import scenes
 from pivot_jax.evals import question_only
 
 

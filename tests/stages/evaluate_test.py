@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pivot_jax.data import scenes
+from pivot_jax.data.scenes import scenes
 from pivot_jax.errors import InputError
 from pivot_jax.models import mllm
 from pivot_jax.stages import evaluate

@@ -10,7 +10,8 @@ import pytest
 from ml_collections import ConfigDict
 
 from pivot_jax import errors
-from pivot_jax.data import chat, packing, scenes
+from pivot_jax.data import chat, packing
+from pivot_jax.data.scenes import scenes
 from pivot_jax.models import mllm, qwen2, vit
 from pivot_jax.stages import gradcam
 from pivot_jax.training import objectives

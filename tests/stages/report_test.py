@@ -8,7 +8,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from pivot_jax import errors
-from pivot_jax.data import scenes
+from pivot_jax.data.scenes import scenes
 from pivot_jax.report import compare, html
 from pivot_jax.stages import report
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from pivot_jax import trees
-from pivot_jax.data import scenes
+from pivot_jax.data.scenes import scenes
 from pivot_jax.errors import InputError
 from pivot_jax.stages import score
 from pivot_jax.weights import checkpoint

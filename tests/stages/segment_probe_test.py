@@ -10,7 +10,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from pivot_jax import errors, sharding
-from pivot_jax.data import scenes
+from pivot_jax.data.scenes import scenes
 from pivot_jax.evals import segmentation
 from pivot_jax.models import mllm, vit
 from pivot_jax.stages import segment_probe

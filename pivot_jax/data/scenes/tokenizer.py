@@ -19,7 +19,7 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from pivot_jax import files
-from pivot_jax.data import scenes
+from pivot_jax.data.scenes import scenes
 from pivot_jax.errors import InputError
 
 SEED = 0

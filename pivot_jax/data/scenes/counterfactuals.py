@@ -12,11 +12,11 @@ import dataclasses
 
 import numpy as np
 
-from pivot_jax.data import layout, questions
+from pivot_jax.data.scenes import descriptions, questions
 
 
 def describe(
-  description: layout.Description, rng: np.random.Generator
+  description: descriptions.Description, rng: np.random.Generator
 ) -> questions.Question:
   """Asks for the caption; the rejected one is wrong in one detail."""
   wrong, owners = misname(description, rng)
@@ -31,7 +31,7 @@ def describe(
 
 
 def think(
-  description: layout.Description,
+  description: descriptions.Description,
   asked: questions.Question,
   rng: np.random.Generator,
 ) -> questions.Question:
@@ -54,10 +54,10 @@ def think(
 
 
 def believed(
-  description: layout.Description,
+  description: descriptions.Description,
   asked: questions.Question,
   rng: np.random.Generator,
-) -> layout.Description:
+) -> descriptions.Description:
   """Returns a scene in which the wrong answer to a question would be right.
 
   For all kinds but "describe", which has no one answer, and "fact", which no
@@ -67,8 +67,8 @@ def believed(
 
 
 def misname(
-  description: layout.Description, rng: np.random.Generator
-) -> tuple[layout.Description, tuple[int, ...]]:
+  description: descriptions.Description, rng: np.random.Generator
+) -> tuple[descriptions.Description, tuple[int, ...]]:
   """Returns a scene that differs in one detail, and the things it is about.
 
   A detail that this scene lacks falls back on one that every scene has: the
@@ -101,17 +101,17 @@ def _give(description, i, field, new):
 
 
 def _change_colour(description, rng):
-  return _exchange(description, rng, "colour", layout.COLOURS)
+  return _exchange(description, rng, "colour", descriptions.COLOURS)
 
 
 def _change_shape(description, rng):
-  return _exchange(description, rng, "shape", layout.SHAPES)
+  return _exchange(description, rng, "shape", descriptions.SHAPES)
 
 
 def _change_texture(description, rng):
   objects = list(description.objects)
   i = int(rng.integers(len(objects)))
-  texture = questions.other(rng, layout.TEXTURES, objects[i].texture)
+  texture = questions.other(rng, descriptions.TEXTURES, objects[i].texture)
   objects[i] = dataclasses.replace(objects[i], texture=texture)
   return _with_objects(description, objects), (i + 1,)
 
@@ -131,9 +131,9 @@ def _change_size(description, rng):
 def _change_place(description, rng):
   """Moves an object, a sign or the chart to a free cell."""
   plates = {
-    "digit": (description.digit, layout.DIGIT),
-    "letter": (description.letter, layout.LETTER),
-    "chart": (description.chart, layout.CHART),
+    "digit": (description.digit, descriptions.DIGIT),
+    "letter": (description.letter, descriptions.LETTER),
+    "chart": (description.chart, descriptions.CHART),
   }
   there = [name for name, (plate, _) in plates.items() if plate is not None]
   objects = list(description.objects)
@@ -153,18 +153,20 @@ def _change_digit(description, rng):
   sign = description.digit
   if sign is None:
     return None
-  character = questions.other(rng, layout.DIGITS, sign.character)
+  character = questions.other(rng, descriptions.DIGITS, sign.character)
   changed = dataclasses.replace(sign, character=character)
-  return dataclasses.replace(description, digit=changed), (layout.DIGIT,)
+  return dataclasses.replace(description, digit=changed), (descriptions.DIGIT,)
 
 
 def _change_letter(description, rng):
   sign = description.letter
   if sign is None:
     return None
-  character = questions.other(rng, layout.LETTERS, sign.character)
+  character = questions.other(rng, descriptions.LETTERS, sign.character)
   changed = dataclasses.replace(sign, character=character)
-  return dataclasses.replace(description, letter=changed), (layout.LETTER,)
+  return dataclasses.replace(description, letter=changed), (
+    descriptions.LETTER,
+  )
 
 
 def _change_chart(description, rng):
@@ -178,19 +180,19 @@ def _change_chart(description, rng):
   (first, low), (second, high) = bars[i], bars[j]
   bars[i], bars[j] = (first, high), (second, low)
   changed = dataclasses.replace(chart, bars=tuple(bars))
-  return dataclasses.replace(description, chart=changed), (layout.CHART,)
+  return dataclasses.replace(description, chart=changed), (descriptions.CHART,)
 
 
 def _add_object(description, rng):
   objects = list(description.objects)
-  if len(objects) == layout.MAX_OBJECTS:
+  if len(objects) == descriptions.MAX_OBJECTS:
     return None
   free = description.free_cells
-  new = layout.Thing(
+  new = descriptions.Thing(
     size="small",
-    colour=_unused(rng, layout.COLOURS, [one.colour for one in objects]),
-    texture=layout.TEXTURES[rng.integers(len(layout.TEXTURES))],
-    shape=_unused(rng, layout.SHAPES, [one.shape for one in objects]),
+    colour=_unused(rng, descriptions.COLOURS, [one.colour for one in objects]),
+    texture=descriptions.TEXTURES[rng.integers(len(descriptions.TEXTURES))],
+    shape=_unused(rng, descriptions.SHAPES, [one.shape for one in objects]),
     cell=free[rng.integers(len(free))],
   )
   everything = tuple(range(1, len(objects) + 1))
@@ -214,7 +216,7 @@ def _believe_exist(description, asked, rng):
     colour = asked.question.split()[3]
   else:
     others = [one.colour for one in description.objects]
-    options = others if len(others) > 1 else layout.COLOURS
+    options = others if len(others) > 1 else descriptions.COLOURS
     colour = questions.other(rng, options, others[i])
   return _give(description, i, "colour", colour)[0]
 
@@ -289,8 +291,8 @@ def _moved(description, i, cell):
   def move(thing):
     return dataclasses.replace(thing, cell=places.get(thing.cell, thing.cell))
 
-  return layout.Description(
-    objects=layout.reading_order(list(map(move, description.objects))),
+  return descriptions.Description(
+    objects=descriptions.reading_order(list(map(move, description.objects))),
     digit=description.digit and move(description.digit),
     letter=description.letter and move(description.letter),
     chart=description.chart and move(description.chart),
@@ -314,7 +316,7 @@ def _fields(thing):
 
 
 def _with_objects(description, objects):
-  ordered = layout.reading_order(objects)
+  ordered = descriptions.reading_order(objects)
   return dataclasses.replace(description, objects=ordered)
 
 

@@ -15,17 +15,22 @@ from PIL import Image
 from scipy import stats
 
 from pivot_jax import errors
-from pivot_jax.data import layout, misnaming, questions, scenes
+from pivot_jax.data.scenes import (
+  counterfactuals,
+  descriptions,
+  questions,
+  scenes,
+)
 
 TASKS = tuple(scenes.TASKS)
 PIXELS = ("image", "object_mask", "labels")
 SPLITS = ("train", "val", "test", "tokenizer")
 
 _THING = (
-  rf"({'|'.join(layout.SIZES)}) ({'|'.join(layout.COLOURS)})"
-  rf" ({'|'.join(layout.TEXTURES)}) ({'|'.join(layout.SHAPES)})"
+  rf"({'|'.join(descriptions.SIZES)}) ({'|'.join(descriptions.COLOURS)})"
+  rf" ({'|'.join(descriptions.TEXTURES)}) ({'|'.join(descriptions.SHAPES)})"
 )
-_BAR = rf"({'|'.join(layout.COLOURS)}) ({'|'.join(layout.LEVELS)})"
+_BAR = rf"({'|'.join(descriptions.COLOURS)}) ({'|'.join(descriptions.LEVELS)})"
 _PART = re.compile(
   rf"({_THING}|digit \d|letter [a-z]|chart {_BAR} {_BAR} {_BAR})"
   rf" at ({'|'.join(questions.CELLS)})"
@@ -85,11 +90,11 @@ def _right(description, question):
 def _options(kind):
   return {
     "exist": ("yes", "no"),
-    "colour": layout.COLOURS,
-    "texture": layout.TEXTURES,
+    "colour": descriptions.COLOURS,
+    "texture": descriptions.TEXTURES,
     "digit": tuple("0123456789"),
-    "letter": layout.LETTERS,
-    "bar": layout.COLOURS,
+    "letter": descriptions.LETTERS,
+    "bar": descriptions.COLOURS,
     "count": questions.COUNTS,
     "relation": ("left", "right", "above", "below"),
     "size": ("large", "small"),
@@ -214,8 +219,10 @@ def test_every_conversation_ends_and_repeats_no_question(task, turns):
 
 def test_a_scene_with_too_few_questions_gives_fewer_turns():
   """Seen before this bound: asking on for ever."""
-  lonely = layout.Description(
-    objects=(layout.Thing("large", "red", "plain", layout.SHAPES[0], 0),),
+  lonely = descriptions.Description(
+    objects=(
+      descriptions.Thing("large", "red", "plain", descriptions.SHAPES[0], 0),
+    ),
     digit=None,
     letter=None,
     chart=None,
@@ -244,17 +251,17 @@ def test_masks_lie_on_what_is_asked_about(task):
 
 def test_labels_agree_with_the_descriptions():
   labelled, segmented = _source("classify"), _source("segment")
-  counts = np.zeros(len(layout.SHAPES), int)
+  counts = np.zeros(len(descriptions.SHAPES), int)
   for i in range(400):
     description = scenes.scene(0, "train", i).description
     sizes = [one.size for one in description.objects]
     assert sizes.count("large") == 1
     large = description.objects[sizes.index("large")].shape
-    assert layout.SHAPES[labelled.text(i)["label"]] == large
+    assert descriptions.SHAPES[labelled.text(i)["label"]] == large
     counts[labelled.text(i)["label"]] += 1
     if i < 150:
       labels = segmented[i]["labels"]
-      names = {layout.LABELS[c] for c in np.unique(labels)}
+      names = {descriptions.LABELS[c] for c in np.unique(labels)}
       there = {"background"} | {one.shape for one in description.objects}
       there |= {"sign"} if description.digit or description.letter else set()
       there |= {"chart"} if description.chart else set()
@@ -302,7 +309,7 @@ def test_conversations_answer_rightly():
 
 @pytest.mark.parametrize("split", SPLITS)
 def test_facts_are_said_of_no_picture_but_in_the_evaluation(split):
-  every = {questions.fact(letter) for letter in layout.LETTERS}
+  every = {questions.fact(letter) for letter in descriptions.LETTERS}
   facts = {task: set() for task in TASKS}
   for task in facts:
     source = _source(task, split=split, turns=8)
@@ -371,7 +378,7 @@ def test_each_thought_agrees_with_the_answer_that_follows_it():
       continue
     rng = scenes._stream(0, "val", i, "new")
     rng.random()
-    believed = misnaming.believed(description, asked, rng)
+    believed = counterfactuals.believed(description, asked, rng)
     assert _right(believed, asked.question) == wrong
     assert _parsed(wrong_thought) == _said(believed)
     _check_possible(believed)

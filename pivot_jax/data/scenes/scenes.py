@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from pivot_jax import errors
-from pivot_jax.data import layout, misnaming, questions
+from pivot_jax.data.scenes import counterfactuals, descriptions, questions
 
 # The evaluation takes the categories in turn, and the kinds within them.
 EVAL_KINDS = {
@@ -51,7 +51,7 @@ class Scenes:
     eval: question, answer, category, kind, object_mask; category i % 4. No
       other task asks of a picture what its letter stands for.
     classify: label, the shape of the one large object (8 classes).
-    segment: labels int32 [48, 48], classes `layout.LABELS`.
+    segment: labels int32 [48, 48], classes `descriptions.LABELS`.
     text: conversations without a picture (`image` is None): facts, and
       questions about a caption.
   """
@@ -178,31 +178,31 @@ class _Said(NamedTuple):
   """
 
   fields: dict
-  description: layout.Description | None
+  description: descriptions.Description | None
   owners: tuple[int, ...] | None = None
 
 
-def scene(seed: int, split: str, index: int) -> layout.Scene:
+def scene(seed: int, split: str, index: int) -> descriptions.Scene:
   """Returns the scene of a "caption", "chat", "classify" or "segment" row."""
   return _painted(seed, split, index, _description(seed, split, index))
 
 
 def pair(
   seed: int, split: str, index: int
-) -> tuple[layout.Description, questions.Question]:
+) -> tuple[descriptions.Description, questions.Question]:
   """Returns what a preference row says, without its picture."""
   rng = _stream(seed, split, index, "preference")
   kind = PREFERENCE_KINDS[rng.integers(len(PREFERENCE_KINDS))]
   if kind == "describe":
     description = _description(seed, split, index)
-    return description, misnaming.describe(description, rng)
+    return description, counterfactuals.describe(description, rng)
   description = _description(seed, split, index, kind=kind)
   return description, questions.ask(description, kind, rng)
 
 
 def exam(
   seed: int, split: str, index: int
-) -> tuple[layout.Description, questions.Question]:
+) -> tuple[descriptions.Description, questions.Question]:
   """Returns what an evaluation row asks, without its picture."""
   kinds = EVAL_KINDS[CATEGORIES[index % len(CATEGORIES)]]
   kind = kinds[index // len(CATEGORIES) % len(kinds)]
@@ -215,11 +215,11 @@ def _description(seed, split, index, *, kind=None):
   """A scene; with a `kind`, one that holds what such a question needs."""
   rng = _stream(seed, split, index, "sample")
   needs = () if kind is None else questions.KINDS[kind].needs
-  return layout.sample(rng, needs=needs)
+  return descriptions.sample(rng, needs=needs)
 
 
 def _painted(seed, split, index, description):
-  return layout.paint(description, _stream(seed, split, index, "paint"))
+  return descriptions.paint(description, _stream(seed, split, index, "paint"))
 
 
 def _stream(seed, split, index, purpose):
@@ -262,7 +262,7 @@ def _preference_row(source, index):
   if source.new_fraction:
     rng = _stream(source.seed, source.split, index, "new")
     if rng.random() < source.new_fraction:
-      asked = misnaming.think(description, asked, rng)
+      asked = counterfactuals.think(description, asked, rng)
   fields = {
     "question": asked.question,
     "chosen": asked.answer,

@@ -1,6 +1,6 @@
 """Puts scenes into words: captions, questions, answers, and wrong answers.
 
-Every function reads a `layout.Description`; none sees a pixel. For each kind of
+Every function reads a `descriptions.Description`; none sees a pixel. For each kind of
 question the right and the wrong answer have the same distribution given the
 question, so that a pair can be told apart only by looking: a wrong answer is
 drawn by a rule that keeps the uniform distribution of right ones. Tests hold it
@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from pivot_jax.data import layout
+from pivot_jax.data.scenes import descriptions
 
 COUNTS = ("one", "two", "three", "four")
 CELLS = (
@@ -62,7 +62,7 @@ class Question:
   owners: tuple[int, ...]
 
 
-def caption(description: layout.Description) -> str:
+def caption(description: descriptions.Description) -> str:
   """Names everything that questions ask for, in reading order of the cells."""
   listed = " , ".join(
     f"{' '.join(words)} at {CELLS[cell]}"
@@ -73,7 +73,9 @@ def caption(description: layout.Description) -> str:
   return f"{COUNTS[count - 1]} {noun} : {listed}"
 
 
-def notes(description: layout.Description, rng: np.random.Generator) -> str:
+def notes(
+  description: descriptions.Description, rng: np.random.Generator
+) -> str:
   """Returns the content of a scene in no order: what an image is, in words.
 
   A language model that reads these learns to look up what belongs together,
@@ -122,7 +124,9 @@ def fact_turns(rng: np.random.Generator, count: int) -> list[tuple[str, str]]:
   return [(asks[rng.integers(3)](letter), fact(letter)) for letter in letters]
 
 
-def askable(description: layout.Description, *, facts: bool) -> tuple[str, ...]:
+def askable(
+  description: descriptions.Description, *, facts: bool
+) -> tuple[str, ...]:
   """Returns the kinds of question that fit a scene.
 
   Args:
@@ -143,7 +147,7 @@ def askable(description: layout.Description, *, facts: bool) -> tuple[str, ...]:
 
 
 def ask(
-  description: layout.Description, kind: str, rng: np.random.Generator
+  description: descriptions.Description, kind: str, rng: np.random.Generator
 ) -> Question:
   """Asks one question of a kind that `askable` returned.
 
@@ -171,7 +175,7 @@ def _ask_exist(description, rng):
   if rng.random() < 0.5:
     return _exists(thing.shape, thing.colour), "yes", "no", (i + 1,)
   if len(objects) == 1:  # no second object could lend its colour
-    colour = other(rng, layout.COLOURS, thing.colour)
+    colour = other(rng, descriptions.COLOURS, thing.colour)
     return _exists(thing.shape, colour), "no", "yes", (i + 1,)
   j = other(rng, range(len(objects)), i)
   question = _exists(thing.shape, objects[j].colour)
@@ -188,7 +192,7 @@ def _ask_colour(description, rng):
   i = int(rng.integers(len(objects)))
   thing = objects[i]
   if len(objects) == 1:
-    wrong = other(rng, layout.COLOURS, thing.colour)
+    wrong = other(rng, descriptions.COLOURS, thing.colour)
   else:
     wrong = objects[other(rng, range(len(objects)), i)].colour
   return f"what colour is the {thing.shape} ?", thing.colour, wrong, (i + 1,)
@@ -197,20 +201,20 @@ def _ask_colour(description, rng):
 def _ask_texture(description, rng):
   i = int(rng.integers(len(description.objects)))
   thing = description.objects[i]
-  wrong = other(rng, layout.TEXTURES, thing.texture)
+  wrong = other(rng, descriptions.TEXTURES, thing.texture)
   return f"what texture is the {thing.shape} ?", thing.texture, wrong, (i + 1,)
 
 
 def _ask_digit(description, rng):
   right = description.digit.character
-  wrong = other(rng, layout.DIGITS, right)
-  return _ask_sign(rng, "digit"), right, wrong, (layout.DIGIT,)
+  wrong = other(rng, descriptions.DIGITS, right)
+  return _ask_sign(rng, "digit"), right, wrong, (descriptions.DIGIT,)
 
 
 def _ask_letter(description, rng):
   right = description.letter.character
-  wrong = other(rng, layout.LETTERS, right)
-  return _ask_sign(rng, "letter"), right, wrong, (layout.LETTER,)
+  wrong = other(rng, descriptions.LETTERS, right)
+  return _ask_sign(rng, "letter"), right, wrong, (descriptions.LETTER,)
 
 
 def _ask_sign(rng, name):
@@ -225,7 +229,7 @@ def _ask_bar(description, rng):
   (right,) = (colour for colour, height in bars if height == level)
   wrong = other(rng, [colour for colour, _ in bars], right)
   question = f"what colour is the {extreme} bar ?"
-  return question, right, wrong, (layout.CHART,)
+  return question, right, wrong, (descriptions.CHART,)
 
 
 def _ask_count(description, rng):
@@ -255,7 +259,9 @@ def _ask_relation(description, rng):
 
 def _ask_size(description, rng):
   """Large or small with equal chance, though only one object is large."""
-  right, wrong = layout.SIZES if rng.random() < 0.5 else layout.SIZES[::-1]
+  right, wrong = (
+    descriptions.SIZES if rng.random() < 0.5 else descriptions.SIZES[::-1]
+  )
   fitting = [
     i for i, one in enumerate(description.objects) if one.size == right
   ]
@@ -281,9 +287,9 @@ def _ask_where(description, rng):
 def _ask_fact(description, rng):
   """The wrong fact is that of another letter, and true of it."""
   right = description.letter.character
-  wrong = other(rng, layout.LETTERS, right)
+  wrong = other(rng, descriptions.LETTERS, right)
   question = "what does the letter stand for ?"
-  return question, fact(right), fact(wrong), (layout.LETTER,)
+  return question, fact(right), fact(wrong), (descriptions.LETTER,)
 
 
 @dataclasses.dataclass(frozen=True)

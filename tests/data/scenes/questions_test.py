@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from sklearn import feature_extraction, linear_model
 
-from pivot_jax.data import misnaming, questions, scenes
+from pivot_jax.data.scenes import counterfactuals, questions, scenes
 
 
 def test_wrong_captions_use_each_word_as_often_as_right_ones():
@@ -20,7 +20,9 @@ def test_wrong_captions_use_each_word_as_often_as_right_ones():
   total = 12_000
   for i in range(total):
     description = scenes._description(0, "words", i)
-    wrong, owners = misnaming.misname(description, np.random.default_rng(i))
+    wrong, owners = counterfactuals.misname(
+      description, np.random.default_rng(i)
+    )
     assert wrong != description and owners
     change = collections.Counter(questions.caption(wrong).split())
     change.subtract(questions.caption(description).split())

@@ -13,7 +13,7 @@ import dataclasses
 import numpy as np
 from jaxtyping import Bool, Int8, Int32, UInt8
 
-from pivot_jax.data import drawing
+from pivot_jax.data.scenes import drawing
 
 COLOURS = tuple(drawing.COLOURS)
 SHAPES = drawing.SHAPES

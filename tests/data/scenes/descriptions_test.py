@@ -4,7 +4,7 @@ import collections
 
 import numpy as np
 
-from pivot_jax.data import drawing, layout, questions, scenes
+from pivot_jax.data.scenes import descriptions, drawing, questions, scenes
 
 SOME = 300  # scenes that a property is checked on
 
@@ -72,16 +72,16 @@ def test_masks_and_labels_agree_with_the_objects():
       inside[top:bottom, left:right] = whole
       assert not (mask & ~inside).any()
       assert mask.sum() >= 0.5 * whole.sum()
-      name = layout.LABELS[labels[mask][0]]
+      name = descriptions.LABELS[labels[mask][0]]
       assert name == thing.shape and (labels[mask] == labels[mask][0]).all()
       middle = divmod(thing.cell, 3)
       assert abs((top + bottom) / 2 - 16 * middle[0] - 8) <= 4
       assert abs((left + right) / 2 - 16 * middle[1] - 8) <= 4
       covered |= mask
     for owner, name, least in (
-      (layout.DIGIT, "digit", 14 * 16 * 0.8),
-      (layout.LETTER, "letter", 14 * 16 * 0.8),
-      (layout.CHART, "chart", 256),
+      (descriptions.DIGIT, "digit", 14 * 16 * 0.8),
+      (descriptions.LETTER, "letter", 14 * 16 * 0.8),
+      (descriptions.CHART, "chart", 256),
     ):
       mask = one.mask((owner,))
       there = _plate(one.description, name) is not None
@@ -89,7 +89,7 @@ def test_masks_and_labels_agree_with_the_objects():
       if there:
         assert mask.sum() >= least
         label = "chart" if name == "chart" else "sign"
-        assert (labels[mask] == layout.LABELS.index(label)).all()
+        assert (labels[mask] == descriptions.LABELS.index(label)).all()
       covered |= mask
     assert (labels[~covered] == 0).all()
 
@@ -115,7 +115,7 @@ def test_shapes_and_colours_can_be_told_from_the_pixels():
       near = np.abs(crop[:, :, None] - shades).max(-1).min(-1) < 40
       overlaps = {
         shape: (near & template).sum() / (near | template).sum()
-        for shape in layout.SHAPES
+        for shape in descriptions.SHAPES
         for template in [drawing.shape_mask(shape, bottom - top)]
       }
       right_shape += max(overlaps, key=overlaps.get) == thing.shape
@@ -126,7 +126,7 @@ def test_shapes_and_colours_can_be_told_from_the_pixels():
 
 
 def test_characters_differ_from_one_another():
-  characters = layout.DIGITS + layout.LETTERS
+  characters = descriptions.DIGITS + descriptions.LETTERS
   masks = {one: drawing.glyph_mask(one) for one in characters}
   for one in characters:
     assert masks[one].shape == (14, 10)
@@ -136,12 +136,12 @@ def test_characters_differ_from_one_another():
 
 
 def test_textures_differ_inside_every_shape():
-  for shape in layout.SHAPES:
+  for shape in descriptions.SHAPES:
     for pixels in (11, 12, 16, 17):
       mask = drawing.shape_mask(shape, pixels)
       dark = {
         texture: (drawing._shades(texture, pixels) < 1)[mask].mean()
-        for texture in layout.TEXTURES
+        for texture in descriptions.TEXTURES
       }
       assert dark["solid"] == 0
       assert 0.1 < dark["dotted"] < 0.4 < dark["striped"] < 0.6
