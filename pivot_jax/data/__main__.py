@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pivot_jax.errors import InputError
 
 # Only the one that is asked for is imported.
-COMMANDS = {"check": "checking", "show": "showing", "convert": "converting"}
+COMMANDS = ("check", "show", "convert")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -24,7 +24,7 @@ def main(argv: Sequence[str]) -> int:
     sys.stderr.write(f"{__doc__}\n")
     return 0 if argv and argv[0] in ("-h", "--help") else 2
   logging.basicConfig(level=logging.INFO, format="%(message)s")
-  command = importlib.import_module(f"pivot_jax.data.{COMMANDS[argv[0]]}")
+  command = importlib.import_module(f"pivot_jax.data.tools.{argv[0]}")
   try:
     return command.main(argv[1:])
   except InputError as error:

@@ -3,14 +3,8 @@
 import numpy as np
 import pytest
 
-from pivot_jax.data import (
-  chat,
-  converting,
-  opening,
-  pipeline,
-  registry,
-  streams,
-)
+from pivot_jax.data import chat, opening, pipeline, registry, streams
+from pivot_jax.data.tools import convert
 from pivot_jax.errors import InputError
 from pivot_jax.weights import checkpoint
 from tests.data import published, published_parts
@@ -95,7 +89,7 @@ def test_a_published_set_is_learnt_from(found):
 def test_a_converted_set_has_the_rows_and_files_it_had(found, tmp_path):
   name, made, kind, source = found
   out = tmp_path / "converted"
-  converting.convert(source, out, kind=kind, origin=name, shards=2)
+  convert.convert(source, out, kind=kind, origin=name, shards=2)
   again_kind, again = opening.open_path(out)
   assert again_kind == kind and len(again) == len(source)
   for index in range(len(source)):
@@ -122,7 +116,7 @@ def test_rows_of_another_kind_than_needed_are_refused(tmp_path, make, kind):
 ])  # fmt: skip
 def test_scenes_are_converted(tmp_path, task, kind):
   source = registry.open_source(dict(kind="scenes", task=task, size=4))
-  converting.convert(source, tmp_path / "out", kind=kind, origin="scenes")
+  convert.convert(source, tmp_path / "out", kind=kind, origin="scenes")
   _, again = opening.open_path(tmp_path / "out")
   for index in range(4):
     one, other = again[index], source[index]

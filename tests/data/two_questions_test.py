@@ -10,8 +10,8 @@ from pivot_jax.data import registry
 from pivot_jax.data.sources import mmpr
 from pivot_jax.data.sources import parquet as parquet_source
 from pivot_jax.errors import InputError
-from tests.data import checked
 from tests.data.sources import mmpr_files
+from tests.data.tools import checked
 
 PAIR = {"chosen": "red", "rejected": "blue"}
 EXAM = {"answer": "red"}

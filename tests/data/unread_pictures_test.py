@@ -9,20 +9,14 @@ import pytest
 from PIL import Image
 from pyarrow import parquet
 
-from pivot_jax.data import (
-  chat,
-  converting,
-  examples,
-  opening,
-  registry,
-  showing_rows,
-)
+from pivot_jax.data import chat, examples, opening, registry
 from pivot_jax.data.sources import json_records, mmpr, records
 from pivot_jax.data.sources import parquet as parquet_source
+from pivot_jax.data.tools import convert, shown_rows
 from pivot_jax.errors import InputError
 from pivot_jax.weights import checkpoint
-from tests.data import checked
 from tests.data.sources import mmpr_files
+from tests.data.tools import checked
 
 TALK = [
   {"from": "human", "value": "Which animal?"},
@@ -288,16 +282,16 @@ TOKENIZER = chat.load_tokenizer(checkpoint.tokenizer_folder("package:toy"))
 def test_show_and_convert_refuse_the_row(folder):
   path = _write(folder / "pairs.jsonl", PAIR | {"img": "goat.png"})
   _, source = opening.open_path(path, images=str(folder / "images"))
-  shown = showing_rows.look(source, 0, showing_rows.Style(TOKENIZER))
+  shown = shown_rows.look(source, 0, shown_rows.Style(TOKENIZER))
   assert len(shown.errors) == 1 and "img: unknown" in shown.errors[0]
   with pytest.raises(InputError, match="img: unknown"):
-    converting.main([str(path), str(folder / "out"), "--images", str(folder)])
+    convert.main([str(path), str(folder / "out"), "--images", str(folder)])
 
 
 def test_convert_keeps_the_pictures_of_images(folder):
   path = _write(folder / "pairs.jsonl", PAIR | {"images": ["goat.png"]})
   target = folder / "out"
-  converting.main([str(path), str(target), f"--images={folder / 'images'}"])
+  convert.main([str(path), str(target), f"--images={folder / 'images'}"])
   source = registry.open_source({"kind": "array_record", "path": str(target)})
   assert source.encoded(0) == (PNG,)
 

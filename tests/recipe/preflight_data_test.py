@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from pivot_jax.data import converting, opening, registry
+from pivot_jax.data import opening, registry
+from pivot_jax.data.tools import convert
 from pivot_jax.errors import InputError
 from pivot_jax.recipe import preflight
 from tests.data import published
@@ -54,7 +55,7 @@ def test_converted_splits_are_not_each_other(tmp_path):
   for split in ("train", "val"):
     kind, source = opening.open_path(made.path / split)
     out = tmp_path / "converted" / split
-    converting.convert(source, out, kind=kind, origin=split)
+    convert.convert(source, out, kind=kind, origin=split)
   ids = [
     {source[i]["image"].tobytes() for i in range(len(source))}
     for source in (

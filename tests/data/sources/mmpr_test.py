@@ -7,8 +7,9 @@ import logging
 import pytest
 from PIL import Image
 
-from pivot_jax.data import checking, converting, registry
+from pivot_jax.data import registry
 from pivot_jax.data.sources import mmpr
+from pivot_jax.data.tools import check, convert
 from pivot_jax.errors import InputError
 from tests.data.sources import mmpr_files
 
@@ -211,11 +212,11 @@ def test_the_stamp_knows_how_often_rows_come(write):
 def test_check_and_training_read_repeated_rows(write, tmp_path):
   meta = _repeated(write({"a": numbered(4), "b": numbered(2)}), 0.5, 2)
   options = [str(meta), f"--out={tmp_path}", "--tokenizer=package:toy"]
-  assert checking.main(options) == 0
+  assert check.main(options) == 0
   assert json.loads((tmp_path / "check.json").read_text())["rows"] == 6
   for kind in ("mmpr", "preference"):
     source = registry.open_source({"kind": kind, "path": str(meta)})
     assert len(source) == 6 and source.text(5)["id"] == "b#2/1"
-  converting.main([str(meta), str(tmp_path / "out")])
+  convert.main([str(meta), str(tmp_path / "out")])
   spec = {"kind": "array_record", "path": str(tmp_path / "out")}
   assert registry.open_source(spec).text(5)["id"] == "b#2/1"

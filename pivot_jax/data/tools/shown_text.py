@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from pivot_jax.data import showing_rows
+from pivot_jax.data.tools import shown_rows
 
 PICTURE = (40, 48)  # columns and half-lines that a picture may take
 _RESET = "\x1b[0m"
@@ -45,23 +45,23 @@ def legend(look: Look) -> str:
     special = _paint("special", f"{_LEARNT};{_SPECIAL}")
     marks = f"{learnt} {special} {read}, every other token underlined"
   return (
-    f"{marks}, {showing_rows.NEWLINE} a newline;"
+    f"{marks}, {shown_rows.NEWLINE} a newline;"
     " the first token of a row is never predicted"
   )
 
 
-def row(shown: showing_rows.Shown, look: Look) -> str:
+def row(shown: shown_rows.Shown, look: Look) -> str:
   """Returns a row as text that ends in a newline."""
-  name = showing_rows.one_line(shown.name)
+  name = shown_rows.one_line(shown.name)
   lines = [_styled(f"== {name}", _HEAD, look)]
   if shown.id:
-    lines.append(f"id {showing_rows.one_line(shown.id)}")
+    lines.append(f"id {shown_rows.one_line(shown.id)}")
   lines += [
-    _styled(f"error: {showing_rows.one_line(error)}", _ERROR, look)
+    _styled(f"error: {shown_rows.one_line(error)}", _ERROR, look)
     for error in shown.errors
   ]
   for picture in shown.pictures:
-    lines.append(showing_rows.one_line(picture.caption))
+    lines.append(shown_rows.one_line(picture.caption))
     if look.pictures:
       lines += half_blocks(picture.pixels)
   if shown.parts:
@@ -70,13 +70,13 @@ def row(shown: showing_rows.Shown, look: Look) -> str:
     lines.append(_styled(f"-- {part.title}", _HEAD, look))
     lines += draw(part.tokens, look)
   lines += [
-    f"{showing_rows.one_line(name)}: {showing_rows.one_line(text)}"
+    f"{shown_rows.one_line(name)}: {shown_rows.one_line(text)}"
     for name, text in shown.fields
   ]
   return "\n".join(lines) + "\n"
 
 
-def counts(shown: showing_rows.Shown) -> str:
+def counts(shown: shown_rows.Shown) -> str:
   """Returns the sizes of a row's parts in words."""
   parts = ", ".join(
     f"{part.title} {part.length} tokens ({part.targets} learnt)"
@@ -85,14 +85,14 @@ def counts(shown: showing_rows.Shown) -> str:
   return f"{parts}; {total(shown)}"
 
 
-def total(shown: showing_rows.Shown) -> str:
+def total(shown: shown_rows.Shown) -> str:
   """Returns the size of a row in words."""
   images = sum(part.images for part in shown.parts)
   plural = "" if images == 1 else "s"
   return f"{shown.length} tokens with {images} image{plural}"
 
 
-def draw(tokens: Sequence[showing_rows.Token], look: Look) -> list[str]:
+def draw(tokens: Sequence[shown_rows.Token], look: Look) -> list[str]:
   """Returns the lines of a text in tokens, with marks where no colour is."""
   lines = []
   for cells in _wrap(tokens, look.columns):
@@ -121,7 +121,7 @@ def half_blocks(pixels: UInt8[np.ndarray, "H W 3"]) -> list[str]:
 
 
 def _wrap(
-  tokens: Sequence[showing_rows.Token], columns: int
+  tokens: Sequence[shown_rows.Token], columns: int
 ) -> Iterable[list[_Cell]]:
   """Yields lines of cells; a token is broken only where it is a whole line."""
   line: list[_Cell] = []
@@ -145,13 +145,13 @@ def _wrap(
 
 def _cells(text: str, number: int) -> list[_Cell]:
   return [
-    _Cell(c, 0 if c == "\n" else showing_rows.width(c), number, not i)
-    for i, c in enumerate(showing_rows.visible(text))
+    _Cell(c, 0 if c == "\n" else shown_rows.width(c), number, not i)
+    for i, c in enumerate(shown_rows.visible(text))
   ]
 
 
 def _marks(
-  cells: Sequence[_Cell], tokens: Sequence[showing_rows.Token]
+  cells: Sequence[_Cell], tokens: Sequence[shown_rows.Token]
 ) -> Iterable[str]:
   for cell in cells:
     target = tokens[cell.number].target
@@ -161,7 +161,7 @@ def _marks(
 
 
 def _paint_cells(
-  cells: Sequence[_Cell], tokens: Sequence[showing_rows.Token]
+  cells: Sequence[_Cell], tokens: Sequence[shown_rows.Token]
 ) -> Iterable[str]:
   """Yields the pieces of a line, one a token."""
   for number in dict.fromkeys(cell.number for cell in cells):

@@ -5,15 +5,12 @@ import pathlib
 
 import pytest
 
-from pivot_jax.data import (
-  checking,
-  checking_work,
-  registry,
-)
+from pivot_jax.data import registry
+from pivot_jax.data.tools import check, check_work
 from pivot_jax.errors import InputError
-from tests.data import checked
+from tests.data.tools import checked
 
-ROOT = pathlib.Path(__file__).parents[2]
+ROOT = pathlib.Path(__file__).parents[3]
 
 
 @pytest.fixture
@@ -245,7 +242,7 @@ def test_a_folder_without_a_set_is_one_fault(folder):
 
 
 def test_workers_change_nothing(folder, monkeypatch):
-  monkeypatch.setattr(checking_work, "_CHUNK", 7)
+  monkeypatch.setattr(check_work, "_CHUNK", 7)
   rows = [checked.PAIR | {"id": f"p{i}"} | c for i, (_, c) in enumerate(PAIRS)]
   paths = [
     checked.lines(folder / "one.jsonl", rows),
@@ -264,7 +261,7 @@ def test_real_data_is_clean(test_data, tmp_path):
   files = sorted((test_data / "nlvr").glob("*.json*"))
   assert len(files) == 4
   given = [*map(str, files), f"--images={test_data / 'nlvr' / 'images'}"]
-  assert checking.main([*given, f"--out={tmp_path}"]) == 0
+  assert check.main([*given, f"--out={tmp_path}"]) == 0
   assert (tmp_path / "bad.jsonl").read_text() == ""
   report = json.loads((tmp_path / "check.json").read_text())
   assert [file["rows"] for file in report["files"]] == [400, 400, 1000, 1000]
@@ -339,17 +336,17 @@ def test_without_its_tokenizer_no_row_is_too_long(folder, capsys):
     folder / "rows.jsonl", [checked.PAIR | {"chosen": "two " * 2100}]
   )
   given = [str(path), f"--images={folder / 'images'}", f"--out={folder}/out"]
-  assert checking.main(given) == 0
+  assert check.main(given) == 0
   assert checked.bad(folder) == []
   assert "no row is judged too_long: give --tokenizer" in (
     capsys.readouterr().out
   )
   report = checked.report(folder)
-  assert report["files"][0]["tokens"]["max"] > checking.MAX_LENGTH
+  assert report["files"][0]["tokens"]["max"] > check.MAX_LENGTH
   assert not report["settings"]["too_long_is_judged"]
   with pytest.raises(InputError, match="--max-length=9: give --tokenizer"):
-    checking.main([*given, "--max-length=9"])
-  assert checking.main([*given, "--tokenizer=package:toy"]) == 1
+    check.main([*given, "--max-length=9"])
+  assert check.main([*given, "--tokenizer=package:toy"]) == 1
   assert [fault["kind"] for fault in checked.bad(folder)] == ["too_long"]
   assert "too_long: give" not in capsys.readouterr().out
 

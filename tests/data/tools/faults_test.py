@@ -9,15 +9,11 @@ import shutil
 import pytest
 from PIL import Image
 
-from pivot_jax.data import (
-  checking,
-  checking_report,
-  checking_rows,
-)
+from pivot_jax.data.tools import check, check_rows, faults
 from pivot_jax.errors import InputError
-from tests.data import checked
+from tests.data.tools import checked
 
-ROOT = pathlib.Path(__file__).parents[2]
+ROOT = pathlib.Path(__file__).parents[3]
 
 
 @pytest.fixture
@@ -47,7 +43,7 @@ def test_the_report_counts_rows_images_and_sizes(folder):
 
 def test_quantiles_and_bars_are_those_counted_by_hand():
   counts = collections.Counter({10: 50, 20: 49, 1000: 1})
-  found = checking_report.lengths(counts)
+  found = faults.lengths(counts)
   assert found is not None
   assert (found["rows"], found["total"], found["mean"]) == (100, 2480, 24.8)
   assert found["quantiles"] == {
@@ -66,11 +62,11 @@ def test_quantiles_and_bars_are_those_counted_by_hand():
     {"from": 0, "to": 63, "rows": 99},
     {"from": 960, "to": 1023, "rows": 1},
   ]
-  assert checking_report.lengths(collections.Counter()) is None
+  assert faults.lengths(collections.Counter()) is None
 
 
 def test_the_last_bar_has_the_few_rows_that_are_much_longer():
-  found = checking_report.lengths(collections.Counter({8: 9999, 900: 1}))
+  found = faults.lengths(collections.Counter({8: 9999, 900: 1}))
   assert found is not None
   assert found["histogram"] == [{"from": 8, "to": 900, "rows": 10000}]
 
@@ -81,8 +77,8 @@ def test_pictures_of_folders_are_looked_at(folder):
     shutil.copy(folder / "images" / "b.jpg", folder / "classes" / split / "x")
   shutil.copy(folder / "images" / "cut.jpg", folder / "classes" / "val" / "x")
   train, val = folder / "classes" / "train", folder / "classes" / "val"
-  assert checking.main([str(train), f"--out={folder / 'out'}"]) == 0
-  assert checking.main([str(val), f"--out={folder / 'out'}"]) == 1
+  assert check.main([str(train), f"--out={folder / 'out'}"]) == 0
+  assert check.main([str(val), f"--out={folder / 'out'}"]) == 1
   [fault] = checked.bad(folder)
   assert (fault["file"], fault["row"]) == (str(val), 1)
   assert (fault["id"], fault["kind"]) == ("x/cut.jpg", "undecodable_image")
@@ -107,7 +103,7 @@ def test_what_cannot_be_checked_is_said_in_a_line(
   monkeypatch.chdir(folder)
   pathlib.Path("notes.txt").write_text("text")
   with pytest.raises(InputError, match=said) as error:
-    checking.main([*given, "--out=out"] if "--out" not in given[-1] else given)
+    check.main([*given, "--out=out"] if "--out" not in given[-1] else given)
   assert "\n" not in str(error.value)
 
 
@@ -116,7 +112,7 @@ def test_what_cannot_be_checked_is_said_in_a_line(
 )
 def test_numbers_out_of_range_are_refused(option, capsys):
   with pytest.raises(SystemExit) as stop:
-    checking.main(["rows.jsonl", option])
+    check.main(["rows.jsonl", option])
   assert stop.value.code == 2
   assert "give" in capsys.readouterr().err
 
@@ -136,8 +132,8 @@ def test_a_header_says_the_size_of_a_picture(suffix):
   data = io.BytesIO()
   # WebP keeps the size in such a header for pictures with alpha.
   Image.new("RGBA", (300, 70), (1, 2, 3, 4)).save(data, suffix)
-  assert checking_rows.claimed(data.getvalue()) == (300, 70)
-  assert checking_rows.claimed(data.getvalue()[:8]) == (0, 0)
+  assert check_rows.claimed(data.getvalue()) == (300, 70)
+  assert check_rows.claimed(data.getvalue()[:8]) == (0, 0)
 
 
 def test_every_kind_that_is_raised_is_in_the_vocabulary():
@@ -153,5 +149,5 @@ def test_every_kind_that_is_raised_is_in_the_vocabulary():
         for part in ast.walk(keyword.value)
         if isinstance(part, ast.Constant)
       }
-  assert raised <= set(checking_report.KINDS)
+  assert raised <= set(faults.KINDS)
   assert len(raised) >= 12

@@ -5,11 +5,7 @@ import ml_collections
 import pytest
 from PIL import Image
 
-from pivot_jax.data import (
-  checking,
-  checking_config,
-  checking_encoder,
-)
+from pivot_jax.data.tools import check, check_config, check_encoder
 from pivot_jax.errors import InputError
 
 TALK = [
@@ -69,7 +65,7 @@ def _recipe(*lines: str) -> None:
 
 
 def _check(*options: str) -> int:
-  return checking.main(["recipe.py", "--out=out", *options])
+  return check.main(["recipe.py", "--out=out", *options])
 
 
 def _kinds() -> list[tuple[int, str]]:
@@ -260,9 +256,9 @@ def _patches(**vision) -> int | None:
   return _encoder(vision).patches
 
 
-def _encoder(vision: dict, **stages) -> checking_encoder.Encoder:
+def _encoder(vision: dict, **stages) -> check_encoder.Encoder:
   config = ml_collections.ConfigDict(dict(vision=vision, **stages))
-  return checking_encoder.read(config)
+  return check_encoder.read(config)
 
 
 def test_patches_are_those_of_the_encoder_whatever_describes_it(tmp_path):
@@ -354,24 +350,24 @@ def test_a_config_that_cannot_be_used_is_said_in_a_line(folder, given, said):
     "def get_config(name):\n  raise ValueError('no ' + name)\n"
   )
   with pytest.raises(InputError, match=said) as error:
-    checking.main([*given, "--out=out"])
+    check.main([*given, "--out=out"])
   assert "\n" not in str(error.value)
 
 
 def test_only_a_path_to_python_is_a_config():
-  assert checking_config.is_config("configs/pivot.py:files")
-  assert checking_config.is_config("configs/pivot.py")
-  assert not checking_config.is_config("a.python/b.json")
+  assert check_config.is_config("configs/pivot.py:files")
+  assert check_config.is_config("configs/pivot.py")
+  assert not check_config.is_config("a.python/b.json")
 
 
 def test_the_recipe_of_given_files_can_be_checked(folder, monkeypatch):
-  root = pathlib.Path(__file__).parents[2]
+  root = pathlib.Path(__file__).parents[3]
   monkeypatch.syspath_prepend(root)
   _write("rows.jsonl", ROW, _long(id="b"))
   given = dict(pretrain="rows.jsonl", images="images", max_bad=0.5)
   keys = [f"--config.files.{key}={value}" for key, value in given.items()]
   config = f"{root / 'configs' / 'pivot.py'}:files"
-  assert checking.main([config, *keys, "--out=out"]) == 0
+  assert check.main([config, *keys, "--out=out"]) == 0
   assert _report()["files"][0]["max_bad"] == 0.5
   assert _report()["settings"]["max_length"] == {"rows.jsonl": 2048}
   assert _report()["not_looked_at"]["eval"] == "set --config.files.eval"

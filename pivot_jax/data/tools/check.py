@@ -23,14 +23,14 @@ from typing import TextIO
 import tqdm
 
 from pivot_jax import files
-from pivot_jax.data import (
-  chat,
-  checking_config,
-  checking_files,
-  checking_report,
-  checking_rows,
-  checking_work,
-  showing,
+from pivot_jax.data import chat
+from pivot_jax.data.tools import (
+  check_config,
+  check_files,
+  check_rows,
+  check_work,
+  faults,
+  show,
 )
 from pivot_jax.errors import InputError
 
@@ -52,30 +52,30 @@ def main(argv: Sequence[str]) -> int:
   out = files.local_path(given.out, "--out")
   _check_apart(wanted.entries, out)
   address = wanted.tokenizer or TOKENIZER
-  settings = checking_rows.Settings(
-    str(showing.tokenizer_folder(address)),
+  settings = check_rows.Settings(
+    str(show.tokenizer_folder(address)),
     wanted.patches or PATCHES,
     given.decode,
   )
   # Made here whoever uses it: a wrong tokenizer is answered at once.
-  checker = checking_rows.Checker(settings)
+  checker = check_rows.Checker(settings)
   found = [
-    checking_report.Summary(one.path, max_bad=one.max_bad, long=one.long)
+    faults.Summary(one.path, max_bad=one.max_bad, long=one.long)
     for one in wanted.entries
   ]
   with _rewriting(out / BAD) as bad:
     targets = _open(wanted.entries, found, bad)
-    tasks = checking_work.tasks(targets)
+    tasks = check_work.tasks(targets)
     rows = sum(len(task.rows) for task in tasks)
     workers = given.workers
     if workers < 0:
       workers = (os.cpu_count() or 1) if rows >= _FEW else 0
     if workers and tasks:
-      parts = checking_work.parts(targets, settings, tasks, workers)
+      parts = check_work.parts(targets, settings, tasks, workers)
     else:
       parts = (checker.part(targets[task.number], task.rows) for task in tasks)
     _count(zip(tasks, parts), rows, found, bad)
-  report = checking_report.summary(
+  report = faults.summary(
     found,
     settings={
       "tokenizer": address,
@@ -94,9 +94,9 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _count(
-  parts: Iterable[tuple[checking_work.Task, checking_rows.Part]],
+  parts: Iterable[tuple[check_work.Task, check_rows.Part]],
   rows: int,
-  found: Sequence[checking_report.Summary],
+  found: Sequence[faults.Summary],
   bad: TextIO,
 ) -> None:
   """Counts and writes what is found, in the order of the rows."""
@@ -109,15 +109,15 @@ def _count(
   with bar:
     for task, part in parts:
       found[task.number].add(part)
-      bad.writelines(map(checking_report.line, part.faults))
+      bad.writelines(map(faults.line, part.faults))
       bar.update(part.rows)
 
 
 def _open(
-  entries: Sequence[checking_config.Entry],
-  found: Sequence[checking_report.Summary],
+  entries: Sequence[check_config.Entry],
+  found: Sequence[faults.Summary],
   bad: TextIO,
-) -> list[checking_rows.Target | None]:
+) -> list[check_rows.Target | None]:
   """Opens what is to be checked; None stands for a file that has a fault."""
   targets = []
   for entry, summary in zip(entries, found):
@@ -126,32 +126,32 @@ def _open(
     except (InputError, OSError) as error:
       fault = _of_file(entry.path, error)
       summary.add_unreadable(fault)
-      bad.write(checking_report.line(fault, row=False))
+      bad.write(faults.line(fault, row=False))
       targets.append(None)
       continue
     targets.append(
-      checking_rows.Target(
+      check_rows.Target(
         entry.path, source, entry.readings, entry.frames, entry.max_pixels
       )
     )
   return targets
 
 
-def _of_file(path: str, error: InputError | OSError) -> checking_rows.Fault:
+def _of_file(path: str, error: InputError | OSError) -> check_rows.Fault:
   """Returns the fault of a file; raises if there is none of that name."""
   if not isinstance(error, InputError):
     error = InputError(f"{path}: {error.strerror}")
-  if not checking_files.is_there(path):
+  if not check_files.is_there(path):
     raise error
-  why = checking_rows.reason(error, path)
-  return checking_rows.Fault(path, None, error.kind or "unreadable", why)
+  why = check_rows.reason(error, path)
+  return check_rows.Fault(path, None, error.kind or "unreadable", why)
 
 
 def _wanted(
   given: argparse.Namespace, overrides: Sequence[str]
-) -> checking_config.Wanted:
+) -> check_config.Wanted:
   """Returns what the command line asks for, a config's own values filled in."""
-  configs = [path for path in given.what if checking_config.is_config(path)]
+  configs = [path for path in given.what if check_config.is_config(path)]
   strange = [text for text in overrides if not text.startswith("--config.")]
   if strange or overrides and not configs:
     raise InputError(f"{(strange or overrides)[0]}: unknown; see --help")
@@ -160,16 +160,14 @@ def _wanted(
   wanted = _of_config(configs[0], given, overrides) if configs else _of(given)
   if not wanted.tokenizer:
     # Another tokenizer's tokens say nothing of a limit.
-    unlimited = [
-      checking_config.with_limit(entry, 0) for entry in wanted.entries
-    ]
+    unlimited = [check_config.with_limit(entry, 0) for entry in wanted.entries]
     wanted = wanted._replace(entries=tuple(unlimited))
   return wanted
 
 
 def _of_config(
   config: str, given: argparse.Namespace, overrides: Sequence[str]
-) -> checking_config.Wanted:
+) -> check_config.Wanted:
   if len(given.what) > 1:
     raise InputError(f"{config}: give one config, or files")
   if given.template:
@@ -177,7 +175,7 @@ def _of_config(
       f"--template={given.template}: is for files; the stages of"
       f" {config} have theirs"
     )
-  found = checking_config.read(
+  found = check_config.read(
     config, overrides, max_length=given.max_length, max_bad=given.max_bad
   )
   return found._replace(
@@ -186,7 +184,7 @@ def _of_config(
   )
 
 
-def _of(given: argparse.Namespace) -> checking_config.Wanted:
+def _of(given: argparse.Namespace) -> check_config.Wanted:
   """Returns what files are checked by."""
   if given.max_length and not given.tokenizer:
     raise InputError(
@@ -194,22 +192,22 @@ def _of(given: argparse.Namespace) -> checking_config.Wanted:
       " are"
     )
   most = MAX_LENGTH if given.max_length is None else given.max_length
-  reading = checking_config.ALONE._replace(
+  reading = check_config.ALONE._replace(
     template=given.template or TEMPLATE, max_length=most
   )
   entries = [
-    checking_config.Entry(
+    check_config.Entry(
       path, given.images, (reading,), max_bad=given.max_bad or 0.0
     )
     for path in dict.fromkeys(given.what)
   ]
-  return checking_config.Wanted(
+  return check_config.Wanted(
     tuple(entries), given.tokenizer or "", given.patches, {}
   )
 
 
 def _check_apart(
-  entries: Sequence[checking_config.Entry], out: pathlib.Path
+  entries: Sequence[check_config.Entry], out: pathlib.Path
 ) -> None:
   """Raises if what is to be checked would be written over."""
   written = [(out / name).absolute() for name in (BAD, SUMMARY)]
@@ -292,7 +290,7 @@ def _kinds() -> str:
       initial_indent="  ",
       subsequent_indent=" " * 21,
     )
-    for name, kind in checking_report.KINDS.items()
+    for name, kind in faults.KINDS.items()
   )
 
 

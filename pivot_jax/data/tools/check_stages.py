@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from pivot_jax.data import chat, checking_rows, examples, images, registry
+from pivot_jax.data import chat, examples, images, registry
+from pivot_jax.data.tools import check_rows
 from pivot_jax.errors import InputError
 
 # The side of an image where the encoder's is not known.
@@ -21,8 +22,8 @@ class Stage(NamedTuple):
   """The sources that a stage reads, and how; its images if it sees them."""
 
   sources: tuple[str, ...]
-  reading: checking_rows.Reading
-  frame: checking_rows.Frame | None
+  reading: check_rows.Reading
+  frame: check_rows.Frame | None
 
 
 def read(config: str, found: ConfigDict, *, side: int | None) -> list[Stage]:
@@ -77,12 +78,12 @@ def _names(section: ConfigDict) -> tuple[str, ...]:
 
 def _reading(
   where: str, section: ConfigDict, found: ConfigDict, data: Sequence[str]
-) -> checking_rows.Reading:
+) -> check_rows.Reading:
   specs = [
     found.sources[name].to_dict() for name in data if _given(found, name)
   ]
   long = section.get("long", "error")
-  return checking_rows.Reading(
+  return check_rows.Reading(
     template=_choice(
       where, "template", section.get("template", "qwen_1_5"), chat.TEMPLATES
     ),
@@ -108,11 +109,11 @@ def _choice(where: str, field: str, value: str, known: Sequence[str]) -> str:
   return value
 
 
-def _frame(where: str, how: str, side: int | None) -> checking_rows.Frame:
+def _frame(where: str, how: str, side: int | None) -> check_rows.Frame:
   try:
     size = side or images.parse_resample(how).edge or _SIDE
     # What is wrong with any image is no fault of one of them.
     images.resize(np.zeros((1, 1, 3), np.uint8), size, resample=how)
   except InputError as error:
     raise InputError(f"{where}: {error}") from None
-  return checking_rows.Frame(size, how)
+  return check_rows.Frame(size, how)

@@ -7,7 +7,8 @@ import zlib
 
 from PIL import Image
 
-from pivot_jax.data import checking, checking_report
+from pivot_jax.data.tools import check as checking
+from pivot_jax.data.tools import faults
 
 PAIR = {
   "id": "p",
@@ -88,7 +89,7 @@ def kinds(folder: pathlib.Path, rows, *, options=()) -> list[str | None]:
   for fault in bad(folder):
     assert fault["file"] == str(path)
     assert fault["name"] == f"{path}:{fault['row'] + 1}"
-    assert fault["remedy"] == checking_report.KINDS[fault["kind"]].remedy
+    assert fault["remedy"] == faults.KINDS[fault["kind"]].remedy
     assert found[fault["row"]] is None
     found[fault["row"]] = fault["kind"]
   return found

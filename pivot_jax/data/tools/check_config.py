@@ -13,21 +13,19 @@ from typing import Any, NamedTuple
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from pivot_jax.data import (
-  checking_encoder,
-  checking_files,
-  checking_rows,
-  checking_stages,
-  images,
-  opening,
-  registry,
+from pivot_jax.data import images, opening, registry
+from pivot_jax.data.tools import (
+  check_encoder,
+  check_files,
+  check_rows,
+  check_stages,
 )
 from pivot_jax.errors import InputError
 
 # Of an entry: how its rows are used, and not what they are.
 _USE = ("given_by", "max_bad", "bad", "group", "image_size", "resample")
 # How texts are read where no stage says it.
-ALONE = checking_rows.Reading("qwen_1_5", "paper", True, 0, "error")
+ALONE = check_rows.Reading("qwen_1_5", "paper", True, 0, "error")
 # What a config file may raise, as a program of somebody else's.
 _BROKEN = (
   ArithmeticError, AssertionError, ImportError, LookupError, NameError,
@@ -45,8 +43,8 @@ class Entry(NamedTuple):
 
   path: str
   images: str | None
-  readings: tuple[checking_rows.Reading, ...]
-  frames: tuple[checking_rows.Frame, ...] = ()
+  readings: tuple[check_rows.Reading, ...]
+  frames: tuple[check_rows.Frame, ...] = ()
   max_pixels: int = images.MAX_PIXELS
   max_bad: float = 0.0
   spec: str = ""
@@ -67,8 +65,8 @@ class Entry(NamedTuple):
   def open(self) -> Any:
     """Returns the source; raises as `checking_files.open_file`."""
     if self.spec:
-      return checking_files.open_entry(json.loads(self.spec))
-    return checking_files.open_file(self.path, self.images)
+      return check_files.open_entry(json.loads(self.spec))
+    return check_files.open_file(self.path, self.images)
 
 
 class Wanted(NamedTuple):
@@ -110,8 +108,8 @@ def read(
   found = _load(config, overrides)
   if "sources" not in found:
     raise InputError(f"{config}: has no sources; give the files instead")
-  encoder = checking_encoder.read(found)
-  stages = checking_stages.read(config, found, side=encoder.image_size)
+  encoder = check_encoder.read(found)
+  stages = check_stages.read(config, found, side=encoder.image_size)
   entries: dict[str, Entry] = {}
   left_out = {}
   for name, spec in found.sources.to_dict().items():
@@ -141,7 +139,7 @@ def with_limit(entry: Entry, max_length: int) -> Entry:
 
 
 def _entry(
-  spec: Mapping[str, Any], users: Sequence[checking_stages.Stage]
+  spec: Mapping[str, Any], users: Sequence[check_stages.Stage]
 ) -> Entry:
   """Returns what to open for an entry of a config, and how it is read."""
   kept = {key: spec[key] for key in spec if key not in _USE}
@@ -154,7 +152,7 @@ def _entry(
   if spec.get("image_size") and spec["kind"] not in registry.TEXTS:
     # The source frames them, and a square is never refused.
     how = spec.get("resample", "bicubic")
-    frames = [checking_rows.Frame(spec["image_size"], how)]
+    frames = [check_rows.Frame(spec["image_size"], how)]
   return Entry(
     path=str(place),
     images=spec.get("image_root") or None,

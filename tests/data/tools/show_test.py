@@ -7,19 +7,13 @@ import pytest
 from hypothesis import strategies as st
 from PIL import Image
 
-from pivot_jax.data import (
-  chat,
-  examples,
-  showing,
-  showing_html,
-  showing_rows,
-  showing_text,
-)
+from pivot_jax.data import chat, examples
+from pivot_jax.data.tools import show, shown_page, shown_rows, shown_text
 from pivot_jax.errors import InputError
 
-TOY = chat.load_tokenizer(showing.tokenizer_folder("package:toy"))
-STYLE = showing_rows.Style(TOY, image_tokens=36)
-PLAIN = showing_text.Look(columns=60)
+TOY = chat.load_tokenizer(show.tokenizer_folder("package:toy"))
+STYLE = shown_rows.Style(TOY, image_tokens=36)
+PLAIN = shown_text.Look(columns=60)
 GREY = np.full((4, 6, 3), 128, np.uint8)
 TURNS = [
   {"from": "human", "value": "<image>\nhow many"},
@@ -59,11 +53,11 @@ class Rows(list):
 
 
 def _look(style=STYLE, **row):
-  return showing_rows.look(Rows([{"id": "x", "image": GREY} | row]), 0, style)
+  return shown_rows.look(Rows([{"id": "x", "image": GREY} | row]), 0, style)
 
 
 def _text(style=STYLE, **row) -> str:
-  return showing_text.row(_look(style, **row), PLAIN)
+  return shown_text.row(_look(style, **row), PLAIN)
 
 
 def test_a_conversation_is_shown_with_what_the_paper_learns():
@@ -85,7 +79,7 @@ def test_a_conversation_is_shown_with_what_the_paper_learns():
 
 
 def test_a_preference_row_is_shown_with_both_answers():
-  style = showing_rows.Style(TOY, mask="answer", image_tokens=36)
+  style = shown_rows.Style(TOY, mask="answer", image_tokens=36)
   assert _text(style, **PAIR) == (
     "== rows.jsonl:1\n"
     "id x\n"
@@ -109,7 +103,7 @@ def test_a_preference_row_is_shown_with_both_answers():
 
 
 def test_sft_on_a_preference_row_names_the_answer_it_leaves_out():
-  style = showing_rows.Style(TOY, objective="sft", image_tokens=36)
+  style = shown_rows.Style(TOY, objective="sft", image_tokens=36)
   shown = _look(style, **PAIR)
   assert [part.title for part in shown.parts] == ["prompt", "chosen"]
   assert shown.fields == (("rejected, not read by sft", "two"),)
@@ -120,7 +114,7 @@ def test_all_pairs_of_a_row_are_shown_and_numbered():
   titles = [part.title for part in _look(**row).parts]
   pairs = ["chosen 1", "rejected 1", "chosen 2", "rejected 2"]
   assert titles == ["prompt", *pairs]
-  shown = _look(showing_rows.Style(TOY, objective="sft"), **row)
+  shown = _look(shown_rows.Style(TOY, objective="sft"), **row)
   assert [p.title for p in shown.parts] == ["prompt", "chosen 1", "chosen 2"]
   assert [text for _, text in shown.fields] == ["two", "2"]
 
@@ -162,12 +156,12 @@ def test_rows_without_text_are_shown_by_their_labels():
 ])  # fmt: skip
 def test_what_is_shown_as_learnt_is_what_is_learnt(row, mask):
   row = {"id": "x", "image": GREY} | row
-  style = showing_rows.Style(TOY, mask=mask)
+  style = shown_rows.Style(TOY, mask=mask)
   coder = examples.Coder(
     tokenizer=TOY, template="qwen_1_5", mask=mask, pairs="chosen" in row,
     image_size=8,
   )  # fmt: skip
-  shown = showing_rows.look(Rows([row]), 0, style)
+  shown = shown_rows.look(Rows([row]), 0, style)
   assert not shown.errors
   encoded = coder.encode(row)
   sequences = [encoded.prompt, *encoded.answers]
@@ -180,12 +174,12 @@ def test_what_is_shown_as_learnt_is_what_is_learnt(row, mask):
     assert part.targets == targets.sum()
     learnt = "".join(t.text for t in part.tokens if t.target)
     for look in (PLAIN, PLAIN._replace(colour=True)):
-      assert _marked(part, look) == showing_rows.one_line(learnt)
+      assert _marked(part, look) == shown_rows.one_line(learnt)
 
 
 def _marked(part, look) -> str:
   """Returns the characters that lines show as learnt."""
-  lines = showing_text.draw(part.tokens, look)
+  lines = shown_text.draw(part.tokens, look)
   if look.colour:
     pieces = re.findall(r"\x1b\[([\d;]+)m([^\x1b]*)\x1b\[0m", "".join(lines))
     return "".join(text for codes, text in pieces if codes.startswith("1;32"))
@@ -194,7 +188,7 @@ def _marked(part, look) -> str:
     column = 0
     for character in line:
       found += character if marks[column : column + 1] in ("^", "~") else ""
-      column += showing_rows.width(character)
+      column += shown_rows.width(character)
   return found
 
 
@@ -202,7 +196,7 @@ def _marked(part, look) -> str:
 def test_the_texts_of_tokens_are_the_text(text):
   ids = np.asarray(TOY.encode(text), np.int32)
   flags = np.zeros(len(ids), bool)
-  found = showing_rows.read_tokens(TOY, ids, flags, iter(()))
+  found = shown_rows.read_tokens(TOY, ids, flags, iter(()))
   assert "".join(token.text for token in found) == TOY.decode(ids)
   assert [i for token in found for i in token.ids] == ids.tolist()
 
@@ -234,7 +228,7 @@ def test_a_row_with_a_fault_is_shown_as_far_as_it_can_be():
   text = _text(**PAIR | {"chosen": " "})
   assert "error: chosen: an answer is empty; remove the row\n" in text
   assert "question: how many\n" in text and "-- " not in text
-  text = _text(showing_rows.Style(TOY, objective="dpo"), conversations=TURNS)
+  text = _text(shown_rows.Style(TOY, objective="dpo"), conversations=TURNS)
   assert "error: 'question'" in text and "human: <image>↵how many\n" in text
 
 
@@ -242,19 +236,19 @@ def test_no_text_acts_on_the_terminal_or_hides():
   evil = "\x1b[31m\x07\u202e\u200b\r\x9b"
   text = _text(**PAIR | {"question": evil}, id=f"i{evil}")
   assert not re.search(r"[^\n -~↵]", text)
-  for look in (PLAIN, showing_text.Look(columns=60, colour=True)):
-    drawn = showing_text.row(_look(conversations=TURNS, id=evil), look)
+  for look in (PLAIN, shown_text.Look(columns=60, colour=True)):
+    drawn = shown_text.row(_look(conversations=TURNS, id=evil), look)
     assert not re.search("[\x07\x9b\u202e\u200b\r]|\x1b\\[31m", drawn)
 
 
 def test_lines_are_as_wide_as_the_terminal_and_break_between_tokens():
   words = "how many objects are there ? " * 5 + "日本" * 30
   shown = _look(**PAIR | {"question": words})
-  lines = showing_text.draw(shown.parts[0].tokens, PLAIN)
-  sizes = [sum(map(showing_rows.width, line)) for line in lines]
+  lines = shown_text.draw(shown.parts[0].tokens, PLAIN)
+  sizes = [sum(map(shown_rows.width, line)) for line in lines]
   assert max(sizes) <= PLAIN.columns and max(sizes) >= PLAIN.columns - 1
   assert {marks[0] for marks in lines[1::2]} == {"."}
-  narrow = showing_text.draw(shown.parts[0].tokens, showing_text.Look(7))
+  narrow = shown_text.draw(shown.parts[0].tokens, shown_text.Look(7))
   assert narrow[:6] == ["<|im_st", ".", "art|>", "", "system↵", ".     ."]
 
 
@@ -265,7 +259,7 @@ def test_a_page_holds_no_markup_of_the_data():
     _look(**PAIR | {"chosen": evil, "rejected": evil}),
     _look(question="q", answer=evil, category=evil, kind=evil),
   ]
-  page = showing_html.page(evil, [showing_html.section(evil, evil, rows)])
+  page = shown_page.page(evil, [shown_page.section(evil, evil, rows)])
   tags = set(re.findall(r"<(\w+)", page.split("</head>")[1]))
   assert tags <= set(
     "body main h1 h2 h3 h4 p section article div span i dl dt dd figure img"
@@ -283,7 +277,7 @@ def test_a_page_tells_targets_ids_and_places():
   shown = _look(**PAIR)
   found = re.findall(
     r'<i class="([^"]*)" data-t="chosen, token (\d+): id (\d+), ([^"]*)">',
-    showing_html.tokens(shown.parts[1]),
+    shown_page.tokens(shown.parts[1]),
   )
   ids = [token.ids[0] for token in shown.parts[1].tokens]
   assert [(int(at), int(i)) for _, at, i, _ in found] == list(enumerate(ids))
@@ -293,7 +287,7 @@ def test_a_page_tells_targets_ids_and_places():
 
 def test_a_large_picture_is_inlined_small():
   noise = np.random.default_rng(0).integers(0, 255, (900, 1200, 3), np.uint8)
-  drawn = showing_html.picture(showing_rows.Picture("<a>", noise))
+  drawn = shown_page.picture(shown_rows.Picture("<a>", noise))
   assert 'width="512" height="384"' in drawn and "&lt;a&gt;" in drawn
   assert "data:image/jpeg" in drawn and len(drawn) < 400_000
 
@@ -301,8 +295,8 @@ def test_a_large_picture_is_inlined_small():
 def test_half_blocks_have_the_colours_of_the_picture():
   pixels = np.zeros((2, 2, 3), np.uint8)
   pixels[0, :, 0], pixels[1, :, 2] = 200, 100
-  lines = showing_text.half_blocks(pixels)
-  assert len(lines) == showing_text.PICTURE[0] // 2
+  lines = shown_text.half_blocks(pixels)
+  assert len(lines) == shown_text.PICTURE[0] // 2
   assert lines[0].startswith("\x1b[38;2;200;0;0;48;2;200;0;0m▀")
   assert lines[-1].endswith("\x1b[38;2;0;0;100;48;2;0;0;100m▀\x1b[0m")
 
@@ -320,7 +314,7 @@ def test_half_blocks_have_the_colours_of_the_picture():
 def test_colour_and_pictures_are_for_terminals(
   colour, environment, is_terminal, expected
 ):
-  look = showing.terminal(colour, environment, is_terminal=is_terminal)
+  look = show.terminal(colour, environment, is_terminal=is_terminal)
   assert (look.colour, look.pictures) == expected
 
 
@@ -328,8 +322,8 @@ def test_rows_are_chosen_by_seed_first_or_number():
   rows = Rows([{"id": str(i), "image": None} for i in range(40)])
 
   def choose(count=5, *, first=False, seed=0, numbers=()):
-    choice = showing.Choice(count, first, seed, numbers)
-    return showing.choose(rows, choice, "f")
+    choice = show.Choice(count, first, seed, numbers)
+    return show.choose(rows, choice, "f")
 
   assert choose() == choose() == sorted(set(choose())) != choose(seed=1)
   assert len(choose()) == 5 and choose(100) == list(range(40))
@@ -356,17 +350,17 @@ def file(tmp_path):
 def test_the_command_shows_a_file_without_colour_where_there_is_no_terminal(
   file, capsys
 ):
-  assert showing.main([str(file), "--row=1", "--row=0"]) == 0
+  assert show.main([str(file), "--row=1", "--row=0"]) == 0
   said = capsys.readouterr().out
   assert "\x1b" not in said
   assert re.findall(r"^== (.*)", said, re.M) == [f"{file}:2", f"{file}:1"]
   assert "mask paper" in said and "^~~ a token that is learnt" in said
-  assert showing.main([str(file), "--row=0", "--color"]) == 0
+  assert show.main([str(file), "--row=0", "--color"]) == 0
   assert "\x1b[1;32m" in capsys.readouterr().out
 
 
 def test_a_row_that_cannot_be_read_makes_the_status_1(file, capsys):
-  assert showing.main([str(file), "--row=2"]) == 1
+  assert show.main([str(file), "--row=2"]) == 1
   said = capsys.readouterr().out
   assert re.search("^error: image: .*2.png: no such file$", said, re.M)
   assert "-- rejected" in said
@@ -375,7 +369,7 @@ def test_a_row_that_cannot_be_read_makes_the_status_1(file, capsys):
 def test_a_line_that_is_no_record_is_shown_as_such(file, capsys):
   with file.open("a", encoding="utf-8") as lines:
     lines.write("{no\n")
-  assert showing.main([str(file), "--row=3", "--row=0"]) == 1
+  assert show.main([str(file), "--row=3", "--row=0"]) == 1
   said = capsys.readouterr().out
   assert f"== {file}:4\nerror: invalid JSON" in said
   assert f"== {file}:1\nid r0\n" in said
@@ -383,17 +377,17 @@ def test_a_line_that_is_no_record_is_shown_as_such(file, capsys):
 
 def test_the_command_writes_a_page(file, tmp_path, capsys):
   out = tmp_path / "out.html"
-  assert showing.main([str(file), f"--html={out}", "--n=9"]) == 1
+  assert show.main([str(file), f"--html={out}", "--n=9"]) == 1
   assert capsys.readouterr().out == f"{out}: 3 rows, 1 with an error\n"
   page = out.read_text("utf-8")
   assert page.count("<article>") == 3 and page.count("<img ") == 2
   with pytest.raises(InputError, match="--html=.*: No such file"):
-    showing.main([str(file), f"--html={tmp_path / 'no' / 'a.html'}"])
+    show.main([str(file), f"--html={tmp_path / 'no' / 'a.html'}"])
 
 
 def test_a_terminal_without_unicode_gets_escapes(file, monkeypatch):
   with open(file.parent / "said", "w+", encoding="ascii") as out:
     monkeypatch.setattr("sys.stdout", out)
-    assert showing.main([str(file), "--row=0"]) == 0
+    assert show.main([str(file), "--row=0"]) == 0
     out.seek(0)
     assert "\\u21b5" in out.read()

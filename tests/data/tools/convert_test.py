@@ -3,13 +3,13 @@ import os
 
 import pytest
 
-from pivot_jax.data import converting
 from pivot_jax.data.sources import (
   array_record,
   json_records,
   mmpr_sets,
   parquet,
 )
+from pivot_jax.data.tools import convert
 from pivot_jax.errors import InputError
 from pivot_jax.weights import checkpoint
 from tests.data import published, published_parts
@@ -23,7 +23,7 @@ def made(tmp_path):
 
 
 def _run(made, folder, *options) -> int:
-  return converting.main(
+  return convert.main(
     [str(made.path), str(folder), f"--images={made.root}", *options]
   )
 
@@ -53,7 +53,7 @@ def test_a_file_becomes_a_folder_of_the_same_rows(made, tmp_path, capsys):
 def test_parquet_becomes_the_same_rows(tmp_path, name):
   made = published.make_evaluation(tmp_path, name=name)
   source = parquet.Parquet(made.path)
-  written = converting.convert(
+  written = convert.convert(
     source, tmp_path / "set", kind=source.kind, origin="here"
   )
   assert written.rows == len(source)
@@ -64,11 +64,11 @@ def test_parquet_becomes_the_same_rows(tmp_path, name):
 
 def test_shards_have_ten_thousand_rows_at_most(made, tmp_path, monkeypatch):
   source = json_records.LlavaJson(made.path, made.root)
-  monkeypatch.setattr(converting, "ROWS", 4)
-  converting.convert(source, tmp_path / "a", kind="conversation", origin="a")
+  monkeypatch.setattr(convert, "ROWS", 4)
+  convert.convert(source, tmp_path / "a", kind="conversation", origin="a")
   told = json.loads((tmp_path / "a" / "dataset.json").read_text())
   assert [shard["rows"] for shard in told["shards"]] == [3, 3]
-  assert converting.ROWS == 4
+  assert convert.ROWS == 4
 
 
 def test_a_folder_that_exists_is_kept_unless_it_was_converted(made, tmp_path):
@@ -115,10 +115,10 @@ def test_bad_lines_are_left_out_as_bad_rows_are(made, tmp_path, capsys):
   path.write_text("".join(line + "\n" for line in lines))
   argv = [str(path), str(tmp_path / "set"), f"--images={made.root}"]
   with pytest.raises(InputError, match="captions.jsonl:3: invalid JSON"):
-    converting.main(argv)
+    convert.main(argv)
   with pytest.raises(InputError, match="2 of 6 rows are bad.*jsonl:3: invalid"):
-    converting.main([*argv, "--max-bad=0.3"])
-  assert converting.main([*argv, "--max-bad=0.4"]) == 0
+    convert.main([*argv, "--max-bad=0.3"])
+  assert convert.main([*argv, "--max-bad=0.4"]) == 0
   out = capsys.readouterr().out.splitlines()
   assert out[0].startswith(f"left out: {path}:3: invalid JSON")
   assert out[1].startswith(f"left out: {path}:5: a record must be a JSON obj")
@@ -132,11 +132,11 @@ def test_a_name_that_no_terminal_can_show_is_escaped(made, tmp_path, capsys):
   path = tmp_path / os.fsdecode(b"c\xff.jsonl")
   path.write_text(f"{json.dumps(record)}\n{{broken\n")
   argv = [str(path), str(tmp_path / "set"), f"--images={made.root}"]
-  assert converting.main([*argv, "--max-bad=0.5"]) == 0
+  assert convert.main([*argv, "--max-bad=0.5"]) == 0
   assert "/c\\udcff.jsonl:2: invalid JSON" in capsys.readouterr().out
   argv[1] = str(tmp_path / os.fsdecode(b"s\xff"))
   with pytest.raises(InputError, match="the name is not UTF-8; give another"):
-    converting.main([*argv, "--max-bad=0.5"])
+    convert.main([*argv, "--max-bad=0.5"])
 
 
 def test_a_mixtures_files_are_where_it_is_said(tmp_path):
@@ -145,13 +145,13 @@ def test_a_mixtures_files_are_where_it_is_said(tmp_path):
   mixture.write_text(f"datasets: [{{json_path: {made.path.name}}}]\n")
   argv = [str(mixture), str(tmp_path / "set"), f"--images={made.root}"]
   with pytest.raises(InputError, match="1 of 1 files are not in"):
-    converting.main(argv)
-  assert converting.main([*argv, f"--root={made.path.parent}"]) == 0
+    convert.main(argv)
+  assert convert.main([*argv, f"--root={made.path.parent}"]) == 0
   source = array_record.ArrayRecord(tmp_path / "set")
   assert [source.encoded(i) for i in range(3)] == [*map(tuple, made.files)]
   argv = [str(made.path), str(tmp_path / "b"), f"--root={made.path.parent}"]
   with pytest.raises(InputError, match=r"json: --root is for mixtures, \.yaml"):
-    converting.main(argv)
+    convert.main(argv)
 
 
 @pytest.mark.parametrize("name", [".", "..", "/", "set/.."])
@@ -162,7 +162,7 @@ def test_a_folder_without_a_name_is_refused(made, tmp_path, monkeypatch, name):
     _run(made, name, "--overwrite")
   source = json_records.LlavaJson(made.path, made.root)
   with pytest.raises(InputError, match="has no name"):
-    converting.convert(
+    convert.convert(
       source, name, kind="conversation", origin="a", overwrite=True
     )
 
@@ -171,7 +171,7 @@ def test_the_papers_files_are_written_of_a_set(tmp_path, capsys):
   made = published.make_mmpr(tmp_path, rows=30)
   out = tmp_path / "out"
   argv = [str(made.path), str(out), "--paper-files", f"--tokenizer={TOKENIZER}"]
-  assert converting.main([*argv, "--size=20", "--seed=3"]) == 0
+  assert convert.main([*argv, "--size=20", "--seed=3"]) == 0
   paths = [out / f"{kind}_mmpr_20_3.json" for kind in ("sft", "dpo")]
   assert capsys.readouterr().out == "".join(f"{p}: 20 rows\n" for p in paths)
   assert sorted(out.iterdir()) == sorted(paths)
@@ -186,7 +186,7 @@ def test_the_papers_files_are_written_of_a_set(tmp_path, capsys):
   assert chosen == [one["chosen"] for one in dpo]
   before = paths[0].read_bytes()
   with pytest.raises(InputError, match="sft_mmpr_20_3.json: exists; remove it"):
-    converting.main([*argv, "--size=20", "--seed=3"])
+    convert.main([*argv, "--size=20", "--seed=3"])
   assert paths[0].read_bytes() == before
 
 
@@ -200,9 +200,9 @@ def test_the_papers_files_may_be_of_the_mended_selection(tmp_path):
   argv = [str(made.path), str(tmp_path / "out"), "--paper-files", "--size=8"]
   argv += [f"--tokenizer={TOKENIZER}", "--selection=fixed"]
   with pytest.raises(InputError, match="has no folder images"):
-    converting.main(argv)
+    convert.main(argv)
   assert not (tmp_path / "out").exists()
-  assert converting.main([*argv, f"--images={moved}"]) == 0
+  assert convert.main([*argv, f"--images={moved}"]) == 0
   found = json.loads((tmp_path / "out" / "sft_mmpr_8_777.json").read_text())
   assert sorted(one["conversations"][1]["value"] for one in found) == sorted(
     row["chosen"] for row in made.rows
@@ -227,18 +227,18 @@ def test_the_papers_files_need_a_tokenizer_and_a_meta_file(tmp_path):
   made = published.make_mmpr(tmp_path)
   argv = [str(made.path), str(tmp_path / "out"), "--paper-files"]
   with pytest.raises(InputError, match="--tokenizer: give the folder"):
-    converting.main(argv)
+    convert.main(argv)
   with pytest.raises(InputError, match="none: no such tokenizer folder"):
-    converting.main([*argv, f"--tokenizer={tmp_path / 'none'}"])
+    convert.main([*argv, f"--tokenizer={tmp_path / 'none'}"])
   with pytest.raises(InputError, match="gone.json: no such file"):
-    converting.main([str(tmp_path / "gone.json"), *argv[1:]])
+    convert.main([str(tmp_path / "gone.json"), *argv[1:]])
 
 
 def test_the_source_is_not_opened_for_a_folder_that_exists(tmp_path):
   with pytest.raises(InputError, match="exists; give another name"):
-    converting.main([str(tmp_path / "none.json"), str(tmp_path)])
+    convert.main([str(tmp_path / "none.json"), str(tmp_path)])
   with pytest.raises(InputError, match="none.json: no such file"):
-    converting.main([str(tmp_path / "none.json"), str(tmp_path / "set")])
+    convert.main([str(tmp_path / "none.json"), str(tmp_path / "set")])
 
 
 def test_a_place_that_cannot_be_written_is_named(made):

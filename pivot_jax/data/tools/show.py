@@ -17,13 +17,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from pivot_jax import addresses, files
-from pivot_jax.data import (
-  chat,
-  opening,
-  showing_html,
-  showing_rows,
-  showing_text,
-)
+from pivot_jax.data import chat, opening
+from pivot_jax.data.tools import shown_page, shown_rows, shown_text
 from pivot_jax.errors import InputError
 
 
@@ -48,10 +43,10 @@ class Opened(NamedTuple):
   def about(self) -> str:
     return f"{self.kind}, {len(self.rows)} of {len(self.source)} rows"
 
-  def look(self, style: showing_rows.Style) -> Iterator[showing_rows.Shown]:
+  def look(self, style: shown_rows.Style) -> Iterator[shown_rows.Shown]:
     """Yields the rows that are shown, each as it is read."""
     for index in self.rows:
-      yield showing_rows.look(self.source, index, style)
+      yield shown_rows.look(self.source, index, style)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -64,7 +59,7 @@ def main(argv: Sequence[str]) -> int:
   if given.html is not None:
     files.local_path(given.html, "--html")
   folder = tokenizer_folder(given.tokenizer)
-  style = showing_rows.Style(
+  style = shown_rows.Style(
     tokenizer=chat.load_tokenizer(folder),
     template=given.template,
     mask=given.mask,
@@ -77,12 +72,12 @@ def main(argv: Sequence[str]) -> int:
   if given.html is not None:
     return _write_page(given.html, said, opened, style)
   look = terminal(given.color, os.environ, is_terminal=sys.stdout.isatty())
-  _say(f"{said}\n{showing_text.legend(look)}\n")
+  _say(f"{said}\n{shown_text.legend(look)}\n")
   bad = 0
   for file in opened:
-    _say(f"\n{showing_rows.one_line(file.path)}: {file.about}\n")
+    _say(f"\n{shown_rows.one_line(file.path)}: {file.about}\n")
     for shown in file.look(style):
-      _say("\n" + showing_text.row(shown, look))
+      _say("\n" + shown_text.row(shown, look))
       bad += bool(shown.errors)
   return 1 if bad else 0
 
@@ -109,20 +104,20 @@ def choose(source: Any, choice: Choice, path: str) -> list[int]:
 
 def terminal(
   colour: bool | None, environment: Mapping[str, str], *, is_terminal: bool
-) -> showing_text.Look:
+) -> shown_text.Look:
   """Returns how to draw; None for `colour` asks the terminal."""
   if colour is None:
     plain = environment.get("NO_COLOR") or environment.get("TERM") == "dumb"
     colour = is_terminal and not plain
   has_24_bits = environment.get("COLORTERM") in ("truecolor", "24bit")
-  return showing_text.Look(
+  return shown_text.Look(
     columns=max(20, shutil.get_terminal_size().columns),
     colour=colour,
     pictures=colour and has_24_bits,
   )
 
 
-def settings(address: str, style: showing_rows.Style) -> str:
+def settings(address: str, style: shown_rows.Style) -> str:
   """Returns in words how the rows are encoded."""
   return (
     f"tokenizer {address} ({style.tokenizer.vocab_size} tokens), template"
@@ -169,7 +164,7 @@ def _parser() -> argparse.ArgumentParser:
   add("--mask", choices=chat.MASKS, default="paper")
   add(
     "--objective",
-    choices=showing_rows.OBJECTIVES,
+    choices=shown_rows.OBJECTIVES,
     help="dpo for rows with a rejected answer and sft for others, if not given",
   )
   add(
@@ -200,15 +195,15 @@ def _write_page(
   path: pathlib.Path,
   said: str,
   opened: Sequence[Opened],
-  style: showing_rows.Style,
+  style: shown_rows.Style,
 ) -> int:
   count, bad, sections = 0, 0, []
   for file in opened:
     found = list(file.look(style))
     count, bad = count + len(found), bad + sum(bool(r.errors) for r in found)
-    sections.append(showing_html.section(file.path, file.about, found))
+    sections.append(shown_page.section(file.path, file.about, found))
   try:
-    path.write_text(showing_html.page(said, sections), "utf-8")
+    path.write_text(shown_page.page(said, sections), "utf-8")
   except OSError as error:
     raise InputError(f"--html={path}: {error.strerror}") from None
   _say(f"{path}: {count} rows, {bad} with an error\n")

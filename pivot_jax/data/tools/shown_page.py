@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 
 from PIL import Image
 
-from pivot_jax.data import showing_rows, showing_text
+from pivot_jax.data.tools import shown_rows, shown_text
 from pivot_jax.report import html
 
 SIDE = 512  # pixels of a picture's longer side, at most
@@ -97,7 +97,7 @@ def page(settings: str, sections: Iterable[str]) -> str:
   )
 
 
-def section(title: str, note: str, rows: Iterable[showing_rows.Shown]) -> str:
+def section(title: str, note: str, rows: Iterable[shown_rows.Shown]) -> str:
   """Returns the rows of one file under its name."""
   return (
     f'<section><h2>{_text(title)}</h2><p class="note">{_text(note)}</p>\n'
@@ -106,7 +106,7 @@ def section(title: str, note: str, rows: Iterable[showing_rows.Shown]) -> str:
   )
 
 
-def picture(found: showing_rows.Picture) -> str:
+def picture(found: shown_rows.Picture) -> str:
   """Returns a captioned picture, inline, no larger than `SIDE`."""
   height, width = found.pixels.shape[:2]
   longest = max(height, width)
@@ -124,7 +124,7 @@ def picture(found: showing_rows.Picture) -> str:
   )
 
 
-def tokens(part: showing_rows.Part) -> str:
+def tokens(part: shown_rows.Part) -> str:
   """Returns a part's tokens; nothing between them that is not text."""
   return "".join(
     _token(part.title, token, odd=bool(number % 2))
@@ -132,7 +132,7 @@ def tokens(part: showing_rows.Part) -> str:
   )
 
 
-def _article(shown: showing_rows.Shown) -> str:
+def _article(shown: shown_rows.Shown) -> str:
   called = f'<p class="note">id {_text(shown.id)}</p>' if shown.id else ""
   errors = "".join(
     f'<p class="error">{_text(error)}</p>' for error in shown.errors
@@ -141,14 +141,14 @@ def _article(shown: showing_rows.Shown) -> str:
   pictures = f'<div class="pictures">{pictures}</div>' if pictures else ""
   total = ""
   if shown.parts:
-    total = f'<p class="note">{_text(showing_text.total(shown))}</p>'
+    total = f'<p class="note">{_text(shown_text.total(shown))}</p>'
   return (
     f"<article><h3>{_text(shown.name)}</h3>{called}{errors}{pictures}{total}"
     f"{_parts(shown.parts)}{_fields(shown.fields)}</article>"
   )
 
 
-def _parts(parts: Sequence[showing_rows.Part]) -> str:
+def _parts(parts: Sequence[shown_rows.Part]) -> str:
   drawn = [
     f"<section><h4>{_text(part.title)}"
     f" <span>{part.length} tokens, {part.targets} learnt</span></h4>"
@@ -168,7 +168,7 @@ def _fields(fields: Sequence[tuple[str, str]]) -> str:
   return f"<dl>{listed}</dl>" if listed else ""
 
 
-def _token(title: str, token: showing_rows.Token, *, odd: bool) -> str:
+def _token(title: str, token: shown_rows.Token, *, odd: bool) -> str:
   names = [
     name
     for name, holds in (
@@ -194,13 +194,13 @@ def _legend() -> str:
     '<p class="note legend"><span class="tokens inline">'
     '<i class="l">learnt</i> <i class="l s">learnt, special</i>'
     ' <i class="o">only read</i> <i class="s">only read, special</i></span>'
-    f" {showing_rows.NEWLINE} a newline. Point at a token for its id. Shades"
+    f" {shown_rows.NEWLINE} a newline. Point at a token for its id. Shades"
     " tell neighbours apart. The first token of a row is never predicted.</p>"
   )
 
 
 def _text(value: str) -> str:
-  return html.text(showing_rows.visible(value))
+  return html.text(shown_rows.visible(value))
 
 
 def _data(image: Image.Image, *, exact: bool) -> str:

@@ -9,8 +9,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from pivot_jax.data import checking_rows
 from pivot_jax.data.sources import places
+from pivot_jax.data.tools import check_rows
 
 _QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.999)
 _TOP = 10  # Sizes of images that are named.
@@ -121,9 +121,9 @@ class Summary:
     self.unreadable = False
     self._first: dict[str, str] = {}
     self._tokens: collections.Counter[int] = collections.Counter()
-    self._sizes: collections.Counter[checking_rows.Size] = collections.Counter()
+    self._sizes: collections.Counter[check_rows.Size] = collections.Counter()
 
-  def add(self, part: checking_rows.Part) -> None:
+  def add(self, part: check_rows.Part) -> None:
     """Counts what was found of some rows."""
     self.rows += part.rows
     for fault in part.faults:
@@ -132,7 +132,7 @@ class Summary:
     self._tokens.update(part.tokens)
     self._sizes.update(part.sizes)
 
-  def add_unreadable(self, fault: checking_rows.Fault) -> None:
+  def add_unreadable(self, fault: check_rows.Fault) -> None:
     """Counts a fault of the whole file."""
     self.unreadable = True
     self._count(fault)
@@ -205,13 +205,13 @@ class Summary:
       ]
     return said
 
-  def _count(self, fault: checking_rows.Fault) -> None:
+  def _count(self, fault: check_rows.Fault) -> None:
     counts = self.bad if fault.drop else self.notes
     counts[fault.kind] += 1
     where = "" if self.unreadable else f"{fault.name}: "
     self._first.setdefault(fault.kind, where + fault.why)
 
-  def _top(self) -> list[tuple[checking_rows.Size, int]]:
+  def _top(self) -> list[tuple[check_rows.Size, int]]:
     ordered = sorted(self._sizes.items(), key=lambda one: (-one[1], one[0]))
     return ordered[:_TOP]
 
@@ -284,7 +284,7 @@ def _drawn(found: dict[str, Any] | None) -> list[str]:
   return said
 
 
-def line(fault: checking_rows.Fault, row: bool = True) -> str:
+def line(fault: check_rows.Fault, row: bool = True) -> str:
   """Returns a fault as a line of `bad.jsonl`; `row`: not of a whole file."""
   at = places.place(fault.name) if row else None
   said = {

@@ -5,8 +5,8 @@ from collections.abc import Iterator, Sequence
 from concurrent import futures
 from typing import Any, NamedTuple
 
-from pivot_jax.data import checking_rows
 from pivot_jax.data.sources import parquet, parquet_files
+from pivot_jax.data.tools import check_rows
 from pivot_jax.errors import InputError
 
 _CHUNK = 200
@@ -22,7 +22,7 @@ class Task(NamedTuple):
   rows: range
 
 
-def tasks(targets: Sequence[checking_rows.Target | None]) -> list[Task]:
+def tasks(targets: Sequence[check_rows.Target | None]) -> list[Task]:
   """Returns the rows of all targets in order, None having none."""
   return [
     Task(number, rows)
@@ -33,11 +33,11 @@ def tasks(targets: Sequence[checking_rows.Target | None]) -> list[Task]:
 
 
 def parts(
-  targets: Sequence[checking_rows.Target | None],
-  settings: checking_rows.Settings,
+  targets: Sequence[check_rows.Target | None],
+  settings: check_rows.Settings,
   shared: Sequence[Task],
   workers: int,
-) -> Iterator[checking_rows.Part]:
+) -> Iterator[check_rows.Part]:
   """Yields what other processes find of the rows of each task, in order."""
   pool = futures.ProcessPoolExecutor(
     min(workers, len(shared)),
@@ -91,9 +91,9 @@ _given: list[Any] = []
 
 
 def _start(targets, settings) -> None:
-  _given[:] = checking_rows.Checker(settings), targets
+  _given[:] = check_rows.Checker(settings), targets
 
 
-def _part(task: Task) -> checking_rows.Part:
+def _part(task: Task) -> check_rows.Part:
   checker, targets = _given
   return checker.part(targets[task.number], task.rows)
