@@ -17,11 +17,11 @@ import numpy as np
 from bench import data_files
 from pivot_jax.data import (
   chat,
-  examples,
-  fitting,
+  coders,
+  layouts,
   lengths,
+  opener,
   packing,
-  registry,
   streams,
 )
 from pivot_jax.data.sources import mmpr, mmpr_choice
@@ -68,15 +68,15 @@ def size_of(kind: str, path: pathlib.Path) -> int:
 def open_source(kind: str, path: pathlib.Path) -> Any:
   """Opens the source as a stream does."""
   how = {"image_size": IMAGE, "resample": "bicubic"}
-  return registry.open_source({"kind": kind, "path": str(path)} | how)
+  return opener.open_source({"kind": kind, "path": str(path)} | how)
 
 
-def make_coder(kind: str, tokenizer: str, *, pixels: bool) -> examples.Coder:
+def make_coder(kind: str, tokenizer: str, *, pixels: bool) -> coders.Coder:
   """Returns how rows become examples: MMPR's as pairs, others as turns.
 
   Without `pixels` an image is one black pixel and as many tokens.
   """
-  return examples.Coder(
+  return coders.Coder(
     tokenizer=chat.load_tokenizer(checkpoint.tokenizer_folder(tokenizer)),
     template="qwen_1_5",
     mask="answer",
@@ -190,18 +190,18 @@ def _stream(kind, path, tokenizer, *, pixels: bool):
   coder = make_coder(kind, tokenizer, pixels=pixels)
   if pixels:
     spec = {"kind": kind, "path": str(path)}
-    return registry.open_stream([(spec, 1.0)], coder, seed=0), coder
+    return opener.open_stream([(spec, 1.0)], coder, seed=0), coder
   source = Unseen(open_source(kind, path))
   return streams.Stream([(source, 1.0)], coder, seed=0), coder
 
 
 def layout(
   kind: str, path: pathlib.Path, tokenizer: str, *, batch: int, updates: int
-) -> fitting.Layout:
+) -> layouts.Layout:
   """Returns the layout of some updates, its images of one pixel."""
   stream, coder = _stream(kind, path, tokenizer, pixels=False)
   sizes = list(map(stream.size, range(batch * updates)))
-  return fitting.layout_for(
+  return layouts.layout_for(
     [sizes[i : i + batch] for i in range(0, len(sizes), batch)],
     patches=coder.patches,
     image_size=1,
@@ -214,7 +214,7 @@ def pack(
   path: pathlib.Path,
   tokenizer: str,
   *,
-  of: fitting.Layout,
+  of: layouts.Layout,
   batch: int,
   updates: int,
   pixels: bool,
@@ -304,7 +304,7 @@ def lay_out(*, batch: int, steps: int) -> Found:
     sizes = [table.size(stream.place(i)[1]) for i in range(rows)]
   ordered = resident()
   with Timer() as fit:
-    found = fitting.layout_for(
+    found = layouts.layout_for(
       [sizes[i : i + batch] for i in range(0, rows, batch)],
       patches=PATCHES,
       image_size=IMAGE,

@@ -19,7 +19,7 @@ import jax
 import numpy as np
 
 from bench import data_files, record, verdict
-from pivot_jax.data import fitting, packing
+from pivot_jax.data import layouts, packing
 
 PAIRS, BATCH, PATCHES = 20_000, 256, 576
 ROWS = (8192, 16384, 32768)
@@ -142,7 +142,7 @@ def measure(name: str, examples: Examples, asked: int, batch: int) -> Row:
   count = max(1, len(examples) // batch)
   updates = [examples[i * batch : (i + 1) * batch] for i in range(count)]
   began = time.perf_counter()
-  layout = fitting.layout_for(
+  layout = layouts.layout_for(
     [[packing.size(one, PATCHES) for one in update] for update in updates],
     patches=PATCHES,
     image_size=1,

@@ -24,7 +24,7 @@ import numpy as np
 
 from pivot_jax import sharding
 from pivot_jax.data import __main__ as data_command
-from pivot_jax.data import chat, packing, pipeline, registry
+from pivot_jax.data import chat, feed, opener, packing
 from pivot_jax.errors import InputError
 from pivot_jax.weights import checkpoint, export
 from tests.data import published, published_parts
@@ -140,7 +140,7 @@ def group(folder: pathlib.Path) -> pathlib.Path:
 def batches(reading: Reading) -> list[int]:
   """Return a CRC32 over all arrays of each of the first updates."""
   stream, coder = opened([(reading.spec, 1.0)], reading)
-  layout = pipeline.choose_layout(
+  layout = feed.choose_layout(
     stream,
     coder,
     pack=dict(tokens=0, losses=0, images=1, row=0, row_images=0),
@@ -148,7 +148,7 @@ def batches(reading: Reading) -> list[int]:
     steps=UPDATES,
     shards=1,
   )
-  updates = pipeline.updates(
+  updates = feed.updates(
     stream,
     layout,
     batch=BATCH,
@@ -226,9 +226,9 @@ def exports(folder: pathlib.Path) -> dict[str, str]:
 
 def opened(
   parts: Sequence[tuple[Spec, float]], reading: Reading
-) -> tuple[pipeline.Stream, pipeline.Coder]:
+) -> tuple[feed.Stream, feed.Coder]:
   """Return the stream of sources as a training opens it, and its coder."""
-  coder = pipeline.Coder(
+  coder = feed.Coder(
     tokenizer=chat.load_tokenizer(toy()),
     template=reading.template,
     mask="paper",
@@ -236,9 +236,9 @@ def opened(
     image_size=SIDE,
     patches=PATCHES,
     max_length=2048,
-    long=registry.long_rows("auto", [spec for spec, _ in parts]),
+    long=opener.long_rows("auto", [spec for spec, _ in parts]),
   )
-  return registry.open_stream(parts, coder, seed=11), coder
+  return opener.open_stream(parts, coder, seed=11), coder
 
 
 def toy() -> pathlib.Path:

@@ -15,8 +15,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int32
 
-from pivot_jax.data import tokens
-from pivot_jax.data.tokens import IMAGE, IMAGE_TOKEN, Tokenizer
+from pivot_jax.data import tokenizer as tokens
+from pivot_jax.data.tokenizer import IMAGE, IMAGE_TOKEN, Tokenizer
 from pivot_jax.errors import InputError
 
 load_tokenizer = tokens.load_tokenizer

@@ -24,13 +24,13 @@ from typing import Any
 import numpy as np
 import tqdm
 
-from pivot_jax.data import examples, fitting, packing
+from pivot_jax.data import coders, layouts, packing
 from pivot_jax.data.sources import json_index
 from pivot_jax.errors import InputError
 
 LOG = logging.getLogger("pivot_jax")
 
-_FIELDS = fitting.Size._fields
+_FIELDS = layouts.Size._fields
 # Fewer rows are read by this process: starting others takes seconds.
 _FEW = 20_000
 _CHUNK = 2_000
@@ -43,7 +43,7 @@ _VERSION = 1
 class Table:
   """Sizes of rows.
 
-  sizes: int32 [N, 6], the fields of `fitting.Size`; zeros where there is none.
+  sizes: int32 [N, 6], the fields of `layouts.Size`; zeros where there is none.
   long: rows over the limit; bad: rows that cannot be used. Both say why, by row.
   """
 
@@ -57,12 +57,12 @@ class Table:
     fine[[*self.long, *self.bad]] = False
     return np.flatnonzero(fine)
 
-  def size(self, index: int) -> fitting.Size:
-    return fitting.Size(*map(int, self.sizes[index]))
+  def size(self, index: int) -> layouts.Size:
+    return layouts.Size(*map(int, self.sizes[index]))
 
 
 def measure(
-  source: Any, coder: examples.Coder, *, key: str = "", processes: int = 0
+  source: Any, coder: coders.Coder, *, key: str = "", processes: int = 0
 ) -> Table:
   """Returns the sizes of all rows of a source.
 
@@ -148,7 +148,7 @@ def _part(rows: range) -> Table:
   return part(source, coder, rows)
 
 
-def part(source: Any, coder: examples.Coder, rows: Sequence[int]) -> Table:
+def part(source: Any, coder: coders.Coder, rows: Sequence[int]) -> Table:
   """Returns the sizes of some rows, numbered from 0."""
   sizes = np.zeros((len(rows), len(_FIELDS)), np.int32)
   long, bad = {}, {}
@@ -156,7 +156,7 @@ def part(source: Any, coder: examples.Coder, rows: Sequence[int]) -> Table:
     try:
       example = coder.example(source.text(index), pixels=False)
       sizes[place] = packing.size(example, coder.patches)
-    except examples.TooLongError as error:
+    except coders.TooLongError as error:
       long[place] = f"{source.name(index)}: {error}"
     except InputError as error:
       bad[place] = _located(source.name(index), error)
@@ -168,7 +168,7 @@ def _located(name: str, error: InputError) -> str:
   return text if text.startswith(name) else f"{name}: {text}"
 
 
-def _cache(key: str, coder: examples.Coder) -> pathlib.Path:
+def _cache(key: str, coder: coders.Coder) -> pathlib.Path:
   fields = {
     field.name: str(coder.tokenizer.fingerprint)
     if field.name == "tokenizer"

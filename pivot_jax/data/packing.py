@@ -17,10 +17,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
-from pivot_jax.data import fitting
+from pivot_jax.data import layouts
 from pivot_jax.errors import InputError
 
-Layout = fitting.Layout
+Layout = layouts.Layout
 
 # The id that stands for an image in a prompt (the paper's code uses the same).
 IMAGE_TOKEN = -200
@@ -88,11 +88,11 @@ class Example:
     return len(self.answers) // 2 if self.paired else 0
 
 
-def size(example: Example, patches: int) -> fitting.Size:
+def size(example: Example, patches: int) -> layouts.Size:
   """Returns what an example takes in a row, its images expanded."""
   prompt = expanded(example.prompt, patches)
   answers = [expanded(answer, patches) for answer in example.answers]
-  return fitting.Size(
+  return layouts.Size(
     tokens=prompt + sum(answers),
     sequence=prompt + max(answers, default=0),
     images=len(example.images),
@@ -135,7 +135,7 @@ def layout_for(
   for update in updates:
     for example in update:
       check_length(example, patches, max_length)
-  return fitting.layout_for(
+  return layouts.layout_for(
     [[size(example, patches) for example in update] for update in updates],
     patches=patches,
     image_size=image_size,
@@ -150,7 +150,7 @@ def place(examples: Sequence[Example], layout: Layout) -> list[list[int]]:
   for example, one in zip(examples, sizes):
     _check_fits(one.tokens, layout.tokens, "tokens", example.id)
     _check_fits(one.images, layout.images, "images", example.id)
-  return fitting.place(sizes, layout)
+  return layouts.place(sizes, layout)
 
 
 def pack(

@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from pivot_jax.data import examples, fitting, lengths, packing
+from pivot_jax.data import coders as examples
+from pivot_jax.data import layouts, lengths, packing
 from pivot_jax.data.sources import records
 from pivot_jax.errors import InputError
 
@@ -66,7 +67,7 @@ class Stream:
     self.max_bad = list(max_bad) or [0.0] * len(parts)
     self._tables: list[lengths.Table | None] = [None] * len(parts)
     self._kept: list[np.ndarray | None] = [None] * len(parts)
-    self._sizes: dict[tuple[int, int], fitting.Size] = {}
+    self._sizes: dict[tuple[int, int], layouts.Size] = {}
     self._bad: list[dict[int, str]] = [{} for _ in parts]
     self._lock = threading.Lock()
     for part, share in enumerate(self.max_bad):
@@ -106,11 +107,11 @@ class Stream:
     kept = self._kept[part]
     return part, index if kept is None else int(kept[index])
 
-  def size(self, position: int) -> fitting.Size:
+  def size(self, position: int) -> layouts.Size:
     """Returns what the example at a position takes in a row."""
     return self.size_of(self.place(position))
 
-  def size_of(self, place: tuple[int, int]) -> fitting.Size:
+  def size_of(self, place: tuple[int, int]) -> layouts.Size:
     """Returns what a (source number, row index) takes in a row."""
     table = self._tables[place[0]]
     if table is not None:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from pivot_jax import addresses, trees
-from pivot_jax.data import chat, registry
+from pivot_jax.data import chat, opener
 from pivot_jax.data.sources import label_maps
 from pivot_jax.recipe import plan as recipe
 from pivot_jax.recipe import run_folder
@@ -46,7 +46,7 @@ def label_gaps(step: run_folder.Step) -> list[str]:
     return []
   found = []
   for name, _ in config.data:
-    source = registry.open_source(config.sources[name].to_dict())
+    source = opener.open_source(config.sources[name].to_dict())
     odd = label_maps.look(source, config.ignore)
     found += [f"warning: {name}: {odd}"] if odd else []
   return found
@@ -55,7 +55,7 @@ def label_gaps(step: run_folder.Step) -> list[str]:
 def _rows(step: run_folder.Step) -> list[str]:
   found = []
   for name in sorted(step.config.sources):
-    source = registry.open_source(step.config.sources[name].to_dict())
+    source = opener.open_source(step.config.sources[name].to_dict())
     found.append(f"{name}: {len(source)} rows")
   return found
 

@@ -14,7 +14,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from pivot_jax import addresses, metrics, sharding
-from pivot_jax.data import chat, examples, images, registry, streams
+from pivot_jax.data import chat, coders, images, opener, streams
 from pivot_jax.errors import InputError
 from pivot_jax.models import attention, layers
 from pivot_jax.recipe import run_folder
@@ -46,7 +46,7 @@ _CHOICES = {
   "mask": chat.MASKS,
   "schedule": optimizer.SCHEDULES,
   "moments": optimizer.MOMENTS,
-  "long": ("auto", *examples.LONG),
+  "long": ("auto", *coders.LONG),
 }
 
 
@@ -224,9 +224,9 @@ def _check_source(fields: dict[str, Any]) -> int:
   root = fields.get("image_root")
   if root and not pathlib.Path(root).is_dir():
     raise InputError(f"{root}: no such folder of images")
-  source = registry.open_source(fields)
+  source = opener.open_source(fields)
   # With `max_bad` rows may be bad, and are found as they are read.
-  texts = fields["kind"] in (*registry.TEXTS, "eval")
+  texts = fields["kind"] in (*opener.TEXTS, "eval")
   if texts and not fields.get("max_bad"):
     for index in range(min(_LOOKED_AT, len(source))):
       try:

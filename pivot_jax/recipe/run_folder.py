@@ -21,7 +21,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from pivot_jax import addresses, files
-from pivot_jax.data import images, registry
+from pivot_jax.data import images, opener
 from pivot_jax.errors import InputError
 
 LOG = logging.getLogger("pivot_jax")
@@ -96,7 +96,7 @@ class Inputs:
     """Return the stamp of a source, which is opened once in a run."""
     key = json.dumps(spec.to_dict(), sort_keys=True, default=list)
     if key not in self._stamps:
-      self._stamps[key] = registry.open_source(spec.to_dict()).stamp()
+      self._stamps[key] = opener.open_source(spec.to_dict()).stamp()
     return self._stamps[key]
 
   def _files(self, path: pathlib.Path) -> str:
@@ -115,7 +115,7 @@ class Inputs:
 def _lists(spec: ConfigDict) -> bool:
   """Returns whether a path names other files that hold the rows."""
   path = pathlib.Path(spec.path)
-  return "*" in path.name or registry.format_of(path) in ("mixture", "mmpr")
+  return "*" in path.name or opener.format_of(path) in ("mixture", "mmpr")
 
 
 def _mark(file: pathlib.Path, *, listed: bool) -> str | int:

@@ -18,7 +18,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from pivot_jax import metrics, sharding, texts
-from pivot_jax.data import pipeline, registry
+from pivot_jax.data import feed, opener
 from pivot_jax.errors import InputError
 from pivot_jax.evals import generate, question_only
 from pivot_jax.models import layers
@@ -40,7 +40,7 @@ def run(
   model = checkpoint.load_model(
     inputs["init"], needs=(*checkpoint.PARTS, "tokenizer"), compute=compute
   )
-  source = registry.open_source(config.sources[config.data].to_dict())
+  source = opener.open_source(config.sources[config.data].to_dict())
   _check_rows(source, model.tokenizer, config)
   mesh = sharding.make_mesh(config.mesh)
   with jax.set_mesh(mesh), layers.logical_rules(sharding.ACTIVATION_RULES):
@@ -131,7 +131,7 @@ def _blind(config, records) -> dict[str, Any]:
   """
   if not config.blind:
     return {}
-  source = registry.open_source(config.sources[config.blind].to_dict())
+  source = opener.open_source(config.sources[config.blind].to_dict())
   baseline = question_only.fit(source.text(i) for i in range(len(source)))
   return {
     f"blind/{by}/{name}": metrics.share(right, asked)
@@ -145,7 +145,7 @@ def _blind(config, records) -> dict[str, Any]:
 def _answers(config, model, source, mesh) -> list[str]:
   """Returns what the model says to each row of a source."""
   tokenizer, patches = model.tokenizer, model.mllm.vision.num_patches
-  coder = pipeline.Coder(
+  coder = feed.Coder(
     tokenizer=tokenizer,
     template=model.meta.get("template", "qwen_1_5"),
     mask="answer",
@@ -153,7 +153,7 @@ def _answers(config, model, source, mesh) -> list[str]:
     image_size=model.mllm.vision.image_size,
     resample=config.resample,
   )
-  tokens = pipeline.longest_prompt(source, coder, patches)
+  tokens = feed.longest_prompt(source, coder, patches)
   if tokens > config.max_length:
     raise InputError(
       f"{config.name}: the longest prompt has {tokens} tokens with its image, "
@@ -167,7 +167,7 @@ def _answers(config, model, source, mesh) -> list[str]:
   batch = -(-config.batch // shards) * shards
   for start in range(0, len(source), batch):
     indices = [min(i, len(source) - 1) for i in range(start, start + batch)]
-    packed = pipeline.prompts(
+    packed = feed.prompts(
       source, indices, coder, tokens=tokens, patches=patches
     )
     ids = _generate(

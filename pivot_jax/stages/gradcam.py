@@ -30,7 +30,7 @@ from jaxtyping import Array, Bool, Float
 from ml_collections import ConfigDict
 
 from pivot_jax import files, metrics, sharding, trees
-from pivot_jax.data import images, packing, pipeline, registry
+from pivot_jax.data import feed, images, opener, packing
 from pivot_jax.errors import InputError
 from pivot_jax.models import layers, mllm
 from pivot_jax.training import loop, objectives
@@ -206,7 +206,7 @@ def run(
   model = checkpoint.load_model(
     inputs["init"], needs=(*checkpoint.PARTS, "tokenizer"), compute=compute
   )
-  source = registry.open_source(config.sources[config.data].to_dict())
+  source = opener.open_source(config.sources[config.data].to_dict())
   scenes, empty = read_scenes(config, model, source)
   mesh = sharding.make_mesh(config.mesh)
   with jax.set_mesh(mesh), layers.logical_rules(sharding.ACTIVATION_RULES):
@@ -232,7 +232,7 @@ def read_scenes(config, model, source) -> tuple[list[Scene], int]:
   The supervised example has the answer's tokens as targets; those of DPO are
   the answer's by the config's mask, as in training.
   """
-  coder = pipeline.Coder(
+  coder = feed.Coder(
     tokenizer=model.tokenizer,
     template=config.template,
     mask=config.mask,

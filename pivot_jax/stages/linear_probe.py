@@ -25,7 +25,7 @@ from jaxtyping import Bool, Float, Int
 from ml_collections import ConfigDict
 
 from pivot_jax import errors, files, metrics, sharding
-from pivot_jax.data import pipeline, registry
+from pivot_jax.data import feed, opener
 from pivot_jax.evals import logistic
 from pivot_jax.models import heads, layers
 from pivot_jax.training import loop as training
@@ -209,7 +209,7 @@ def accuracies(
 
 def _features(config, model, spec, mesh):
   """Returns ({kind: float32 [N, D]}, labels [N]) of a classification source."""
-  source = registry.open_source(spec)
+  source = opener.open_source(spec)
   if len(source) == 0:
     raise errors.InputError(f"{config.name}: the data {spec} is empty")
   parts = {k: v for k, v in model.params.items() if k != "llm"}
@@ -219,7 +219,7 @@ def _features(config, model, spec, mesh):
   found, labels = [], []
   for start in range(0, len(source), batch):
     rows = [source[i] for i in range(start, min(start + batch, len(source)))]
-    images, given = pipeline.images_and_labels(
+    images, given = feed.images_and_labels(
       rows, model.mllm.vision.image_size, config.resample
     )
     # The last batch is filled up, so that one executable serves all.

@@ -18,7 +18,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from pivot_jax import metrics, sharding, trees
-from pivot_jax.data import examples, fitting, packing, pipeline, registry
+from pivot_jax.data import coders, feed, layouts, opener, packing
 from pivot_jax.models import layers
 from pivot_jax.training import loop, objectives, reference_logps
 from pivot_jax.weights import checkpoint
@@ -33,7 +33,7 @@ def run(
     inputs["init"], needs=(*checkpoint.PARTS, "tokenizer"), compute=compute
   )
   spec = config.sources[config.data].to_dict()
-  coder = pipeline.Coder(
+  coder = feed.Coder(
     tokenizer=model.tokenizer,
     template=config.template,
     mask=config.mask,
@@ -42,9 +42,9 @@ def run(
     patches=model.mllm.vision.num_patches,
     resample=config.resample,
     max_length=config.max_length,
-    long=registry.long_rows(config.long, [spec]),
+    long=opener.long_rows(config.long, [spec]),
   )
-  stream = registry.open_stream([(spec, 1.0)], coder, seed=config.data_seed)
+  stream = opener.open_stream([(spec, 1.0)], coder, seed=config.data_seed)
   mesh = sharding.make_mesh(config.mesh)
   with jax.set_mesh(mesh), layers.logical_rules(sharding.ACTIVATION_RULES):
     columns = _columns(config, model, coder, stream, mesh)
@@ -66,7 +66,7 @@ def _columns(config, model, coder, stream, mesh) -> dict[str, np.ndarray]:
   stream.measure(len(places))
   sizes = [stream.size_of(place) for place in places]
   starts = range(0, len(places), batch)
-  layout = fitting.layout_for(
+  layout = layouts.layout_for(
     [sizes[i : i + batch] for i in starts],
     patches=coder.patches,
     image_size=coder.image_size,
@@ -77,7 +77,7 @@ def _columns(config, model, coder, stream, mesh) -> dict[str, np.ndarray]:
   score = objectives.pair_logps(model.mllm, chunk=config.chunk)
   status = metrics.Status(config.name, len(starts))
   columns: dict[str, list] = {"id": [], "logps": [], "crc": []}
-  read = stream.read_all(places, threads=pipeline.threads(config.workers))
+  read = stream.read_all(places, threads=feed.threads(config.workers))
   for done in range(1, len(starts) + 1):
     piece = list(itertools.islice(read, batch))
     rows = packing.place(piece, layout)
@@ -95,7 +95,7 @@ def _columns(config, model, coder, stream, mesh) -> dict[str, np.ndarray]:
         continue
       columns["id"] += example.pair_ids
       columns["logps"] += list(found[index])
-      columns["crc"] += examples.pair_crcs(example)
+      columns["crc"] += coders.pair_crcs(example)
     status.show(done)
     loop.stop_if_requested(config.name)
   return {

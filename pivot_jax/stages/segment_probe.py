@@ -23,7 +23,7 @@ from jaxtyping import Float, Int, UInt8
 from ml_collections import ConfigDict
 
 from pivot_jax import errors, files, metrics, sharding
-from pivot_jax.data import pipeline, registry
+from pivot_jax.data import feed, opener
 from pivot_jax.data.sources import label_maps
 from pivot_jax.evals import segmentation
 from pivot_jax.models import heads, layers
@@ -160,7 +160,7 @@ def extract(
   mesh: jax.sharding.Mesh,
 ) -> Split:
   """Returns the encoder's features and the patch labels of a source."""
-  source = registry.open_source(spec)
+  source = opener.open_source(spec)
   if len(source) == 0:
     raise errors.InputError(f"{config.name}: the data {spec} is empty")
   # Labels are by patch, so that a resize of the features is left out.
@@ -172,7 +172,7 @@ def extract(
   ids, features, histograms, shown = [], [], [], []
   for start in range(0, len(source), batch):
     rows = [source[i] for i in range(start, min(start + batch, len(source)))]
-    images, labels = pipeline.images_and_maps(
+    images, labels = feed.images_and_maps(
       rows, vision.image_size, config.resample
     )
     for index, one in enumerate(labels):
@@ -245,7 +245,7 @@ def _counted(config: ConfigDict) -> ConfigDict:
     return config
   found: set[int] = set()
   for name, _ in config.data:
-    source = registry.open_source(config.sources[name].to_dict())
+    source = opener.open_source(config.sources[name].to_dict())
     for index in range(len(source)):
       labels = np.unique(source[index]["labels"])
       found |= {*labels[labels != config.ignore].tolist()}

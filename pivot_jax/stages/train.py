@@ -21,7 +21,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from pivot_jax import metrics, sharding, trees
-from pivot_jax.data import chat, examples, packing, pipeline, registry
+from pivot_jax.data import chat, coders, feed, opener, packing
 from pivot_jax.errors import InputError
 from pivot_jax.models import layers, mllm
 from pivot_jax.training import (
@@ -55,7 +55,7 @@ def run(
   mesh = sharding.make_mesh(config.mesh)
   logps = read_reference(inputs, prints, config, tokenizer)
   stream = make_stream(config, coder, logps)
-  pipeline.check_processes(stream)
+  feed.check_processes(stream)
   job = _Job(config, out, start, stream, coder, mesh)
   with jax.set_mesh(mesh), layers.logical_rules(sharding.ACTIVATION_RULES):
     state, rows = job.run()
@@ -72,9 +72,9 @@ def run(
 
 def make_coder(
   config: ConfigDict, tokenizer: chat.Tokenizer, model: mllm.MLLM
-) -> pipeline.Coder:
+) -> feed.Coder:
   """Returns how rows become examples for a model."""
-  return pipeline.Coder(
+  return feed.Coder(
     tokenizer=tokenizer,
     template=config.template,
     mask=config.mask,
@@ -83,17 +83,17 @@ def make_coder(
     patches=model.vision.num_patches if model.vision else 1,
     resample=config.resample,
     max_length=config.max_length,
-    long=registry.long_rows(config.long, [spec for spec, _ in specs(config)]),
+    long=opener.long_rows(config.long, [spec for spec, _ in specs(config)]),
   )
 
 
 def make_stream(
   config: ConfigDict,
-  coder: pipeline.Coder,
-  logps: examples.Reference | None = None,
-) -> pipeline.Stream:
+  coder: feed.Coder,
+  logps: coders.Reference | None = None,
+) -> feed.Stream:
   """Returns the stage's stream; `data` is one name or (name, weight) pairs."""
-  return registry.open_stream(
+  return opener.open_stream(
     specs(config), coder, seed=config.data_seed, reference=logps
   )
 
@@ -109,7 +109,7 @@ def read_reference(
   prints: Mapping[str, str],
   config: ConfigDict,
   tokenizer: chat.Tokenizer,
-) -> examples.Reference | None:
+) -> coders.Reference | None:
   """Returns the columns of the score stage, None where none are needed."""
   if config.objective != "dpo":
     return None
@@ -314,7 +314,7 @@ class _Job:
       # It goes on with another batch: its updates begin where it stands. Else
       # they are those of the whole run, so that a killed one keeps its shapes.
       start, steps = int(state.examples), config.steps - int(state.step)
-    return pipeline.choose_layout(
+    return feed.choose_layout(
       self.stream,
       self.coder,
       pack=config.pack.to_dict(),
@@ -326,14 +326,14 @@ class _Job:
     )
 
   def _updates(self, layout: packing.Layout, start: int):
-    return pipeline.updates(
+    return feed.updates(
       self.stream,
       layout,
       batch=self.config.batch,
       start=start,
       mesh=self.mesh,
       sft_group=self.config.sft_group,
-      threads=pipeline.threads(self.config.workers),
+      threads=feed.threads(self.config.workers),
     )
 
   def _samples(self) -> list[tuple[str, tuple, str]]:

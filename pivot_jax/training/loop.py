@@ -21,7 +21,7 @@ import optax
 from jaxtyping import PyTree
 
 from pivot_jax import sharding, trees
-from pivot_jax.data import packing, pipeline
+from pivot_jax.data import feed, packing
 from pivot_jax.training import losses, monitor
 
 Host = Mapping[str, float]
@@ -45,7 +45,7 @@ class Hook(Protocol):
   """What watches a run."""
 
   def metrics(
-    self, step: int, values: Host, update: pipeline.Update, wait: float
+    self, step: int, values: Host, update: feed.Update, wait: float
   ) -> None:
     """Sees the metrics of update `step`, up to one update late; may raise.
 
@@ -248,7 +248,7 @@ def kernel_dtypes(params: trees.Params, dtype: str) -> dict[str, Any]:
 def fit(
   state: TrainState,
   step_fn: Callable,
-  batches: Iterable[pipeline.Update],
+  batches: Iterable[feed.Update],
   *,
   num_steps: int,
   hooks: Sequence[Hook],

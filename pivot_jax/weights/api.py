@@ -15,7 +15,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, PyTree, UInt8
 
 from pivot_jax import files, trees
-from pivot_jax.data import chat, images, tokens
+from pivot_jax.data import chat, images
+from pivot_jax.data import tokenizer as tokens
 from pivot_jax.errors import InputError
 from pivot_jax.models import layers, mllm, qwen2, vit
 from pivot_jax.weights import artifacts, checkpoint, export

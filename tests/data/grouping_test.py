@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pivot_jax.data import examples, registry
+from pivot_jax.data import coders, opener
 from pivot_jax.errors import InputError
 from tests.data import published
 from tests.data.streams_test import coder, opened
@@ -36,7 +36,7 @@ def grouped_rows(tmp_path, counts):
 
 def test_pairs_on_one_image_become_one_example(tmp_path):
   spec, rows = grouped_rows(tmp_path, (1, 2, 3, 4, 6))
-  source = registry.open_source(spec | dict(group=True))
+  source = opener.open_source(spec | dict(group=True))
   # Six pairs are over the four of a group.
   assert sorted(len(source.text(i)["chosen"]) for i in range(len(source))) == [
     1, 2, 2, 3, 4, 4,
@@ -52,7 +52,7 @@ def test_pairs_on_one_image_become_one_example(tmp_path):
       np.testing.assert_array_equal(group.prompt, alone.prompt)
       for one, other in zip(group.answers[2 * k : 2 * k + 2], alone.answers):
         np.testing.assert_array_equal(one, other)
-      assert examples.pair_crcs(group)[k] == examples.pair_crcs(alone)[0]
+      assert coders.pair_crcs(group)[k] == coders.pair_crcs(alone)[0]
   # SFT learns the chosen answers of the same rows.
   how = coder(pairs=False)
   for group in opened(spec, how, group=True).examples(range(6)):
@@ -72,10 +72,10 @@ def test_one_bad_pair_does_not_take_its_group_with_it(tmp_path):
 def test_groups_need_images_with_names(tmp_path):
   made = published.make_onevision(tmp_path)
   with pytest.raises(InputError, match="conversation rows; group=True is for"):
-    registry.open_source(dict(kind="llava", path=str(made.path), group=True))
+    opener.open_source(dict(kind="llava", path=str(made.path), group=True))
   scenes_pairs = dict(kind="scenes", task="preference", size=4, group=True)
   with pytest.raises(InputError, match="images without names"):
-    registry.open_source(scenes_pairs)
+    opener.open_source(scenes_pairs)
 
 
 def test_a_question_is_one_however_its_letters_are_composed(tmp_path):
@@ -90,6 +90,6 @@ def test_a_question_is_one_however_its_letters_are_composed(tmp_path):
   same = dict(chosen=composed, rejected=parts)
   rows.append(dict(rows[0], id="2", **same))
   path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-  source = registry.open_source(spec | dict(group=True))
+  source = opener.open_source(spec | dict(group=True))
   groups = [source.text(i)["pair_ids"] for i in range(len(source))]
   assert groups == [["0", "1"], ["2"]]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pivot_jax import sharding
-from pivot_jax.data import chat, pipeline
+from pivot_jax.data import chat, feed
 from pivot_jax.weights import checkpoint
 
 TOKENIZER = chat.load_tokenizer(checkpoint.tokenizer_folder("package:toy"))
@@ -12,7 +12,7 @@ PATCHES = 36
 
 
 def coder(*, pairs, mask="paper"):
-  return pipeline.Coder(
+  return feed.Coder(
     tokenizer=TOKENIZER,
     template="qwen_1_5",
     mask=mask,
@@ -44,15 +44,13 @@ def test_the_digest_of_an_update_tells_texts_apart_and_not_objectives():
   def digest(chosen="three", pairs=False):
     row = dict(id="a", image=None, question="q", chosen=chosen, rejected="x")
     rows = _Rows([row])
-    found = pipeline.Stream([(rows, 1.0)], coder(pairs=pairs), seed=0)
+    found = feed.Stream([(rows, 1.0)], coder(pairs=pairs), seed=0)
     pack = dict(tokens=64, losses=64, images=0)
-    made = pipeline.choose_layout(
+    made = feed.choose_layout(
       found, coder(pairs=pairs), pack=pack, batch=1, steps=1, shards=1,
     )  # fmt: skip
     one = sharding.make_mesh({"tensor": -1})
-    stream = pipeline.updates(
-      found, made, batch=1, start=0, mesh=one, sft_group=2
-    )
+    stream = feed.updates(found, made, batch=1, start=0, mesh=one, sft_group=2)
     return next(stream).digest
 
   assert digest() == digest(pairs=True) != digest(chosen="four")

@@ -2,16 +2,14 @@
 
 import numpy as np
 
-from pivot_jax.data import chat, pipeline
-from tests.data.pipeline_test import PATCHES, TOKENIZER, coder, source
+from pivot_jax.data import chat, feed
+from tests.data.feed_test import PATCHES, TOKENIZER, coder, source
 
 
 def test_a_prompt_stands_alone_in_its_row_with_its_picture():
   found = source("eval")
-  longest = pipeline.longest_prompt(found, coder(), PATCHES)
-  batch = pipeline.prompts(
-    found, [5, 2], coder(), tokens=longest, patches=PATCHES
-  )
+  longest = feed.longest_prompt(found, coder(), PATCHES)
+  batch = feed.prompts(found, [5, 2], coder(), tokens=longest, patches=PATCHES)
   for row, index in enumerate((5, 2)):
     encoded = chat.encode_prompt(TOKENIZER, found[index]["question"])
     count = len(encoded.prompt) + PATCHES - 1
@@ -31,5 +29,5 @@ def test_the_longest_prompt_is_counted_with_its_picture():
     len(chat.encode_prompt(TOKENIZER, found[i]["question"]).prompt)
     for i in range(len(found))
   ]
-  longest = pipeline.longest_prompt(found, coder(), PATCHES)
+  longest = feed.longest_prompt(found, coder(), PATCHES)
   assert longest == max(counts) + PATCHES - 1 and len(set(counts)) > 1

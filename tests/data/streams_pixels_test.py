@@ -5,7 +5,7 @@ import json
 import numpy as np
 from PIL import Image
 
-from pivot_jax.data import registry
+from pivot_jax.data import opener
 from tests.data.streams_test import coder, opened
 
 
@@ -42,7 +42,7 @@ def test_several_images_are_padded_to_squares_and_one_is_squashed(tmp_path):
   square[:, 10:40] = tall
   np.testing.assert_array_equal(by_id["rows-1"][1], squashed(square))
   # A coder pads by itself where a source gives images as they are.
-  raw = registry.open_source(dict(kind="preference", path=str(path)))[1]
+  raw = opener.open_source(dict(kind="preference", path=str(path)))[1]
   for one, other in zip(coder().pixels(raw["image"]), by_id["rows-1"]):
     np.testing.assert_array_equal(one, other)
 

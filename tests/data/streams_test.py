@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pivot_jax.data import chat, examples, lengths, pipeline, registry
+from pivot_jax.data import chat, coders, feed, lengths, opener
 from pivot_jax.data.scenes import scenes
 from pivot_jax.errors import InputError
 from pivot_jax.weights import checkpoint
@@ -39,7 +39,7 @@ with open(path, "a") as file:
 
 
 def coder(**fields):
-  return pipeline.Coder(
+  return feed.Coder(
     **dict(
       tokenizer=TOKENIZER,
       template="qwen_1_5",
@@ -57,16 +57,16 @@ def preference(size=40):
 
 
 def stream(size=40, **fields):
-  return pipeline.Stream([(preference(size), 1.0)], coder(), seed=5, **fields)
+  return feed.Stream([(preference(size), 1.0)], coder(), seed=5, **fields)
 
 
 def ids(start, threads, batch=BATCH, share=None):
   """Yields the ids of updates from an example on."""
-  found = pipeline.read(
+  found = feed.read(
     stream(),
     batch=batch,
     start=start,
-    share=share or pipeline.Share(),
+    share=share or feed.Share(),
     threads=threads,
   )
   for example in found:
@@ -125,8 +125,7 @@ def test_the_shares_of_processes_are_disjoint_and_complete(count):
   straight = first(60, 0, 0)
   size = BATCH // count
   shares = [
-    first(60 // count, 0, 1, share=pipeline.Share(k, count))
-    for k in range(count)
+    first(60 // count, 0, 1, share=feed.Share(k, count)) for k in range(count)
   ]
   for update in range(10):
     parts = [x[update * size : (update + 1) * size] for x in shares]
@@ -168,7 +167,7 @@ def spec(tmp_path):
 
 
 def opened(spec, how=None, **fields):
-  return registry.open_stream([(spec | fields, 1.0)], how or coder(), seed=0)
+  return opener.open_stream([(spec | fields, 1.0)], how or coder(), seed=0)
 
 
 def test_an_unreadable_image_is_an_error_unless_some_are_allowed(spec):
@@ -237,7 +236,7 @@ def lengths_of_all():
 
 def limited(long, limit):
   how = coder(max_length=limit, long=long)
-  return pipeline.Stream([(preference(), 1.0)], how, seed=5)
+  return feed.Stream([(preference(), 1.0)], how, seed=5)
 
 
 def test_a_long_row_is_an_error_or_left_out_and_counted(caplog):
@@ -275,7 +274,7 @@ def test_only_answers_are_cut_and_their_cut_end_is_no_target():
   same = dict(id="s", image=None, question="q", chosen="x y", rejected="x z")
   how = coder(long="truncate_answer")
   prompt = len(how.encode(same).prompt)
-  with pytest.raises(examples.TooLongError, match="equal within max_length"):
+  with pytest.raises(coders.TooLongError, match="equal within max_length"):
     dataclasses.replace(how, max_length=prompt + 4).example(same)
 
 
@@ -340,11 +339,11 @@ def test_both_objectives_leave_out_the_same_rows(tmp_path, long):
 
 def test_a_void_row_needs_no_reference_and_a_seen_one_does(spec):
   seen = {
-    e.id: ((-1.0, -2.0), examples.pair_crcs(e)[0])
+    e.id: ((-1.0, -2.0), coders.pair_crcs(e)[0])
     for e in opened(spec, max_bad=0.2).examples(range(12))
     if not e.void
   }
-  found = registry.open_stream(
+  found = opener.open_stream(
     [(spec | dict(max_bad=0.2), 1.0)], coder(), seed=0, reference=seen
   )
   void = [e for e in found.examples(range(12)) if e.void]
@@ -359,7 +358,7 @@ def test_a_void_row_needs_no_reference_and_a_seen_one_does(spec):
 def test_a_share_of_bad_rows_is_each_source_s_own(spec):
   strict = spec | dict(max_bad=0.0)
   with pytest.raises(InputError, match=r"rows.jsonl:(4|9): "):
-    found = registry.open_stream(
+    found = opener.open_stream(
       [(strict, 1.0), (spec | dict(max_bad=0.9), 1.0)], coder(), seed=0
     )
     list(found.examples(range(24)))
@@ -389,7 +388,7 @@ def test_a_listed_line_that_is_no_record_is_left_out(spec, tmp_path):
 
 def test_a_batch_of_more_rows_than_there_are_is_refused():
   with pytest.raises(InputError, match="40 rows, fewer than batch=41: lower"):
-    pipeline.choose_layout(
+    feed.choose_layout(
       stream(),
       coder(),
       pack=dict(tokens=0, losses=0),

@@ -6,7 +6,7 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from pivot_jax.data import registry
+from pivot_jax.data import opener
 from pivot_jax.data.sources import mmpr
 from pivot_jax.data.sources import parquet as parquet_source
 from pivot_jax.errors import InputError
@@ -20,14 +20,14 @@ EXAM = {"answer": "red"}
 def _lines(folder, row):
   kind = "eval" if "answer" in row else "preference"
   path = checked.lines(folder / "rows.jsonl", [row])
-  return registry.open_source({"kind": kind, "path": str(path)})
+  return opener.open_source({"kind": kind, "path": str(path)})
 
 
 def _list(folder, row):
   kind = "eval" if "answer" in row else "preference"
   (folder / "rows.json").write_text(json.dumps([row]))
   path = str(folder / "rows.json")
-  return registry.open_source({"kind": kind, "path": path})
+  return opener.open_source({"kind": kind, "path": path})
 
 
 def _table(folder, row):

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from pyarrow import parquet
 
-from pivot_jax.data import chat, examples, opening, registry
+from pivot_jax.data import chat, coders, open_path, opener
 from pivot_jax.data.sources import json_records, mmpr, records
 from pivot_jax.data.sources import parquet as parquet_source
 from pivot_jax.data.tools import convert, shown_rows
@@ -281,7 +281,7 @@ TOKENIZER = chat.load_tokenizer(checkpoint.tokenizer_folder("package:toy"))
 
 def test_show_and_convert_refuse_the_row(folder):
   path = _write(folder / "pairs.jsonl", PAIR | {"img": "goat.png"})
-  _, source = opening.open_path(path, images=str(folder / "images"))
+  _, source = open_path.open_path(path, images=str(folder / "images"))
   shown = shown_rows.look(source, 0, shown_rows.Style(TOKENIZER))
   assert len(shown.errors) == 1 and "img: unknown" in shown.errors[0]
   with pytest.raises(InputError, match="img: unknown"):
@@ -292,12 +292,12 @@ def test_convert_keeps_the_pictures_of_images(folder):
   path = _write(folder / "pairs.jsonl", PAIR | {"images": ["goat.png"]})
   target = folder / "out"
   convert.main([str(path), str(target), f"--images={folder / 'images'}"])
-  source = registry.open_source({"kind": "array_record", "path": str(target)})
+  source = opener.open_source({"kind": "array_record", "path": str(target)})
   assert source.encoded(0) == (PNG,)
 
 
 def test_training_reads_images_and_stops_at_another_key(folder):
-  coder = examples.Coder(
+  coder = coders.Coder(
     tokenizer=TOKENIZER, template="qwen_1_5", mask="paper", pairs=True,
     image_size=8, patches=4, resample="bicubic", max_length=2048, long="error",
   )  # fmt: skip
@@ -306,7 +306,7 @@ def test_training_reads_images_and_stops_at_another_key(folder):
   def stream(**fields):
     path = _write(folder / "pairs.jsonl", PAIR | fields)
     parts = [(spec | {"path": str(path)}, 1.0)]
-    return registry.open_stream(parts, coder, seed=0)
+    return opener.open_stream(parts, coder, seed=0)
 
   assert stream(images=["goat.png"]).example(0).images[0].shape == (8, 8, 3)
   assert stream().example(0).images == ()

@@ -8,7 +8,7 @@ import ml_collections
 import pytest
 
 from configs import pivot
-from pivot_jax.data import registry
+from pivot_jax.data import opener
 from pivot_jax.data.sources import mixtures
 from pivot_jax.errors import InputError
 from pivot_jax.recipe import plan as recipe
@@ -391,7 +391,7 @@ def test_a_mixture_is_opened_once_in_a_run_for_its_stamp(tmp_path, monkeypatch):
     opened.append(given)
     return mixtures.Mixture(*given, **more)
 
-  monkeypatch.setitem(registry.KINDS, "mixture", count)
+  monkeypatch.setitem(opener.KINDS, "mixture", count)
   inputs, found = run_folder.Inputs(), []
   for stage, seed in (("a", 0), ("b", 0), ("c", 1)):
     source = {"kind": "mixture", "path": str(made.path), "seed": seed}

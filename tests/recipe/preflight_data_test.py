@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from pivot_jax.data import opening, registry
+from pivot_jax.data import open_path, opener
 from pivot_jax.data.tools import convert
 from pivot_jax.errors import InputError
 from pivot_jax.recipe import preflight
@@ -35,7 +35,7 @@ def test_wrappers_are_opened_and_looked_at(tmp_path):
   spec = dict(kind="preference", path=str(made.path))
   whole = check(**spec)
   assert check(**spec, group=True) <= whole
-  first = registry.open_source(spec).name(0)
+  first = opener.open_source(spec).name(0)
   file, _, line = first.rpartition(":")
   bad = tmp_path / "bad.jsonl"
   fault = dict(file=file, row=int(line) - 1, kind="schema")
@@ -53,13 +53,13 @@ def test_a_missing_image_of_a_mixture_is_found_before_anything_runs(tmp_path):
 def test_converted_splits_are_not_each_other(tmp_path):
   made = published.make_image_folder(tmp_path)
   for split in ("train", "val"):
-    kind, source = opening.open_path(made.path / split)
+    kind, source = open_path.open_path(made.path / split)
     out = tmp_path / "converted" / split
     convert.convert(source, out, kind=kind, origin=split)
   ids = [
     {source[i]["image"].tobytes() for i in range(len(source))}
     for source in (
-      registry.open_source(
+      opener.open_source(
         dict(kind="classify", path=str(tmp_path / "converted"), split=split)
       )
       for split in ("train", "val")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pivot_jax import errors
-from pivot_jax.data import pipeline
+from pivot_jax.data import feed
 from pivot_jax.stages import gradcam
 
 
@@ -15,7 +15,7 @@ def test_a_mask_is_framed_as_the_image_the_encoder_sees():
   row = dict(image=np.zeros((48, 96, 3), np.uint8), object_mask=mask)
 
   def share(resample):
-    coder = pipeline.Coder(
+    coder = feed.Coder(
       tokenizer=None,
       template="plain",
       mask="paper",

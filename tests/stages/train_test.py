@@ -12,7 +12,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from pivot_jax import metrics, trees
-from pivot_jax.data import chat, pipeline
+from pivot_jax.data import chat, feed
 from pivot_jax.errors import InputError
 from pivot_jax.stages import train
 from pivot_jax.training import loop as training
@@ -325,14 +325,14 @@ def test_a_stopped_training_goes_on_at_its_example_with_another_batch(
   arm, tmp_path, monkeypatch, caplog
 ):
   seen = []
-  read = pipeline.read
+  read = feed.read
 
   def watched(stream, **place):
     for example in read(stream, **place):
       seen.append(example.id)
       yield example
 
-  monkeypatch.setattr(pipeline, "read", watched)
+  monkeypatch.setattr(feed, "read", watched)
   free = dict(pack=dict(tokens=0, losses=0))
   config, inputs = arm("sft", **free)
   stops = iter([False, True])

@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from pivot_jax import sharding, trees
-from pivot_jax.data import packing, pipeline
+from pivot_jax.data import feed, packing
 from pivot_jax.training import loop, objectives
 from pivot_jax.training import optimizer as optim
 from tests import tiny
@@ -326,7 +326,7 @@ class _Recorder:
 
 def _updates():
   for number in range(100):
-    yield pipeline.Update(jnp.ones((2, 2)), (f"row{number}",), number)
+    yield feed.Update(jnp.ones((2, 2)), (f"row{number}",), number)
 
 
 def test_a_hook_sees_every_update_and_states_after_their_metrics():
@@ -396,7 +396,7 @@ def _fit_guarded(update, place):
       examples=12,
       shardings=jax.tree.map(lambda x: x.sharding, state),
     )
-    updates = (pipeline.Update(place(update, mesh), (), 0) for _ in range(2))
+    updates = (feed.Update(place(update, mesh), (), 0) for _ in range(2))
     with jax.transfer_guard("disallow"):
       loop.fit(state, step_fn, updates, num_steps=2, hooks=[seen])
   return seen

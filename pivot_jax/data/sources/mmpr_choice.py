@@ -27,7 +27,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from pivot_jax import texts
-from pivot_jax.data import images, tokens
+from pivot_jax.data import images, tokenizer
 from pivot_jax.data.sources import json_index, mmpr, records
 from pivot_jax.errors import InputError
 
@@ -170,9 +170,9 @@ def is_new(answer: str) -> bool:
 def prompt(row: Row) -> str:
   """Returns the question with its image before it, or where it says."""
   question = row["question"]
-  if tokens.IMAGE in question:
+  if tokenizer.IMAGE in question:
     return question
-  return f"{tokens.IMAGE}\n" * len(records.listed(row["image"])) + question
+  return f"{tokenizer.IMAGE}\n" * len(records.listed(row["image"])) + question
 
 
 class _Wish(NamedTuple):
@@ -285,7 +285,7 @@ def _refused_as_released(root: pathlib.Path, count: Count, row: Row) -> str:
     )
   if not (root / image).is_file():
     return "image missing"
-  if tokens.IMAGE in row["chosen"] or tokens.IMAGE in row["rejected"]:
+  if tokenizer.IMAGE in row["chosen"] or tokenizer.IMAGE in row["rejected"]:
     return "<image> in an answer"
   if count(f"{prompt(row)} {row['chosen']}") > MAX_TOKENS:
     return "too long"
@@ -305,7 +305,7 @@ def _refused(
     return "no image"
   if len(paths) > 1 and not several:
     return "several images"
-  tags = row["question"].count(tokens.IMAGE)
+  tags = row["question"].count(tokenizer.IMAGE)
   # As in `chat.py`: one image needs no tag, several need one each.
   if tags != len(paths) and (tags or len(paths) > 1):
     return "other number of <image> than of images"
@@ -320,7 +320,7 @@ def _refused(
   for answer in answers:
     if not answer.strip():
       return "empty answer"
-    if any(name in answer for name in (tokens.IMAGE, *tokens.SPECIALS)):
+    if any(name in answer for name in (tokenizer.IMAGE, *tokenizer.SPECIALS)):
       return "special token in an answer"
   if texts.canonical(answers[0]) == texts.canonical(answers[1]):
     return "equal answers"

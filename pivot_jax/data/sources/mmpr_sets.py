@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from pivot_jax.data import images, tokens
+from pivot_jax.data import images
+from pivot_jax.data import tokenizer as tokens
 from pivot_jax.data.sources import mmpr, mmpr_choice, records
 from pivot_jax.errors import InputError
 

@@ -5,7 +5,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from pivot_jax.data import opening, registry
+from pivot_jax.data import open_path, opener
 from pivot_jax.data.sources import json_index
 from pivot_jax.errors import InputError
 
@@ -29,7 +29,7 @@ def open_file(path: str, root: str | None) -> Any:
     raise InputError(f"{path}: scenes are made, and have no faults; give files")
   file = pathlib.Path(path)
   try:
-    return opening.open_path(file, images=root, flawed=True)[1]
+    return open_path.open_path(file, images=root, flawed=True)[1]
   except InputError as error:
     if not _holds_records(file):
       raise
@@ -41,7 +41,7 @@ def open_entry(spec: Mapping[str, Any]) -> Any:
   """Returns the source of a config's entry; raises as `open_file`."""
   file = pathlib.Path(spec["path"])
   try:
-    return registry.open_source(spec)
+    return opener.open_source(spec)
   except InputError as error:
     if _holds_records(file):
       _lines(file, error)
@@ -55,7 +55,7 @@ def _matches(pattern: pathlib.Path) -> bool:
 
 def _holds_records(path: pathlib.Path) -> bool:
   records = path.suffix in _JSON and path.is_file()
-  return records and not registry.format_of(path)
+  return records and not opener.format_of(path)
 
 
 def _lines(path: pathlib.Path, refused: InputError) -> json_index.File:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pivot_jax.data import chat, examples, framing, images, packing
+from pivot_jax.data import chat, coders, framing, images, packing
 from pivot_jax.data.sources import json_index, places, records
 from pivot_jax.errors import InputError
 
@@ -35,7 +35,7 @@ class Reading(NamedTuple):
 
   pairs: both answers of a preference row count, and not the chosen one alone.
   max_length: tokens of a row; 0: any number.
-  long: what becomes of a row over it; see `examples.Coder`.
+  long: what becomes of a row over it; see `coders.Coder`.
   """
 
   template: str
@@ -110,7 +110,7 @@ class Checker:
     self._decode = settings.decode
     self._patches = settings.patches
     self._tokenizer = chat.load_tokenizer(settings.tokenizer)
-    self._coders: dict[Reading, examples.Coder] = {}
+    self._coders: dict[Reading, coders.Coder] = {}
     self._files: dict[str, _Ids] = {}
     self._seen: dict[tuple, Size] = {}
 
@@ -175,14 +175,14 @@ class Checker:
       try:
         coder = self._coder(_own(reading, row))
         coder.example(_as_learnt(row), pixels=False)
-      except examples.TooLongError as error:
+      except coders.TooLongError as error:
         if reading.long != "drop":
           raise InputError(str(error), kind="too_long") from None
     return long
 
-  def _coder(self, reading: Reading) -> examples.Coder:
+  def _coder(self, reading: Reading) -> coders.Coder:
     if reading not in self._coders:
-      self._coders[reading] = examples.Coder(
+      self._coders[reading] = coders.Coder(
         tokenizer=self._tokenizer,
         image_size=1,
         patches=self._patches,

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from pivot_jax.data import chat, examples, images, registry
+from pivot_jax.data import chat, coders, images, opener
 from pivot_jax.data.tools import check_rows
 from pivot_jax.errors import InputError
 
@@ -91,7 +91,7 @@ def _reading(
     # Other stages than training score both answers.
     pairs=section.get("objective", "dpo") == "dpo",
     max_length=section.get("max_length", 0),
-    long=_choice(where, "long", registry.long_rows(long, specs), examples.LONG),
+    long=_choice(where, "long", opener.long_rows(long, specs), coders.LONG),
   )
 
 

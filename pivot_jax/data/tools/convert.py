@@ -22,7 +22,7 @@ from collections.abc import Sequence
 import tqdm
 
 from pivot_jax import files
-from pivot_jax.data import opening, registry
+from pivot_jax.data import open_path, opener
 from pivot_jax.data.sources import array_record, mmpr_choice, mmpr_sets
 from pivot_jax.errors import InputError
 
@@ -49,9 +49,9 @@ def main(argv: Sequence[str]) -> int:
   overwrite = bool(given["overwrite"])
   check_target(given["folder"], overwrite=overwrite)
   place = pathlib.Path(given["source"])
-  if given["root"] is not None and registry.format_of(place) != "mixture":
+  if given["root"] is not None and opener.format_of(place) != "mixture":
     raise InputError(f"{place}: --root is for mixtures, .yaml")
-  kind, source = opening.open_path(
+  kind, source = open_path.open_path(
     given["source"],
     images=given["images"],
     root=given["root"],
@@ -80,7 +80,7 @@ def _write_paper_files(given: dict) -> int:
   place = pathlib.Path(given["source"])
   if not place.is_file():
     raise InputError(f"{place}: no such file")
-  if registry.format_of(place) != "mmpr":
+  if opener.format_of(place) != "mmpr":
     raise InputError(f"{place}: --paper-files is for MMPR's meta.json")
   if given["tokenizer"] is None:
     raise InputError(

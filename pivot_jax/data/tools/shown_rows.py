@@ -16,7 +16,8 @@ import numpy as np
 from jaxtyping import UInt8
 from tokenizers import decoders
 
-from pivot_jax.data import chat, examples, tokens
+from pivot_jax.data import chat, coders
+from pivot_jax.data import tokenizer as tokens
 from pivot_jax.data.sources import records
 from pivot_jax.errors import InputError
 from pivot_jax.report import html
@@ -205,7 +206,7 @@ def _encode(row: Mapping[str, Any], style: Style):
   pairs = (
     "chosen" in row if style.objective is None else style.objective == "dpo"
   )
-  coder = examples.Coder(
+  coder = coders.Coder(
     tokenizer=style.tokenizer,
     template=style.template,
     mask=style.mask,

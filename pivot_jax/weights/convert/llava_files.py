@@ -12,7 +12,8 @@ import numpy as np
 import tokenizers
 
 from pivot_jax import trees
-from pivot_jax.data import chat, tokens
+from pivot_jax.data import chat
+from pivot_jax.data import tokenizer as tokens
 from pivot_jax.models import qwen2, vit
 from pivot_jax.weights.convert import hf_json, safetensor_files
 

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from configs import paper_data
-from pivot_jax.data import chat, examples, registry
+from pivot_jax.data import chat, coders, opener
 from pivot_jax.data.sources import mixtures
 from pivot_jax.errors import InputError
 from pivot_jax.weights import checkpoint
@@ -197,7 +197,7 @@ def test_a_log_says_what_several_files_give(write, caplog):
 
 def test_the_log_has_a_mixture_once_and_only_for_a_stream(write, caplog):
   path = write({"a.json": 4, "b.json": 4}, entry("a.json"), entry("b.json"))
-  coder = examples.Coder(
+  coder = coders.Coder(
     tokenizer=chat.load_tokenizer(checkpoint.tokenizer_folder("package:toy")),
     template="qwen_1_5", mask="paper", pairs=False, image_size=8, patches=4,
     resample="bicubic", max_length=2048, long="error",
@@ -205,9 +205,9 @@ def test_the_log_has_a_mixture_once_and_only_for_a_stream(write, caplog):
   with caplog.at_level(logging.INFO, "pivot_jax"):
     for kind in ("mixture", "llava"):
       spec = {"kind": kind, "path": str(path)}
-      assert registry.open_source(spec).stamp()
+      assert opener.open_source(spec).stamp()
       assert not caplog.messages
-      registry.open_stream([(spec, 1.0)], coder, seed=0)
+      opener.open_stream([(spec, 1.0)], coder, seed=0)
       assert len(caplog.messages) == 2
       caplog.clear()
 

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from configs import paper_data
-from pivot_jax.data import chat, registry
+from pivot_jax.data import chat, opener
 from pivot_jax.data.sources import mmpr_choice
 from pivot_jax.errors import InputError
 from pivot_jax.weights import checkpoint
@@ -223,7 +223,7 @@ def test_a_row_is_chosen_once_whatever_its_repeat_time(write, select, tmp_path):
     kind="mmpr", path=str(meta), size=20, selection=select.__name__,
     tokenizer=str(checkpoint.tokenizer_folder("package:toy")),
   )  # fmt: skip
-  source = registry.open_source(spec)
+  source = opener.open_source(spec)
   assert [source.text(i)["question"] for i in range(len(source))] == chosen(
     selection, "question"
   )

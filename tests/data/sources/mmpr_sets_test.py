@@ -6,7 +6,7 @@ import json
 import pytest
 
 from configs import paper_data
-from pivot_jax.data import registry
+from pivot_jax.data import opener
 from pivot_jax.data.sources import mmpr_choice, mmpr_sets
 from pivot_jax.errors import InputError
 from pivot_jax.weights import checkpoint
@@ -42,9 +42,9 @@ def test_a_config_entry_opens_as_the_rows_chosen(mixed, selection):
     str(mixed), tokenizer=str(TOKENIZER), name="new_50", selection=selection,
     size=20,
   )  # fmt: skip
-  source = registry.open_source(spec | dict(image_size=8))
+  source = opener.open_source(spec | dict(image_size=8))
   assert len(source) == 20 and source[0]["image"].shape == (8, 8, 3)
-  again = registry.open_source(spec)
+  again = opener.open_source(spec)
   for i in range(20):
     assert source.text(i) == again.text(i)
     assert source.name(i) == again.name(i)

@@ -7,7 +7,7 @@ import logging
 import pytest
 from PIL import Image
 
-from pivot_jax.data import registry
+from pivot_jax.data import opener
 from pivot_jax.data.sources import mmpr
 from pivot_jax.data.tools import check, convert
 from pivot_jax.errors import InputError
@@ -215,8 +215,8 @@ def test_check_and_training_read_repeated_rows(write, tmp_path):
   assert check.main(options) == 0
   assert json.loads((tmp_path / "check.json").read_text())["rows"] == 6
   for kind in ("mmpr", "preference"):
-    source = registry.open_source({"kind": kind, "path": str(meta)})
+    source = opener.open_source({"kind": kind, "path": str(meta)})
     assert len(source) == 6 and source.text(5)["id"] == "b#2/1"
   convert.main([str(meta), str(tmp_path / "out")])
   spec = {"kind": "array_record", "path": str(tmp_path / "out")}
-  assert registry.open_source(spec).text(5)["id"] == "b#2/1"
+  assert opener.open_source(spec).text(5)["id"] == "b#2/1"

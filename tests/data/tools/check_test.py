@@ -5,7 +5,7 @@ import pathlib
 
 import pytest
 
-from pivot_jax.data import registry
+from pivot_jax.data import opener
 from pivot_jax.data.tools import check, check_work
 from pivot_jax.errors import InputError
 from tests.data.tools import checked
@@ -276,7 +276,7 @@ def test_a_source_leaves_out_the_rows_that_are_listed_as_bad(folder):
   path = checked.lines(folder / "rows.jsonl", rows)
   checked.check(folder, path)
   assert [f["row"] for f in checked.bad(folder)] == [1, 2, 4]
-  source = registry.open_source(
+  source = opener.open_source(
     dict(
       kind="preference",
       path=str(path),

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import strategies as st
 from PIL import Image
 
-from pivot_jax.data import chat, examples
+from pivot_jax.data import chat, coders
 from pivot_jax.data.tools import show, shown_page, shown_rows, shown_text
 from pivot_jax.errors import InputError
 
@@ -157,7 +157,7 @@ def test_rows_without_text_are_shown_by_their_labels():
 def test_what_is_shown_as_learnt_is_what_is_learnt(row, mask):
   row = {"id": "x", "image": GREY} | row
   style = shown_rows.Style(TOY, mask=mask)
-  coder = examples.Coder(
+  coder = coders.Coder(
     tokenizer=TOY, template="qwen_1_5", mask=mask, pairs="chosen" in row,
     image_size=8,
   )  # fmt: skip

@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pivot_jax.data import fitting
+from pivot_jax.data import layouts
 from pivot_jax.errors import InputError
 
 
 def size(tokens, images=1, pairs=1):
-  return fitting.Size(tokens, tokens, images, 2, tokens // 2, pairs)
+  return layouts.Size(tokens, tokens, images, 2, tokens // 2, pairs)
 
 
 def like_mmpr(count, seed=0, patches=576):
@@ -26,7 +26,7 @@ def like_mmpr(count, seed=0, patches=576):
     for mean in (91, 280, 309)
   )
   return [
-    fitting.Size(
+    layouts.Size(
       tokens=int(patches + q + c + r),
       sequence=int(patches + q + max(c, r)),
       images=1,
@@ -48,7 +48,7 @@ SIZES = st.lists(
 def test_rows_hold_every_example_once_and_keep_their_budgets(
   sizes, images, examples
 ):
-  rows = fitting.assign(sizes, tokens=60, images=images, examples=examples)
+  rows = layouts.assign(sizes, tokens=60, images=images, examples=examples)
   assert sorted(i for row in rows for i in row) == list(range(len(sizes)))
   for row in rows:
     assert row == sorted(row) and 0 < len(row) <= examples
@@ -59,21 +59,21 @@ def test_rows_hold_every_example_once_and_keep_their_budgets(
 def test_even_rows_are_found_where_first_fit_needs_one_more():
   # First fit takes 6+4, 5+3, 3+3 ... and is left with a fourth row.
   sizes = [size(n, 0) for n in (6, 5, 4, 4, 4, 3, 2, 2)]
-  assert len(fitting.assign(sizes, tokens=10)) == 3
+  assert len(layouts.assign(sizes, tokens=10)) == 3
 
 
 def test_an_exchange_relieves_a_row_that_is_over():
   # Longest first into the emptiest row gives 9+4+4 and 7+6+5, of 18.
   sizes = [size(n, 0) for n in (9, 7, 6, 5, 4, 4)]
-  rows = fitting.assign(sizes, tokens=18, rows=2)
+  rows = layouts.assign(sizes, tokens=18, rows=2)
   assert sorted(sum(sizes[i].tokens for i in row) for row in rows) == [17, 18]
 
 
 @pytest.mark.parametrize("tokens", [8192, 16384, 32768])
 def test_padding_stays_small_on_lengths_like_those_of_the_paper(tokens):
   updates = np.array(like_mmpr(20 * 256), object).reshape(20, 256, 6)
-  updates = [[fitting.Size(*one) for one in update] for update in updates]
-  layout = fitting.layout_for(
+  updates = [[layouts.Size(*one) for one in update] for update in updates]
+  layout = layouts.layout_for(
     updates, patches=576, image_size=384, row_tokens=tokens
   )
   held = sum(one.tokens for update in updates for one in update)
@@ -86,7 +86,7 @@ def test_padding_stays_small_on_lengths_like_those_of_the_paper(tokens):
 @pytest.mark.parametrize("hosts, shards", [(1, 4), (2, 4), (2, 2)])
 def test_a_layout_holds_the_share_of_every_process(hosts, shards):
   updates = [like_mmpr(32, seed=i) for i in range(6)]
-  layout = fitting.layout_for(
+  layout = layouts.layout_for(
     updates,
     patches=576,
     image_size=384,
@@ -99,7 +99,7 @@ def test_a_layout_holds_the_share_of_every_process(hosts, shards):
   for update in updates:
     for start in range(0, 32, count):
       share = update[start : start + count]
-      rows = fitting.assign(
+      rows = layouts.assign(
         share,
         tokens=layout.tokens,
         images=layout.images,
@@ -111,33 +111,33 @@ def test_a_layout_holds_the_share_of_every_process(hosts, shards):
 
 def test_rows_without_images_have_no_room_for_any():
   updates = [[size(9, 0), size(5, 0), size(4, 0)]] * 2
-  layout = fitting.layout_for(updates, patches=4, image_size=8, row_tokens=16)
+  layout = layouts.layout_for(updates, patches=4, image_size=8, row_tokens=16)
   assert (layout.rows, layout.images, layout.tokens) == (2, 0, 16)
 
 
 def test_few_rows_are_not_made_more_to_save_image_slots():
   # Two rows of two; three rows would leave fewer slots empty, half as long.
   updates = [[size(n) for n in (22, 23, 19, 17)]]
-  layout = fitting.layout_for(updates, patches=4, image_size=8, row_tokens=80)
+  layout = layouts.layout_for(updates, patches=4, image_size=8, row_tokens=80)
   assert (layout.rows, layout.images, layout.tokens) == (2, 2, 48)
 
 
 def test_what_no_row_can_hold_is_refused():
   with pytest.raises(InputError, match="1 images is over the 60 tokens"):
-    fitting.assign([size(61)], tokens=60)
+    layouts.assign([size(61)], tokens=60)
   with pytest.raises(InputError, match=r"row_images=1 is less than the 2"):
-    fitting.layout_for(
+    layouts.layout_for(
       [[size(9, 2)]], patches=1, image_size=8, row_images=1, row_tokens=64
     )
   with pytest.raises(InputError, match="empty"):
-    fitting.layout_for([[]], patches=1, image_size=8)
+    layouts.layout_for([[]], patches=1, image_size=8)
 
 
 @given(
   updates=st.lists(
     st.lists(
       st.builds(
-        fitting.Size,
+        layouts.Size,
         tokens=st.integers(1, 50),
         sequence=st.just(9),
         images=st.integers(0, 4),
@@ -161,7 +161,7 @@ def test_every_update_lies_as_its_layout_was_made_for(updates, hosts, row):
   updates = [update for update in updates if update]
   if not updates:
     return
-  layout = fitting.layout_for(
+  layout = layouts.layout_for(
     updates, patches=4, image_size=8, hosts=hosts, row_tokens=row
   )
   local = dataclasses.replace(layout, rows=layout.rows // hosts)
@@ -169,7 +169,7 @@ def test_every_update_lies_as_its_layout_was_made_for(updates, hosts, row):
     share = len(update) // hosts
     for start in range(0, len(update), share):
       part = update[start : start + share]
-      rows = fitting.place(part, local)
+      rows = layouts.place(part, local)
       assert len(rows) <= local.rows
       for members in rows:
         held = [part[i] for i in members]

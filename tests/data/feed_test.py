@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from pivot_jax import sharding
-from pivot_jax.data import chat, examples, images, packing, pipeline, registry
+from pivot_jax.data import chat, coders, feed, images, opener, packing
 from pivot_jax.data.scenes import scenes
 from pivot_jax.errors import InputError
 from pivot_jax.weights import checkpoint
@@ -22,7 +22,7 @@ ALONE = dict(tokens=0, losses=0, images=1)
 
 
 def coder(**fields):
-  return pipeline.Coder(
+  return feed.Coder(
     **dict(
       tokenizer=TOKENIZER,
       template="qwen_1_5",
@@ -41,7 +41,7 @@ def source(task="caption", size=7, **fields):
 
 def stream(*parts, seed=3, **fields):
   parts = parts or ((source(), 1.0),)
-  return pipeline.Stream(parts, coder(**fields), seed=seed)
+  return feed.Stream(parts, coder(**fields), seed=seed)
 
 
 def places(found, count, start=0):
@@ -154,7 +154,7 @@ def written(tmp_path, kind, records, name="rows.jsonl"):
   Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save(tmp_path / "a.png")
   path = tmp_path / name
   path.write_text("".join(json.dumps(r) + "\n" for r in records))
-  return registry.open_source(
+  return opener.open_source(
     dict(kind=kind, path=str(path), image_root="", given_by="set a flag")
   )
 
@@ -205,14 +205,14 @@ def question(**fields):
 def test_a_bad_question_is_named_once(tmp_path, wrong, choices):
   found = written(tmp_path, "eval", [question(**wrong)])
   with pytest.raises(InputError) as error:
-    pipeline.prompts(found, [0], coder(**choices), tokens=80, patches=PATCHES)
+    feed.prompts(found, [0], coder(**choices), tokens=80, patches=PATCHES)
   assert_names_once(error, found, 0)
 
 
 def test_a_bad_question_is_named_before_its_picture_is_read(tmp_path):
   found = written(tmp_path, "eval", [question(question="<image><image>")])
   with pytest.raises(InputError) as error:
-    pipeline.longest_prompt(found, coder(), PATCHES)
+    feed.longest_prompt(found, coder(), PATCHES)
   assert_names_once(error, found, 0)
 
 
@@ -226,13 +226,13 @@ def reference():
     for i in range(len(rows))
   ]
   return {
-    e.id: ((-float(i), -2.0), examples.pair_crcs(e)[0])
+    e.id: ((-float(i), -2.0), coders.pair_crcs(e)[0])
     for i, e in enumerate(found)
   }
 
 
 def scored(columns):
-  return pipeline.Stream(
+  return feed.Stream(
     ((source("preference"), 1.0),), coder(pairs=True), seed=0, reference=columns
   )
 
@@ -279,7 +279,7 @@ def test_the_crc_tells_answers_apart_from_each_other_and_from_the_prompt():
     dict(answers=(np.array([3, 4]), np.array([], int))),
   ]
   crcs = {
-    examples.pair_crcs(dataclasses.replace(base, **o))[0] for o in ({}, *others)
+    coders.pair_crcs(dataclasses.replace(base, **o))[0] for o in ({}, *others)
   }
   assert len(crcs) == 4
 
@@ -289,7 +289,7 @@ def test_the_crc_tells_answers_apart_from_each_other_and_from_the_prompt():
 
 def chosen(found, how, **choices):
   settings = dict(batch=6, steps=5, shards=4, pack=ALONE)
-  return pipeline.choose_layout(found, how, **settings | choices)
+  return feed.choose_layout(found, how, **settings | choices)
 
 
 @pytest.mark.parametrize("pairs", [False, True])
@@ -320,7 +320,7 @@ def test_an_example_over_max_length_is_refused_by_its_id():
 
 
 def test_rows_of_one_example_read_nothing_ahead():
-  class Unread(pipeline.Stream):
+  class Unread(feed.Stream):
     def example(self, position, *, pixels=True):
       raise AssertionError("the stream was read")
 
@@ -338,7 +338,7 @@ def test_an_example_that_does_not_fit_its_row_is_named():
   pack = dict(tokens=48, losses=48, images=1)
   found = stream((source(size=8), 1.0))
   layout = chosen(found, coder(), pack=pack, batch=8)
-  batches = pipeline.updates(
+  batches = feed.updates(
     found, layout, batch=8, start=0, mesh=mesh(), sft_group=2
   )
   with pytest.raises(InputError, match=r"scenes/caption/train/0/\d.*48"):
@@ -352,7 +352,7 @@ def test_updates_follow_the_stream_from_any_start():
   found = stream((source(size=20), 1.0))
   layout = chosen(found, coder(), batch=8, shards=8)
   for start in (0, 16):
-    batches = pipeline.updates(
+    batches = feed.updates(
       found, layout, batch=8, start=start, mesh=mesh(), sft_group=2
     )
     for number, update in enumerate(itertools.islice(batches, 2)):

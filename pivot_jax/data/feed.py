@@ -21,12 +21,12 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from pivot_jax import sharding
-from pivot_jax.data import chat, examples, fitting, images, packing, streams
+from pivot_jax.data import chat, coders, images, layouts, packing, streams
 from pivot_jax.data import work as counting
 from pivot_jax.data.sources import records
 from pivot_jax.errors import InputError
 
-Coder = examples.Coder
+Coder = coders.Coder
 Stream = streams.Stream
 
 
@@ -112,7 +112,7 @@ def choose_layout(
     return _rows_of_one(coder, pack, batch, shards)
   stream.measure(batch * steps)
   sizes = [stream.size(i) for i in range(start, start + batch * steps)]
-  return fitting.layout_for(
+  return layouts.layout_for(
     [sizes[i : i + batch] for i in range(0, len(sizes), batch)],
     patches=coder.patches,
     image_size=coder.image_size,
@@ -201,7 +201,7 @@ def updates(
         **_totals(stream, whole, share, members),
       )
       ids = tuple(example.id for example in members)
-      said = [examples.crc(e.prompt, *e.answers[:1]) for e in members]
+      said = [coders.crc(e.prompt, *e.answers[:1]) for e in members]
       digest = zlib.crc32(" ".join((*ids, *said)).encode())
       # Shares differ little, and a rate needs no exchange between processes.
       work = counting.count(packed, layout.patches).times(share.count)
@@ -269,14 +269,14 @@ def prompts(
 def _prompt(source, index, coder, *, pixels: bool = True) -> packing.Example:
   row = source[index] if pixels else source.text(index)
   with records.located(source.name(index)):
-    examples.check_fields(row, "question")
+    coders.check_fields(row, "question")
     encoded = chat.encode_prompt(
       coder.tokenizer,
       row["question"],
       images=len(records.listed(row["image"])),
       template=coder.template,
     )
-    shown = coder.pixels(row["image"]) if pixels else examples.blank(row)
+    shown = coder.pixels(row["image"]) if pixels else coders.blank(row)
   return packing.Example(id=row["id"], images=shown, **encoded._asdict())
 
 

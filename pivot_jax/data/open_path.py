@@ -8,12 +8,12 @@ import pathlib
 import urllib.parse
 from typing import Any
 
-from pivot_jax.data import registry
+from pivot_jax.data import opener
 from pivot_jax.data.sources import json_index
 from pivot_jax.errors import InputError
 
 # What the rows of the other formats are.
-_ROWS = registry.ROWS | {"mixture": "conversation", "mmpr": "preference"}
+_ROWS = opener.ROWS | {"mixture": "conversation", "mmpr": "preference"}
 
 
 FLAWED = ("llava", "preference", "eval", "mixture", "mmpr")
@@ -41,7 +41,7 @@ def open_path(
     InputError: nothing there, or nothing that is known.
   """
   if str(path).startswith("scenes:"):
-    source = registry.open_source(_scenes(str(path)))
+    source = opener.open_source(_scenes(str(path)))
     return source.kind, source
   place = pathlib.Path(path)
   # A pattern names the shards of a split.
@@ -52,7 +52,7 @@ def open_path(
     spec["root"] = root
   if flawed and spec["kind"] in FLAWED:
     spec["flawed"] = True
-  source = registry.open_source(spec)
+  source = opener.open_source(spec)
   if spec["kind"] in ("parquet", "array_record"):
     return source.kind, source
   return _ROWS[spec["kind"]], source
@@ -61,7 +61,7 @@ def open_path(
 def _spec(place: pathlib.Path, images: str | None) -> dict[str, Any]:
   """Returns the config entry for a path."""
   rooted = {} if images is None else {"image_root": images}
-  known = registry.format_of(place)
+  known = opener.format_of(place)
   if known:
     rooted = rooted if known in ("mixture", "mmpr") else {}
     return dict(kind=known, path=str(place), **rooted)
@@ -105,7 +105,7 @@ def _folder(place: pathlib.Path) -> dict[str, Any]:
         f"{place}: holds {' and '.join(found)}; name one of them"
       )
     place /= found[0]
-    if registry.format_of(place):
+    if opener.format_of(place):
       return _spec(place, None)
   folder, split = place.parent, place.name
   inside = {path.name for path in (folder / split).iterdir()}

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from pivot_jax import texts
-from pivot_jax.data import examples, grouping, streams
+from pivot_jax.data import coders, grouping, streams
 from pivot_jax.data.scenes import scenes
 from pivot_jax.data.sources import (
   array_record,
@@ -77,10 +77,10 @@ def open_source(spec: Mapping[str, Any], *, logged: bool = False) -> Any:
 
 def open_stream(
   specs: Sequence[tuple[Mapping[str, Any], float]],
-  coder: examples.Coder,
+  coder: coders.Coder,
   *,
   seed: int,
-  reference: examples.Reference | None = None,
+  reference: coders.Reference | None = None,
 ) -> streams.Stream:
   """Returns the stream of (entry, weight) pairs; see `streams.Stream`.
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pivot_jax.data import chat, opening, pipeline, registry, streams
+from pivot_jax.data import chat, feed, open_path, opener, streams
 from pivot_jax.data.tools import convert
 from pivot_jax.errors import InputError
 from pivot_jax.weights import checkpoint
@@ -22,7 +22,7 @@ SETS = {
 
 
 def coder(kind):
-  return pipeline.Coder(
+  return feed.Coder(
     tokenizer=TOKENIZER,
     template="qwen_1_5",
     mask="paper",
@@ -44,9 +44,9 @@ def found(request, tmp_path):
   path = made.path
   if request.param == "image_folder":
     with pytest.raises(InputError, match="holds train and val; name one"):
-      opening.open_path(path)
+      open_path.open_path(path)
     path = path / "train"
-  kind, source = opening.open_path(path, images=images)
+  kind, source = open_path.open_path(path, images=images)
   assert kind == wanted
   return request.param, made, kind, source
 
@@ -90,7 +90,7 @@ def test_a_converted_set_has_the_rows_and_files_it_had(found, tmp_path):
   name, made, kind, source = found
   out = tmp_path / "converted"
   convert.convert(source, out, kind=kind, origin=name, shards=2)
-  again_kind, again = opening.open_path(out)
+  again_kind, again = open_path.open_path(out)
   assert again_kind == kind and len(again) == len(source)
   for index in range(len(source)):
     assert again.encoded(index) == source.encoded(index)
@@ -107,7 +107,7 @@ def test_a_converted_set_has_the_rows_and_files_it_had(found, tmp_path):
 def test_rows_of_another_kind_than_needed_are_refused(tmp_path, make, kind):
   path = str(make(tmp_path).path)
   with pytest.raises(InputError, match="rows are needed here"):
-    registry.open_source(dict(kind=kind, path=path))
+    opener.open_source(dict(kind=kind, path=path))
 
 
 @pytest.mark.parametrize("task, kind", [
@@ -115,9 +115,9 @@ def test_rows_of_another_kind_than_needed_are_refused(tmp_path, make, kind):
   ("text", "conversation"), ("classify", "classify"), ("segment", "segment"),
 ])  # fmt: skip
 def test_scenes_are_converted(tmp_path, task, kind):
-  source = registry.open_source(dict(kind="scenes", task=task, size=4))
+  source = opener.open_source(dict(kind="scenes", task=task, size=4))
   convert.convert(source, tmp_path / "out", kind=kind, origin="scenes")
-  _, again = opening.open_path(tmp_path / "out")
+  _, again = open_path.open_path(tmp_path / "out")
   for index in range(4):
     one, other = again[index], source[index]
     other.pop("object_mask", None)
@@ -128,9 +128,9 @@ def test_mixtures_and_mmpr_drop_long_rows_and_own_files_do_not(tmp_path):
   mixture = published.make_onevision_mixture(tmp_path)
   captions = published.make_llava_pretrain(tmp_path)
   specs = [dict(kind="llava", path=str(x.path)) for x in (mixture, captions)]
-  assert [registry.long_rows("auto", [s]) for s in specs] == ["drop", "error"]
-  assert registry.long_rows("auto", specs) == "drop"
-  assert registry.long_rows("truncate_answer", specs) == "truncate_answer"
+  assert [opener.long_rows("auto", [s]) for s in specs] == ["drop", "error"]
+  assert opener.long_rows("auto", specs) == "drop"
+  assert opener.long_rows("truncate_answer", specs) == "truncate_answer"
 
 
 @pytest.mark.parametrize("name, text, message", [
@@ -143,19 +143,19 @@ def test_what_is_no_data_set_is_refused(tmp_path, name, text, message):
   if text is not None:
     (tmp_path / name).write_text(text)
   with pytest.raises(InputError, match=f"{name}: {message}"):
-    opening.open_path(tmp_path / name)
+    open_path.open_path(tmp_path / name)
   empty = tmp_path / "empty"
   empty.mkdir()
   with pytest.raises(InputError, match="no data set"):
-    opening.open_path(empty)
+    open_path.open_path(empty)
 
 
 def test_scenes_are_opened_by_their_task():
-  kind, source = opening.open_path("scenes:preference?size=3&new_fraction=1")
+  kind, source = open_path.open_path("scenes:preference?size=3&new_fraction=1")
   assert kind == "preference" and len(source) == 3
   assert "<think>" in source[0]["chosen"]
-  assert opening.open_path("scenes:chat")[0] == "conversation"
+  assert open_path.open_path("scenes:chat")[0] == "conversation"
   with pytest.raises(InputError, match="scenes have no field colour"):
-    opening.open_path("scenes:chat?colour=red")
+    open_path.open_path("scenes:chat?colour=red")
   with pytest.raises(InputError, match="size must be a number"):
-    opening.open_path("scenes:chat?size=red")
+    open_path.open_path("scenes:chat?size=red")
