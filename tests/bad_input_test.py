@@ -16,7 +16,7 @@ from PIL import Image
 from configs import pivot
 from pivot_jax import main
 from pivot_jax.training import loop
-from tests.stages import tiny
+from tests.fixtures import tiny_stages
 
 TURNS = [
   {"from": "human", "value": "<image>\nhow many objects are there ?"},
@@ -130,7 +130,9 @@ def test_a_row_that_its_image_makes_too_long_is_named_with_the_limit(
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
   """Returns the address of a whole model, which a score stage needs."""
-  return tiny.save(tmp_path_factory.mktemp("whole"), tiny.params())
+  return tiny_stages.save(
+    tmp_path_factory.mktemp("whole"), tiny_stages.params()
+  )
 
 
 def pairs(tmp_path, init, text):

@@ -27,7 +27,7 @@ from pivot_jax.data import __main__ as data_command
 from pivot_jax.data import chat, feed, opener, packing
 from pivot_jax.errors import InputError
 from pivot_jax.weights import checkpoint, export
-from tests.data import published, published_parts
+from tests.fixtures import published, published_parts
 
 PINS = pathlib.Path(__file__).parent / "golden" / "pins.json"
 UPDATES, BATCH, SIDE, PATCHES = 20, 4, 48, 36

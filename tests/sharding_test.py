@@ -16,7 +16,7 @@ from pivot_jax.data import packing
 from pivot_jax.errors import InputError
 from pivot_jax.models import layers, mllm
 from pivot_jax.training import objectives, optimizer
-from tests import tiny
+from tests.fixtures import tiny
 
 
 @pytest.fixture(scope="module")

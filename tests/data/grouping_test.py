@@ -10,8 +10,8 @@ from PIL import Image
 
 from pivot_jax.data import coders, opener
 from pivot_jax.errors import InputError
-from tests.data import published
 from tests.data.streams_test import coder, opened
+from tests.fixtures import published
 
 
 def grouped_rows(tmp_path, counts):

@@ -7,7 +7,7 @@ from pivot_jax.data import chat, feed, open_path, opener, streams
 from pivot_jax.data.tools import convert
 from pivot_jax.errors import InputError
 from pivot_jax.weights import checkpoint
-from tests.data import published, published_parts
+from tests.fixtures import published, published_parts
 
 TOKENIZER = chat.load_tokenizer(checkpoint.tokenizer_folder("package:toy"))
 SETS = {

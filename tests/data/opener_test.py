@@ -10,7 +10,7 @@ from PIL import Image
 from pivot_jax.data import chat, feed, lengths, opener
 from pivot_jax.errors import InputError
 from pivot_jax.weights import checkpoint
-from tests.data import published
+from tests.fixtures import published
 
 TOKENIZER = chat.load_tokenizer(checkpoint.tokenizer_folder("package:toy"))
 

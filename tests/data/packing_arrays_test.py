@@ -7,8 +7,8 @@ import pytest
 
 from pivot_jax.data import packing
 from pivot_jax.errors import InputError
-from tests import tiny
 from tests.data.packing_test import LAYOUT
+from tests.fixtures import tiny
 
 
 def _by_hand():

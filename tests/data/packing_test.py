@@ -16,7 +16,7 @@ from pivot_jax.data import packing
 from pivot_jax.errors import InputError
 from pivot_jax.models import mllm
 from pivot_jax.training import objectives
-from tests import tiny
+from tests.fixtures import tiny
 
 # One layout for all drawn updates, so that a loss is compiled once.
 LAYOUT = packing.Layout(

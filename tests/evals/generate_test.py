@@ -6,7 +6,7 @@ import pytest
 
 from pivot_jax.evals import generate
 from pivot_jax.models import layers, mllm
-from tests.models import tiny
+from tests.fixtures import tiny_models
 
 LENGTHS = (12, 10, 15)
 STEPS = 6
@@ -14,10 +14,12 @@ STEPS = 6
 
 @pytest.fixture(scope="module")
 def case():
-  model = mllm.MLLM(tiny.UNTIED, tiny.VISION)
-  params = tiny.jitter(mllm.init_params(model, jax.random.key(0)), scale=3.0)
-  batch = tiny.prompts(LENGTHS, width=24, patches=9)
-  return model, params, batch, tiny.uncached(model, params, batch, STEPS)
+  model = mllm.MLLM(tiny_models.UNTIED, tiny_models.VISION)
+  params = tiny_models.jitter(
+    mllm.init_params(model, jax.random.key(0)), scale=3.0
+  )
+  batch = tiny_models.prompts(LENGTHS, width=24, patches=9)
+  return model, params, batch, tiny_models.uncached(model, params, batch, STEPS)
 
 
 def _cut(batch, width):
@@ -26,7 +28,7 @@ def _cut(batch, width):
 
 def test_cached_tokens_are_the_argmax_of_the_uncached_forward(case):
   model, params, batch, expected = case
-  got = tiny.generated(
+  got = tiny_models.generated(
     model, params, _cut(batch, 15), max_new_tokens=STEPS, eos_ids=(60,)
   )
   assert len(np.unique(expected)) > 3  # not one token for ever
@@ -36,7 +38,7 @@ def test_cached_tokens_are_the_argmax_of_the_uncached_forward(case):
 def test_unrolled_blocks_generate_the_same(case):
   model, params, batch, expected = case
   model = model.clone(compute=layers.Compute(scan=False))
-  got = tiny.generated(
+  got = tiny_models.generated(
     model, params, _cut(batch, 15), max_new_tokens=STEPS, eos_ids=(60,)
   )
   np.testing.assert_array_equal(got, expected)
@@ -45,7 +47,7 @@ def test_unrolled_blocks_generate_the_same(case):
 def test_an_answer_ends_at_any_eos_and_is_padded_with_the_first(case):
   model, params, batch, expected = case
   end = int(expected[0, 2])
-  got = tiny.generated(
+  got = tiny_models.generated(
     model, params, _cut(batch, 15), max_new_tokens=STEPS, eos_ids=(60, end)
   )
   for row, full in zip(got, expected, strict=True):
@@ -58,7 +60,7 @@ def test_an_answer_ends_at_any_eos_and_is_padded_with_the_first(case):
 
 def test_more_padding_behind_the_prompt_changes_nothing(case):
   model, params, batch, expected = case
-  got = tiny.generated(
+  got = tiny_models.generated(
     model, params, batch, max_new_tokens=STEPS, eos_ids=(60,)
   )
   np.testing.assert_array_equal(got, expected)
@@ -67,7 +69,7 @@ def test_more_padding_behind_the_prompt_changes_nothing(case):
 def test_a_row_without_a_prompt_gives_only_eos(case):
   model, params, batch, expected = case
   batch = _cut(batch, 15)._replace(segments=batch.segments[:, :15].at[1].set(0))
-  got = tiny.generated(
+  got = tiny_models.generated(
     model, params, batch, max_new_tokens=STEPS, eos_ids=(60,)
   )
   assert (got[1] == 60).all()
@@ -75,13 +77,15 @@ def test_a_row_without_a_prompt_gives_only_eos(case):
 
 
 def test_one_token_needs_no_loop_and_text_needs_no_image():
-  model = mllm.MLLM(tiny.LLM, None)
+  model = mllm.MLLM(tiny_models.LLM, None)
   params = mllm.init_params(model, jax.random.key(0))
-  batch = tiny.prompts((3, 5), width=8)
-  got = tiny.generated(
+  batch = tiny_models.prompts((3, 5), width=8)
+  got = tiny_models.generated(
     model, params, _cut(batch, 5), max_new_tokens=1, eos_ids=(0,)
   )
-  np.testing.assert_array_equal(got, tiny.uncached(model, params, batch, 1))
+  np.testing.assert_array_equal(
+    got, tiny_models.uncached(model, params, batch, 1)
+  )
 
 
 def test_no_end_token_is_refused():

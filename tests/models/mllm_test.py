@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 
 from pivot_jax.models import layers, mllm
-from tests.models import tiny
+from tests.fixtures import tiny_models
 
 
 @pytest.fixture(scope="module")
 def case():
-  model = mllm.MLLM(tiny.LLM, tiny.VISION)
+  model = mllm.MLLM(tiny_models.LLM, tiny_models.VISION)
   params = mllm.init_params(model, jax.random.key(0))
-  return model, tiny.jitter(params, scale=3.0)
+  return model, tiny_models.jitter(params, scale=3.0)
 
 
 def _row(tokens, segments, branches, positions):
@@ -22,7 +22,7 @@ def _row(tokens, segments, branches, positions):
   tokens, positions, segments, branches = (
     jnp.asarray([x], jnp.int32) for x in fields
   )
-  return tiny.Batch(
+  return tiny_models.Batch(
     tokens=tokens,
     positions=positions,
     segments=segments,
@@ -34,7 +34,7 @@ def _row(tokens, segments, branches, positions):
 
 def _hidden(case, batch):
   model, params = case
-  return np.asarray(tiny.hidden(model, params, batch))
+  return np.asarray(tiny_models.hidden(model, params, batch))
 
 
 def test_the_mask_reads_as_drawn():
@@ -83,7 +83,7 @@ def test_a_token_changes_its_own_branch_and_no_other(case):
 
 def test_a_row_of_padding_stays_finite_with_its_gradient(case):
   model, params = case
-  batch = tiny.prompts((12, 0), width=12, patches=9)
+  batch = tiny_models.prompts((12, 0), width=12, patches=9)
 
   def total(params):
     return (model.apply({"params": params}, batch) ** 2).sum()
@@ -105,7 +105,7 @@ def test_embeddings_hold_tokens_images_and_zeros_in_their_places(case):
 
 
 def test_each_row_reads_its_own_images(case):
-  batch = tiny.prompts((12, 12), width=12, patches=9)
+  batch = tiny_models.prompts((12, 12), width=12, patches=9)
   together = _hidden(case, batch)
   alone = jax.tree.map(lambda x: x[1:], batch)
   np.testing.assert_allclose(
@@ -124,7 +124,7 @@ def test_each_row_reads_its_own_images(case):
 )
 def test_how_it_is_computed_changes_neither_values_nor_gradients(case, compute):
   model, params = case
-  batch = tiny.prompts((15, 11), width=15, patches=9)
+  batch = tiny_models.prompts((15, 11), width=15, patches=9)
 
   def run(model):
     def total(params):
@@ -149,7 +149,7 @@ def test_how_it_is_computed_changes_neither_values_nor_gradients(case, compute):
 
 def test_bfloat16_computes_near_float32_and_keeps_its_parameters(case):
   model, params = case
-  batch = tiny.prompts((15, 11), width=15, patches=9)
+  batch = tiny_models.prompts((15, 11), width=15, patches=9)
   half = model.clone(compute=layers.Compute(dtype="bfloat16"))
   exact, rough = _hidden(case, batch), _hidden((half, params), batch)
   assert rough.dtype == jnp.bfloat16
@@ -162,9 +162,9 @@ def test_bfloat16_computes_near_float32_and_keeps_its_parameters(case):
 
 def test_a_part_starts_alike_whatever_else_exists():
   rng = jax.random.key(3)
-  whole = mllm.init_params(mllm.MLLM(tiny.LLM, tiny.VISION), rng)
-  encoder = mllm.init_params(mllm.MLLM(None, tiny.VISION), rng)
-  decoder = mllm.init_params(mllm.MLLM(tiny.LLM, None), rng)
+  whole = mllm.init_params(mllm.MLLM(tiny_models.LLM, tiny_models.VISION), rng)
+  encoder = mllm.init_params(mllm.MLLM(None, tiny_models.VISION), rng)
+  decoder = mllm.init_params(mllm.MLLM(tiny_models.LLM, None), rng)
   assert list(encoder) == ["vision"] and list(decoder) == ["llm"]
   jax.tree.map(
     np.testing.assert_array_equal, whole["vision"], encoder["vision"]
@@ -173,7 +173,7 @@ def test_a_part_starts_alike_whatever_else_exists():
 
 
 def test_blocks_start_with_different_values():
-  params = mllm.init_params(mllm.MLLM(tiny.LLM, None), jax.random.key(0))
+  params = mllm.init_params(mllm.MLLM(tiny_models.LLM, None), jax.random.key(0))
   kernel = params["llm"]["layers"]["mlp"]["up_proj"]["kernel"]
   assert np.abs(kernel[0] - kernel[1]).max() > 0.01
 
@@ -184,7 +184,7 @@ def test_the_head_is_the_embedding_if_tied_and_a_matrix_if_not(case):
     model.apply({"params": params}, method="head"),
     params["llm"]["embed_tokens"]["embedding"].T,
   )
-  untied = mllm.MLLM(tiny.UNTIED, None)
+  untied = mllm.MLLM(tiny_models.UNTIED, None)
   params = mllm.init_params(untied, jax.random.key(0))
   np.testing.assert_array_equal(
     untied.apply({"params": params}, method="head"),
@@ -193,15 +193,15 @@ def test_the_head_is_the_embedding_if_tied_and_a_matrix_if_not(case):
 
 
 def test_an_encoder_alone_returns_features():
-  model = mllm.MLLM(None, tiny.VISION)
+  model = mllm.MLLM(None, tiny_models.VISION)
   params = mllm.init_params(model, jax.random.key(0))
-  batch = tiny.prompts((9, 9), width=9, patches=9)
+  batch = tiny_models.prompts((9, 9), width=9, patches=9)
   assert model.apply({"params": params}, batch).shape == (2, 1, 9, 32)
 
 
 def test_a_cache_shorter_than_the_prompt_is_refused(case):
   model, params = case
-  batch = tiny.prompts((5,), width=5)
+  batch = tiny_models.prompts((5,), width=5)
   with pytest.raises(ValueError, match="5 tokens do not fit 4"):
     model.apply(
       {"params": params},

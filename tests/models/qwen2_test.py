@@ -10,7 +10,7 @@ import pytest
 
 from pivot_jax import trees
 from pivot_jax.models import layers, mllm, qwen2
-from tests.models import tiny
+from tests.fixtures import tiny_models
 
 
 @pytest.mark.parametrize(
@@ -19,11 +19,11 @@ from tests.models import tiny
 def test_impossible_heads_are_refused(field, said):
   value = {"num_key_value_heads": 4, "head_dim": 7}[field]
   with pytest.raises(ValueError, match=said):
-    dataclasses.replace(tiny.LLM, **{field: value})
+    dataclasses.replace(tiny_models.LLM, **{field: value})
 
 
 def test_every_fresh_matrix_has_the_spread_that_the_config_names():
-  config = dataclasses.replace(tiny.UNTIED, initializer_range=0.3)
+  config = dataclasses.replace(tiny_models.UNTIED, initializer_range=0.3)
   model = mllm.MLLM(config, None)
   params = mllm.init_params(model, jax.random.key(0))["llm"]
   drawn = {
@@ -38,9 +38,11 @@ def test_every_fresh_matrix_has_the_spread_that_the_config_names():
 
 @pytest.mark.parametrize("scan", [True, False])
 def test_decoding_in_pieces_gives_the_hidden_states_of_one_pass(scan):
-  model = mllm.MLLM(tiny.LLM, None, layers.Compute(scan=scan))
-  params = tiny.jitter(mllm.init_params(model, jax.random.key(0)), scale=3.0)
-  decoder = qwen2.Qwen2(tiny.LLM, model.compute)
+  model = mllm.MLLM(tiny_models.LLM, None, layers.Compute(scan=scan))
+  params = tiny_models.jitter(
+    mllm.init_params(model, jax.random.key(0)), scale=3.0
+  )
+  decoder = qwen2.Qwen2(tiny_models.LLM, model.compute)
   x = jax.random.normal(jax.random.key(1), (2, 7, 40))
   places = jnp.broadcast_to(jnp.arange(7), (2, 7))
   mask = jnp.broadcast_to(jnp.tril(jnp.ones((7, 7), bool)), (2, 7, 7))
@@ -65,9 +67,9 @@ def test_decoding_in_pieces_gives_the_hidden_states_of_one_pass(scan):
 
 
 def test_an_id_outside_the_vocabulary_is_not_read_silently():
-  model = mllm.MLLM(tiny.LLM, None)
+  model = mllm.MLLM(tiny_models.LLM, None)
   params = mllm.init_params(model, jax.random.key(0))
-  batch = tiny.prompts((3,), width=3)
+  batch = tiny_models.prompts((3,), width=3)
   batch = batch._replace(tokens=batch.tokens.at[0, 1].set(61))
-  hidden = tiny.hidden(model, params, batch)
+  hidden = tiny_models.hidden(model, params, batch)
   assert np.isnan(hidden[0, 1]).all()

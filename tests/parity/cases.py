@@ -19,7 +19,7 @@ import torch
 import pivot_jax
 from pivot_jax import trees
 from pivot_jax.models import layers, mllm
-from tests.models import tiny
+from tests.fixtures import tiny_models
 from tests.parity import foreign
 
 GRADIENT_TOLERANCE = 1e-5  # of the largest entry
@@ -54,9 +54,9 @@ class Case:
   layers: tuple[int, ...] = (-1, -2, -3)
   tolerance: float = foreign.TOLERANCE
 
-  def batch(self) -> tiny.Batch:
+  def batch(self) -> tiny_models.Batch:
     """Two prompts, two images, or both."""
-    found = tiny.prompts(
+    found = tiny_models.prompts(
       _PROMPTS,
       width=max(_PROMPTS),
       patches=self.patches,
@@ -79,7 +79,7 @@ class Subject:
   params: Any
 
   @functools.cached_property
-  def batch(self) -> tiny.Batch:
+  def batch(self) -> tiny_models.Batch:
     return self.case.batch()
 
   @functools.cached_property
@@ -112,7 +112,9 @@ def open_folder(case: Case, folder: pathlib.Path, **choices: Any) -> Subject:
   return Subject(case, folder, found.mllm, params)
 
 
-def forward(model: mllm.MLLM, params: Any, batch: tiny.Batch) -> jax.Array:
+def forward(
+  model: mllm.MLLM, params: Any, batch: tiny_models.Batch
+) -> jax.Array:
   """Features of a tower; logits of a language model, zero in the padding."""
   if model.llm is None:
     return model.apply({"params": params}, batch.images[:, 0], method="encode")

@@ -11,7 +11,7 @@ import transformers
 from pivot_jax.models import mllm
 from pivot_jax.stages import detach
 from pivot_jax.weights import artifacts, checkpoint
-from tests.models import tiny
+from tests.fixtures import tiny_models
 from tests.parity import foreign
 from tests.weights.convert import folders
 
@@ -27,7 +27,7 @@ def case(tmp_path_factory):
   places = [tmp_path_factory.mktemp(n) for n in ("theirs", "whole", "cut")]
   theirs.save_pretrained(places[0])
   configs, encoder, _ = folders.load(places[0])
-  model = mllm.MLLM(tiny.LLM, configs["vision"])
+  model = mllm.MLLM(tiny_models.LLM, configs["vision"])
   params = mllm.init_params(model, jax.random.key(0)) | encoder
   meta = {
     "vision": dataclasses.asdict(model.vision),

@@ -8,7 +8,7 @@ import transformers
 
 from pivot_jax.models import layers, mllm
 from pivot_jax.weights.convert import hf
-from tests.models import tiny
+from tests.fixtures import tiny_models
 from tests.parity import foreign
 from tests.weights.convert import folders
 
@@ -35,7 +35,7 @@ def case(tmp_path_factory):
   model = foreign.roughen(transformers.LlavaForConditionalGeneration(config), 3)
   folder = tmp_path_factory.mktemp("llava")
   model.save_pretrained(folder)
-  batch = tiny.prompts(LENGTHS, width=17, patches=PATCHES, vocab=IMAGE)
+  batch = tiny_models.prompts(LENGTHS, width=17, patches=PATCHES, vocab=IMAGE)
   return folder, batch, _run_torch(model, batch)
 
 
@@ -106,7 +106,7 @@ def test_greedy_answers_agree(case):
     )
     expected.append(answer[0, length:].numpy())
   configs, params, _ = folders.load(folder)
-  got = tiny.generated(
+  got = tiny_models.generated(
     mllm.MLLM(configs["llm"], configs["vision"]),
     params,
     batch,

@@ -10,7 +10,7 @@ import transformers
 
 from pivot_jax.models import mllm
 from pivot_jax.weights.convert import hf
-from tests.models import tiny
+from tests.fixtures import tiny_models
 from tests.parity import foreign
 from tests.weights.convert import folders
 
@@ -50,7 +50,7 @@ def _run_ours(config, params, batch):
 def case(tmp_path_factory):
   folder = tmp_path_factory.mktemp("qwen2")
   model = _save(folder, tied=True)
-  batch = tiny.prompts(LENGTHS, width=17)
+  batch = tiny_models.prompts(LENGTHS, width=17)
   hidden, logits = _run_torch(model, batch)
   return folder, batch, hidden, logits
 
@@ -77,7 +77,7 @@ def test_hidden_states_and_logits_agree(case):
 
 def test_an_untied_head_agrees(tmp_path):
   model = _save(tmp_path, tied=False)
-  batch = tiny.prompts(LENGTHS, width=17)
+  batch = tiny_models.prompts(LENGTHS, width=17)
   _, logits = _run_torch(model, batch)
   configs, params, _ = folders.load(tmp_path)
   _, ours = _run_ours(configs["llm"], params, batch)
@@ -136,7 +136,7 @@ def test_transformers_loads_our_export_without_loss(tmp_path, tied):
   again = foreign.loaded_without_loss(
     transformers.Qwen2ForCausalLM, tmp_path / "ours"
   )
-  batch = tiny.prompts(LENGTHS, width=17)
+  batch = tiny_models.prompts(LENGTHS, width=17)
   np.testing.assert_array_equal(
     _run_torch(again, batch)[1], _run_torch(model, batch)[1]
   )

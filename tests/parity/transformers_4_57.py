@@ -276,11 +276,11 @@ def expanded(prompt, model):
 
 def answer(model, params, prompt, pixels, count=NEW_TOKENS):
   """The greedy answer, by our own cache."""
-  from tests.models import tiny
+  from tests.fixtures import tiny_models
 
   ones = np.ones((1, len(prompt)), np.int32)
   is_image = prompt[None] == -200
-  batch = tiny.Batch(
+  batch = tiny_models.Batch(
     tokens=np.where(is_image, 0, prompt),
     positions=np.arange(len(prompt), dtype=np.int32)[None],
     segments=ones,
@@ -288,7 +288,7 @@ def answer(model, params, prompt, pixels, count=NEW_TOKENS):
     image_index=np.where(is_image, is_image.cumsum(1) - 1, -1),
     images=pixels[:, None],
   )
-  return tiny.generated(
+  return tiny_models.generated(
     model.mllm,
     params,
     batch,

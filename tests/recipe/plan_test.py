@@ -14,7 +14,7 @@ from pivot_jax.errors import InputError
 from pivot_jax.recipe import plan as recipe
 from pivot_jax.recipe import run_folder
 from pivot_jax.stages import detach, train
-from tests.data import published
+from tests.fixtures import published
 
 
 def test_the_default_recipe_has_every_arm_and_no_stage_zero(tmp_path):

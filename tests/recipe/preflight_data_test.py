@@ -8,7 +8,7 @@ from pivot_jax.data import open_path, opener
 from pivot_jax.data.tools import convert
 from pivot_jax.errors import InputError
 from pivot_jax.recipe import preflight
-from tests.data import published
+from tests.fixtures import published
 
 
 def check(**spec):

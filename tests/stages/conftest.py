@@ -3,9 +3,9 @@
 import pytest
 
 from pivot_jax.stages import score, train
-from tests.stages import tiny
+from tests.fixtures import tiny_stages
 
-ROWS = tiny.source("preference", 40)
+ROWS = tiny_stages.source("preference", 40)
 # The encoder is frozen, so that there is a frozen part to look at.
 ARM = dict(
   trainable=("projector/.*", "llm/.*"),
@@ -20,14 +20,14 @@ ARM = dict(
 @pytest.fixture(scope="session")
 def init(tmp_path_factory):
   """Returns the address of the model that both arms start from."""
-  return tiny.save(tmp_path_factory.mktemp("init"), tiny.params())
+  return tiny_stages.save(tmp_path_factory.mktemp("init"), tiny_stages.params())
 
 
 @pytest.fixture(scope="session")
 def reference(init, tmp_path_factory):
   """Returns the folder of the log-probabilities under `init`."""
   out = tmp_path_factory.mktemp("reference")
-  score.run(tiny.config("score", ROWS), {"init": init}, out)
+  score.run(tiny_stages.config("score", ROWS), {"init": init}, out)
   return out
 
 
@@ -40,7 +40,7 @@ def arm(init, reference):
     if objective == "dpo":
       inputs["reference"] = str(reference)
     fields = ARM | {"objective": objective} | fields
-    return tiny.config("train", ROWS, **fields), inputs
+    return tiny_stages.config("train", ROWS, **fields), inputs
 
   return make
 

@@ -9,7 +9,7 @@ from pivot_jax.data import chat
 from pivot_jax.errors import InputError
 from pivot_jax.stages import detach
 from pivot_jax.weights import checkpoint
-from tests.stages import tiny
+from tests.fixtures import tiny_stages
 from tests.weights.convert import folders
 
 
@@ -35,7 +35,7 @@ def test_the_artifact_is_the_encoder_and_the_projector_of_the_source(
   cut = checkpoint.load(str(out))
   assert set(cut.params) == {"vision", "projector"}
   assert trees.fingerprint(cut.params) == prints(source, "vision", "projector")
-  assert cut.vision == tiny.VISION
+  assert cut.vision == tiny_stages.VISION
   meta = json.loads((out / "model.json").read_text())
   assert meta["parts"] == ["projector", "vision"]
   assert meta["detached_from"] == init
@@ -54,7 +54,7 @@ def test_the_report_counts_and_names_the_encoder_alone(finished, source):
 def test_the_portable_folder_holds_the_same_encoder(finished, source):
   _, out = finished
   configs, params, info = folders.load(out / "hf")
-  assert configs["llm"] is None and configs["vision"] == tiny.VISION
+  assert configs["llm"] is None and configs["vision"] == tiny_stages.VISION
   assert trees.fingerprint(params) == prints(source, "vision")
   # The block behind the features, which nobody reads, and the last norm.
   names = {x["name"] for x in info["not_carried"]}
@@ -65,7 +65,7 @@ def test_the_portable_folder_holds_the_same_encoder(finished, source):
 def test_the_tokenizer_goes_along(finished):
   _, out = finished
   found = chat.load_tokenizer(out / "tokenizer")
-  assert found.fingerprint == tiny.TOKENIZER.fingerprint
+  assert found.fingerprint == tiny_stages.TOKENIZER.fingerprint
 
 
 def test_a_subtree_gives_the_encoder_without_a_projector(
@@ -89,10 +89,10 @@ def test_a_model_without_an_encoder_is_refused(init, tmp_path):
 
 
 def test_the_folder_says_how_images_were_resized(tmp_path):
-  params = tiny.params()
+  params = tiny_stages.params()
   for name, number in (("bicubic", 3), ("bilinear", 2), ("crop_bicubic", 3)):
     folder = tmp_path / name
-    tiny.save(folder, params)
+    tiny_stages.save(folder, params)
     meta = json.loads((folder / "model.json").read_text())
     meta["preprocessing"] = {"resize": "squash", "resample": name}
     (folder / "model.json").write_text(json.dumps(meta))

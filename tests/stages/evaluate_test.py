@@ -14,14 +14,13 @@ from pivot_jax.errors import InputError
 from pivot_jax.models import mllm
 from pivot_jax.stages import evaluate
 from pivot_jax.weights import checkpoint
-from tests.models import tiny as tiny_models
-from tests.stages import tiny
+from tests.fixtures import tiny_models, tiny_stages
 
 SIZE, STEPS = 11, 5
-ROWS = tiny.source("eval", SIZE, split="test")
+ROWS = tiny_stages.source("eval", SIZE, split="test")
 # A tied head repeats the last token for ever.
-LLM = dataclasses.replace(tiny.LLM, tie_word_embeddings=False)
-MODEL = mllm.MLLM(llm=LLM, vision=tiny.VISION)
+LLM = dataclasses.replace(tiny_stages.LLM, tie_word_embeddings=False)
+MODEL = mllm.MLLM(llm=LLM, vision=tiny_stages.VISION)
 FIELDS = ("id", "category", "kind", "question", "answer")
 
 
@@ -33,15 +32,15 @@ def source():
 @pytest.fixture(scope="module")
 def talkative(tmp_path_factory):
   """Returns the address of a model whose answers end, early or late."""
-  params = jax.tree.map(np.copy, tiny.params(MODEL, scale=12.0))
+  params = jax.tree.map(np.copy, tiny_stages.params(MODEL, scale=12.0))
   # A long column of the head wins where it points the right way.
-  params["llm"]["lm_head"]["kernel"][:, tiny.TOKENIZER.im_end] *= 6
-  return tiny.save(tmp_path_factory.mktemp("talkative"), params, MODEL)
+  params["llm"]["lm_head"]["kernel"][:, tiny_stages.TOKENIZER.im_end] *= 6
+  return tiny_stages.save(tmp_path_factory.mktemp("talkative"), params, MODEL)
 
 
 def config(**fields):
   fields = dict(batch=8, max_new_tokens=STEPS) | fields
-  return tiny.config("evaluate", ROWS, **fields)
+  return tiny_stages.config("evaluate", ROWS, **fields)
 
 
 @pytest.fixture(scope="module")
@@ -61,15 +60,17 @@ def greedy(talkative, source):
   for index in range(SIZE):
     row = source[index]
     asked = f"<|im_start|>user\n<image>\n{row['question']}<|im_end|>\n"
-    found.append(tiny.ids(f"{tiny.SYSTEM}{asked}<|im_start|>assistant\n"))
-    pictures.append(tiny.pixels(row["image"]))
+    found.append(
+      tiny_stages.ids(f"{tiny_stages.SYSTEM}{asked}<|im_start|>assistant\n")
+    )
+    pictures.append(tiny_stages.pixels(row["image"]))
   width = max(len(tokens) for tokens, _ in found) + STEPS
-  batch = tiny.sequences(found, np.stack(pictures), width=width)
+  batch = tiny_stages.sequences(found, np.stack(pictures), width=width)
   return tiny_models.uncached(MODEL, params, batch, STEPS)
 
 
 def ends(row):
-  return np.flatnonzero(np.isin(row, tiny.TOKENIZER.eos_ids))
+  return np.flatnonzero(np.isin(row, tiny_stages.TOKENIZER.eos_ids))
 
 
 def test_answers_are_greedy_up_to_the_first_stop_token(finished, greedy):
@@ -78,7 +79,7 @@ def test_answers_are_greedy_up_to_the_first_stop_token(finished, greedy):
   # Some answers end at once, some later, and some are cut.
   assert {0, STEPS} < {int(s[0]) if len(s) else STEPS for s in stops}
   wanted = [
-    tiny.TOKENIZER.decode(row[: s[0]] if len(s) else row)
+    tiny_stages.TOKENIZER.decode(row[: s[0]] if len(s) else row)
     for row, s in zip(greedy, stops)
   ]
   assert len(set(wanted)) > SIZE // 2
@@ -118,7 +119,7 @@ def test_an_answer_counts_in_another_form_and_not_as_another_word(
     wanted.append(same)
   (tmp_path / "suite.jsonl").write_text("\n".join(rows))
   suite = dict(kind="eval", path=str(tmp_path / "suite.jsonl"))
-  stage = tiny.config("evaluate", suite, batch=8, max_new_tokens=STEPS)
+  stage = tiny_stages.config("evaluate", suite, batch=8, max_new_tokens=STEPS)
   found = evaluate.run(stage, {"init": talkative}, tmp_path / "out")
   text = (tmp_path / "out" / "predictions.jsonl").read_text("utf-8")
   again = [json.loads(line) for line in text.splitlines()]
@@ -132,7 +133,7 @@ def test_an_answer_that_cannot_be_said_is_refused(talkative, tmp_path, source):
   row = dict(id="a", image="0.png", question="what ?", answer="no " * STEPS)
   (tmp_path / "suite.jsonl").write_text(json.dumps(row))
   suite = dict(kind="eval", path=str(tmp_path / "suite.jsonl"))
-  stage = tiny.config("evaluate", suite, max_new_tokens=STEPS - 1)
+  stage = tiny_stages.config("evaluate", suite, max_new_tokens=STEPS - 1)
   with pytest.raises(InputError, match="suite.jsonl:1: .*max_new_tokens=4"):
     evaluate.run(stage, {"init": talkative}, tmp_path / "out")
 
@@ -141,10 +142,11 @@ def test_a_prompt_over_max_length_is_refused_with_its_length(
   talkative, tmp_path, source
 ):
   lengths = [
-    len(tiny.TOKENIZER.encode(source.text(i)["question"])) for i in range(SIZE)
+    len(tiny_stages.TOKENIZER.encode(source.text(i)["question"]))
+    for i in range(SIZE)
   ]
-  frame = f"{tiny.SYSTEM}<|im_start|>user\n<image>\n<|im_end|>\n"
-  around = len(tiny.ids(f"{frame}<|im_start|>assistant\n")[0])
+  frame = f"{tiny_stages.SYSTEM}<|im_start|>user\n<image>\n<|im_end|>\n"
+  around = len(tiny_stages.ids(f"{frame}<|im_start|>assistant\n")[0])
   longest = around + max(lengths)
   with pytest.raises(
     InputError,

@@ -11,8 +11,7 @@ from pivot_jax.models import mllm
 from pivot_jax.stages import detach, train
 from pivot_jax.weights import checkpoint
 from pivot_jax.weights.convert import families, hf
-from tests.models import tiny as tiny_models
-from tests.stages import tiny
+from tests.fixtures import tiny_models, tiny_stages
 
 # SigLIP trains in every other test, and MAE computes what a ViT does.
 FAMILIES = {
@@ -30,7 +29,7 @@ def case(request, tmp_path_factory):
   family = name.partition("_gated")[0]
   fields = dict(families.CHOICES[family])
   vision = dataclasses.replace(
-    tiny.VISION, family=family, intermediate_size=32, **fields
+    tiny_stages.VISION, family=family, intermediate_size=32, **fields
   )
   vision = dataclasses.replace(vision, **FAMILIES[name])
   params = mllm.init_params(mllm.MLLM(None, vision), jax.random.key(1))
@@ -38,10 +37,10 @@ def case(request, tmp_path_factory):
   root = tmp_path_factory.mktemp(name)
   resample = "crop_bicubic"
   hf.save_vision(root / "hf", vision, params["vision"], resample=resample)
-  llm = tiny.save(root / "llm", tiny.params())
-  config = tiny.config(
+  llm = tiny_stages.save(root / "llm", tiny_stages.params())
+  config = tiny_stages.config(
     "train",
-    tiny.source("caption", 32),
+    tiny_stages.source("caption", 32),
     batch=8,
     steps=3,
     lr=((".*", 1e-3),),

@@ -8,7 +8,7 @@ from PIL import Image
 
 from pivot_jax import metrics
 from pivot_jax.stages import score, train
-from tests.stages import tiny
+from tests.fixtures import tiny_stages
 
 COUNTS = (1, 4, 2, 3)
 
@@ -43,10 +43,10 @@ def trained(rows, init, folder, **fields):
   if fields["objective"] == "dpo":
     # Scored one by one: columns belong to pairs.
     plain = dict(rows, group=False)
-    how = tiny.config("score", plain, mask="answer")
+    how = tiny_stages.config("score", plain, mask="answer")
     score.run(how, inputs, folder / "reference")
     inputs["reference"] = str(folder / "reference")
-  config = tiny.config(
+  config = tiny_stages.config(
     "train", rows, steps=1, warmup=0.0, sft_group=0, **fields
   )
   out = folder / "out"

@@ -13,7 +13,7 @@ from pivot_jax import errors
 from pivot_jax.models import mllm
 from pivot_jax.stages import linear_probe
 from pivot_jax.weights import checkpoint
-from tests.models import tiny
+from tests.fixtures import tiny_models
 
 SETTINGS = dict(lambdas=[1e-2, 1.0, 1e2], tolerance=1e-7, max_iterations=1000)
 
@@ -249,7 +249,7 @@ def config(size=48, **fields):
 
 @pytest.fixture(scope="module")
 def model():
-  module = mllm.MLLM(llm=tiny.LLM, vision=tiny.VISION)
+  module = mllm.MLLM(llm=tiny_models.LLM, vision=tiny_models.VISION)
   params = mllm.init_params(module, jax.random.key(0))
   return checkpoint.Model(module, params, None, {})
 
@@ -277,7 +277,7 @@ def test_a_detached_encoder_gives_what_the_whole_model_gives(
 ):
   cut = {k: model.params[k] for k in ("vision", "projector")}
   alone = checkpoint.Model(
-    mllm.MLLM(llm=None, vision=tiny.VISION), cut, None, {}
+    mllm.MLLM(llm=None, vision=tiny_models.VISION), cut, None, {}
   )
   results = []
   for name, one in (("whole", model), ("cut", alone)):
@@ -288,7 +288,7 @@ def test_a_detached_encoder_gives_what_the_whole_model_gives(
 
 def test_no_projector_means_no_projector_numbers(model, tmp_path, monkeypatch):
   alone = checkpoint.Model(
-    mllm.MLLM(llm=None, vision=tiny.VISION),
+    mllm.MLLM(llm=None, vision=tiny_models.VISION),
     {"vision": model.params["vision"]},
     None,
     {},

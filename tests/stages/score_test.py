@@ -11,11 +11,10 @@ from pivot_jax.data.scenes import scenes
 from pivot_jax.errors import InputError
 from pivot_jax.stages import score
 from pivot_jax.weights import checkpoint
-from tests.models import tiny as tiny_models
-from tests.stages import tiny
+from tests.fixtures import tiny_models, tiny_stages
 
 SIZE = 11
-ROWS = tiny.source("preference", SIZE)
+ROWS = tiny_stages.source("preference", SIZE)
 SIDES = ("chosen", "rejected")
 
 
@@ -26,7 +25,9 @@ def source():
 
 def scored(init, out, **fields):
   """Returns (what the stage reports, its columns, its fingerprint)."""
-  found = score.run(tiny.config("score", ROWS, **fields), {"init": init}, out)
+  found = score.run(
+    tiny_stages.config("score", ROWS, **fields), {"init": init}, out
+  )
   made = json.loads((out / "reference.json").read_text())
   with np.load(out / "reference.npz", allow_pickle=False) as file:
     return found, dict(file), made
@@ -46,12 +47,12 @@ def alone(source):
   found, pictures = [], []
   for index in range(SIZE):
     row = source[index]
-    asked = f"{tiny.SYSTEM}<|im_start|>user\n<image>\n{row['question']}"
-    prompt, start = tiny.ids(f"{asked}<|im_end|>\n")
+    asked = f"{tiny_stages.SYSTEM}<|im_start|>user\n<image>\n{row['question']}"
+    prompt, start = tiny_stages.ids(f"{asked}<|im_end|>\n")
     for side in SIDES:
       said = f"<|im_start|>assistant\n{row[side]}<|im_end|>\n"
-      found.append((prompt + tiny.ids(said)[0], start, len(prompt)))
-      pictures.append(tiny.pixels(row["image"]))
+      found.append((prompt + tiny_stages.ids(said)[0], start, len(prompt)))
+      pictures.append(tiny_stages.pixels(row["image"]))
   return found, np.stack(pictures)
 
 
@@ -60,8 +61,8 @@ def plain(init, source):
   """Returns [rows, 2]: one causal sequence an answer, softmax in float64."""
   params = checkpoint.load(init).params
   found, pictures = alone(source)
-  batch = tiny.sequences([f[:2] for f in found], pictures, width=128)
-  hidden = np.float64(tiny_models.hidden(tiny.MODEL, params, batch))
+  batch = tiny_stages.sequences([f[:2] for f in found], pictures, width=128)
+  hidden = np.float64(tiny_models.hidden(tiny_stages.MODEL, params, batch))
   head = np.float64(params["llm"]["embed_tokens"]["embedding"]).T
   sums = []
   for states, (tokens, _, begin) in zip(hidden, found):
@@ -123,7 +124,7 @@ def test_the_fingerprint_is_of_weights_and_of_what_made_the_rows(
   _, found, made = columns[16]
   assert made == {
     "weights": trees.digest(trees.fingerprint(params)),
-    "tokenizer": tiny.TOKENIZER.fingerprint,
+    "tokenizer": tiny_stages.TOKENIZER.fingerprint,
     "template": "qwen_1_5",
     "mask": "paper",
     "resample": "bicubic",
@@ -137,7 +138,7 @@ def test_the_fingerprint_is_of_weights_and_of_what_made_the_rows(
 def test_one_changed_weight_changes_the_fingerprint(init, columns, tmp_path):
   params = jax.tree.map(np.copy, checkpoint.load(init).params)
   params["llm"]["norm"]["scale"][3] += 1e-3
-  address = tiny.save(tmp_path / "other", params)
+  address = tiny_stages.save(tmp_path / "other", params)
   _, _, made = scored(address, tmp_path / "out", batch=16)
   _, _, before = columns[16]
   assert made["weights"] != before["weights"]

@@ -19,7 +19,7 @@ from pivot_jax.training import loop as training
 from pivot_jax.training import starting_model
 from pivot_jax.weights import artifacts, checkpoint
 from pivot_jax.weights.convert import hf
-from tests.stages import tiny
+from tests.fixtures import tiny_stages
 
 # paper 3.2, beside the loss and what every update reports.
 DPO_METRICS = {
@@ -67,15 +67,18 @@ def test_the_artifact_holds_the_model_its_tokenizer_and_its_choices(
   _, out = finished["dpo"]
   model = checkpoint.load_model(str(out))
   assert set(model.params) == {"vision", "projector", "llm"}
-  assert model.mllm.llm == tiny.LLM and model.mllm.vision == tiny.VISION
-  assert model.tokenizer.fingerprint == tiny.TOKENIZER.fingerprint
+  assert (
+    model.mllm.llm == tiny_stages.LLM
+    and model.mllm.vision == tiny_stages.VISION
+  )
+  assert model.tokenizer.fingerprint == tiny_stages.TOKENIZER.fingerprint
   meta = json.loads((out / "model.json").read_text())
   wanted = {
     "parts": ["vision", "projector", "llm"],
     "preprocessing": {"resize": "squash", "resample": "bicubic"},
     "template": "qwen_1_5",
     "mask": "paper",
-    "tokenizer": tiny.TOKENIZER.fingerprint,
+    "tokenizer": tiny_stages.TOKENIZER.fingerprint,
     "stage": "train",
     "sources": {"init": init, "random": []},
   }
@@ -129,7 +132,7 @@ def test_a_frozen_part_leaves_with_the_bits_it_came_with(
 def test_a_report_counts_steps_examples_and_parameters(finished, lines):
   found, _ = finished["sft"]
   assert (found["steps"], found["examples"]) == (4, 32)
-  assert found["parameters"]["llm"] == trees.count(tiny.params()["llm"])
+  assert found["parameters"]["llm"] == trees.count(tiny_stages.params()["llm"])
   # The mean of the last tenth of the updates: here of the last one.
   assert found["loss"] == lines["sft"][-1]["losses/total"]
 
@@ -200,7 +203,7 @@ OTHER = dict(template="plain", mask="answer", resample="bilinear")
 
 def other_tokenizer(folder):
   """Writes the shipped tokenizer with two letters exchanged."""
-  tiny.TOKENIZER.save(folder)
+  tiny_stages.TOKENIZER.save(folder)
   rules = json.loads((folder / "tokenizer.json").read_text("utf-8"))
   vocab = rules["model"]["vocab"]
   vocab["x"], vocab["y"] = vocab["y"], vocab["x"]
@@ -242,7 +245,7 @@ def test_a_loss_that_is_not_finite_names_its_rows_and_keeps_the_checkpoint(
   said = str(caught.value)
   assert "train: the loss is not finite at step 3" in said
   stream = train.make_stream(
-    config, train.make_coder(config, tiny.TOKENIZER, tiny.MODEL)
+    config, train.make_coder(config, tiny_stages.TOKENIZER, tiny_stages.MODEL)
   )
   rows = [stream.example(i, pixels=False).id for i in range(16, 24)]
   assert f"rows {', '.join(rows)})" in said
@@ -265,7 +268,7 @@ def texts_only(arm, **fields):
   """Returns (config, inputs) of a training of all parts without an image."""
   pack = dict(tokens=256, losses=240, images=1)
   config, inputs = arm("sft", trainable=(".*",), pack=pack, **fields)
-  config.sources.rows = tiny.source("text", 40)
+  config.sources.rows = tiny_stages.source("text", 40)
   return config, inputs
 
 
@@ -348,7 +351,7 @@ def test_a_stopped_training_goes_on_at_its_example_with_another_batch(
   assert "resumes at step 2, example 16" in caplog.text
   assert found["examples"] == 16 + 2 * 12
   stream = train.make_stream(
-    config, train.make_coder(config, tiny.TOKENIZER, tiny.MODEL)
+    config, train.make_coder(config, tiny_stages.TOKENIZER, tiny_stages.MODEL)
   )
   straight = [stream.example(i, pixels=False).id for i in range(40)]
   assert taken + seen[:24] == straight
@@ -362,10 +365,10 @@ def test_parts_come_from_where_inputs_say_and_the_rest_is_drawn(
 ):
   dpo = str(finished["dpo"][1])
   inputs = {"vision": f"{init}:vision", "llm": f"{dpo}:llm"}
-  config = tiny.config("train", None, seed=5)
-  start = starting_model.assemble(config, inputs, tiny.TOKENIZER)
+  config = tiny_stages.config("train", None, seed=5)
+  start = starting_model.assemble(config, inputs, tiny_stages.TOKENIZER)
   other = starting_model.assemble(
-    tiny.config("train", None, seed=6), inputs, tiny.TOKENIZER
+    tiny_stages.config("train", None, seed=6), inputs, tiny_stages.TOKENIZER
   )
   trained = checkpoint.load(dpo).params
   assert trees.fingerprint(start.params["vision"]) == trees.fingerprint(
@@ -388,23 +391,25 @@ def without(values, path):
 
 def test_weights_that_miss_a_tensor_are_refused_by_its_name(before, tmp_path):
   path = "llm/layers/mlp/gate_proj/kernel"
-  address = tiny.save(tmp_path, without(before, path))
-  config = tiny.config("train", None)
+  address = tiny_stages.save(tmp_path, without(before, path))
+  config = tiny_stages.config("train", None)
   with pytest.raises(InputError, match=f"do not fit .*: missing {path} "):
-    starting_model.assemble(config, {"init": address}, tiny.TOKENIZER)
+    starting_model.assemble(config, {"init": address}, tiny_stages.TOKENIZER)
 
 
 def test_weights_without_a_part_are_refused_by_its_name(before, tmp_path):
   parts = {part: before[part] for part in ("vision", "projector")}
-  address = tiny.save(tmp_path, parts)
+  address = tiny_stages.save(tmp_path, parts)
   with pytest.raises(InputError, match=f"{address}: holds no 'llm'"):
     starting_model.assemble(
-      tiny.config("train", None), {"init": address}, tiny.TOKENIZER
+      tiny_stages.config("train", None),
+      {"init": address},
+      tiny_stages.TOKENIZER,
     )
 
 
 def test_more_tokens_than_the_language_model_has_are_refused(init, tmp_path):
-  tiny.TOKENIZER.save(tmp_path)
+  tiny_stages.TOKENIZER.save(tmp_path)
   rules = json.loads((tmp_path / "tokenizer.json").read_text("utf-8"))
   added = dict(rules["added_tokens"][-1], id=512, content="<|more|>")
   rules["added_tokens"].append(added)
@@ -413,7 +418,9 @@ def test_more_tokens_than_the_language_model_has_are_refused(init, tmp_path):
   with pytest.raises(
     InputError, match=rf"{init}: .*has 513 tokens, .* only 512: give the tok"
   ):
-    starting_model.assemble(tiny.config("train", None), {"init": init}, more)
+    starting_model.assemble(
+      tiny_stages.config("train", None), {"init": init}, more
+    )
 
 
 def test_an_unknown_objective_is_answered_with_the_two(arm, tmp_path):
@@ -443,7 +450,7 @@ def test_an_llm_from_a_folder_without_tokenizer_does_not_get_the_toys(
   arm, tmp_path
 ):
   config, inputs = arm("sft")
-  hf.save_llm(tmp_path / "llm", tiny.LLM, tiny.params()["llm"])
+  hf.save_llm(tmp_path / "llm", tiny_stages.LLM, tiny_stages.params()["llm"])
   inputs["llm"] = f"hf:{tmp_path / 'llm'}"
   with pytest.raises(InputError, match="has no tokenizer .*--config.tokenizer"):
     train.run(config, inputs, tmp_path / "out")
@@ -453,7 +460,7 @@ def test_an_llm_of_another_tokenizer_is_refused(arm, tmp_path):
   config, inputs = arm("sft")
   config.tokenizer = other_tokenizer(tmp_path / "other")
   loaded = checkpoint.load(inputs["init"])
-  meta = loaded.meta | {"tokenizer": tiny.TOKENIZER.fingerprint}
+  meta = loaded.meta | {"tokenizer": tiny_stages.TOKENIZER.fingerprint}
   artifacts.save(tmp_path / "known", loaded.params, meta=meta)
   inputs["init"] = str(tmp_path / "known")
   with pytest.raises(InputError, match="known: its tokenizer is not .*other"):

@@ -15,7 +15,7 @@ from pivot_jax import trees
 from pivot_jax.data import packing
 from pivot_jax.models import layers
 from pivot_jax.training import objectives
-from tests import tiny
+from tests.fixtures import tiny
 
 PLAIN = layers.Compute()
 

@@ -13,7 +13,7 @@ from pivot_jax import sharding, trees
 from pivot_jax.data import feed, packing
 from pivot_jax.training import loop, objectives
 from pivot_jax.training import optimizer as optim
-from tests import tiny
+from tests.fixtures import tiny
 
 # Sums of float32 in another order: relative to the size of what is compared.
 TOLERANCE = 1e-6

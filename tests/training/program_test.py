@@ -15,7 +15,7 @@ from pivot_jax.data import packing
 from pivot_jax.models import layers, qwen2
 from pivot_jax.training import loop as train
 from pivot_jax.training import memory, objectives, optimizer
-from tests import tiny
+from tests.fixtures import tiny
 
 _JAXPRS = (core.Jaxpr, core.ClosedJaxpr)
 # Sizes that no other axis of the program has.

@@ -16,17 +16,19 @@ from pivot_jax.errors import InputError
 from pivot_jax.models import layers, mllm, sequences
 from pivot_jax.weights import checkpoint, export
 from pivot_jax.weights.convert import hf
-from tests.models import tiny
+from tests.fixtures import tiny_models
 from tests.weights.convert import folders
 
-MODEL = mllm.MLLM(tiny.UNTIED, tiny.VISION)
+MODEL = mllm.MLLM(tiny_models.UNTIED, tiny_models.VISION)
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-  params = tiny.jitter(mllm.init_params(MODEL, jax.random.key(0)))
+  params = tiny_models.jitter(mllm.init_params(MODEL, jax.random.key(0)))
   folder = tmp_path_factory.mktemp("llava")
-  hf.save_llava(folder, tiny.VISION, tiny.UNTIED, params, image_token_id=60)
+  hf.save_llava(
+    folder, tiny_models.VISION, tiny_models.UNTIED, params, image_token_id=60
+  )
   return folder, jax.tree.map(np.asarray, params)
 
 
@@ -59,14 +61,14 @@ def test_an_mllm_gives_logits_of_tokens_and_images(whole):
   model, loaded = pivot_jax.load(f"hf:{folder}")
   got = model.apply({"params": loaded}, _tokens(), _pixels())
   assert got.shape == (2, 14, 61)
-  batch = tiny.prompts((14, 14), width=14)
+  batch = tiny_models.prompts((14, 14), width=14)
   image = np.where(_tokens() == -200, np.arange(14) - 2, -1)
   batch = batch._replace(
     tokens=np.maximum(_tokens(), 0),
     image_index=image,
     images=_pixels()[:, None],
   )
-  hidden = tiny.hidden(MODEL, params, batch)
+  hidden = tiny_models.hidden(MODEL, params, batch)
   expected = hidden @ MODEL.apply({"params": params}, method="head")
   np.testing.assert_allclose(got, expected, rtol=0, atol=2e-6)
 
@@ -115,7 +117,7 @@ def test_image_tokens_must_be_as_many_as_features(whole, with_image):
 def test_pictures_are_framed_as_the_weights_say(whole, tmp_path):
   _, params = whole
   hf.save_vision(
-    tmp_path, tiny.VISION, params["vision"], resample="crop_bilinear:40"
+    tmp_path, tiny_models.VISION, params["vision"], resample="crop_bilinear:40"
   )
   encoder, _ = pivot_jax.load(f"hf:{tmp_path}")
   rng = np.random.default_rng(0)

@@ -10,7 +10,7 @@ from array_record.python import array_record_module
 
 from pivot_jax.data.sources import array_record, json_records
 from pivot_jax.errors import InputError
-from tests.data import published, published_parts
+from tests.fixtures import published, published_parts
 
 
 def _write(source, folder, **changes):

@@ -11,7 +11,7 @@ from pyarrow import parquet as arrow_parquet
 from pivot_jax.data import images
 from pivot_jax.data.sources import parquet, parquet_files
 from pivot_jax.errors import InputError
-from tests.data import published, published_evaluations, published_parts
+from tests.fixtures import published, published_evaluations, published_parts
 
 PAIR = {"question": "<image>\nWhat?", "chosen": "yes", "rejected": "no"}
 ASKED = {"question": "What?", "answer": "yes"}

@@ -7,7 +7,7 @@ import yaml
 from pyarrow import parquet
 
 from pivot_jax.data.sources import json_records
-from tests.data import (
+from tests.fixtures import (
   published,
   published_evaluations,
   published_parts,

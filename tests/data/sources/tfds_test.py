@@ -9,7 +9,7 @@ import pytest
 from pivot_jax.data import images
 from pivot_jax.data.sources import tfds
 from pivot_jax.errors import InputError
-from tests.data import published_parts, published_tfds
+from tests.fixtures import published_parts, published_tfds
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from pivot_jax.data.sources import (
 from pivot_jax.data.tools import convert
 from pivot_jax.errors import InputError
 from pivot_jax.weights import checkpoint
-from tests.data import published, published_parts
+from tests.fixtures import published, published_parts
 
 TOKENIZER = checkpoint.tokenizer_folder("package:toy")
 

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from tests.data import planted
+from tests.fixtures import planted
 
 # So that an over-long row is one by any tokenizer.
 PATCHES = 100

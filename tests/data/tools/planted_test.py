@@ -11,7 +11,7 @@ import warnings
 import pytest
 from PIL import Image
 
-from tests.data import planted
+from tests.fixtures import planted
 
 MAX_PIXELS, MAX_TOKENS = 50_000_000, 2048
 IMAGE_TOKENS = 729  # Of the largest encoder; no row may be near the limit.

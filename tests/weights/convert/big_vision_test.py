@@ -10,14 +10,14 @@ import pytest
 from pivot_jax import errors
 from pivot_jax.weights import checkpoint
 from pivot_jax.weights.convert import big_vision, hf, towers
-from tests.models import tiny
+from tests.fixtures import tiny_models
 from tests.weights.convert import folders
 
 BLOCK = "params/img/Transformer/encoderblock"
 QUERY = "MultiHeadDotProductAttention_0/query"
 
 
-def _head(config=tiny.VISION):
+def _head(config=tiny_models.VISION):
   """Random tensors of the pooling head and of all that lies behind."""
   rng = np.random.default_rng(3)
   shapes = {**towers.unread(config), **towers.extras(config)}
@@ -30,7 +30,7 @@ def _head(config=tiny.VISION):
 @pytest.fixture
 def file(tmp_path, params):
   path = tmp_path / "siglip_28.npz"
-  big_vision.save(path, tiny.VISION, params["vision"], unread=_head())
+  big_vision.save(path, tiny_models.VISION, params["vision"], unread=_head())
   return path
 
 
@@ -41,7 +41,7 @@ def _members(path):
 
 def test_an_encoder_returns_with_the_same_bytes_head_included(file, params):
   opened = big_vision.open_file(file)
-  assert opened.vision == tiny.VISION
+  assert opened.vision == tiny_models.VISION
   folders.equal(opened.params(), {"vision": params["vision"]})
   folders.equal(opened.read_unread(), _head())
 
@@ -94,7 +94,7 @@ def test_every_published_layout_loads_alike(file, params, change):
 def test_bfloat16_is_stored_as_void_and_comes_back(tmp_path, params):
   path = tmp_path / "b_28.npz"
   big_vision.save(
-    path, tiny.VISION, params["vision"], unread=_head(), dtype="bfloat16"
+    path, tiny_models.VISION, params["vision"], unread=_head(), dtype="bfloat16"
   )
   assert _members(path)["params/img/pos_embedding"].dtype == np.dtype("V2")
   got = big_vision.open_file(path).params()
@@ -116,7 +116,7 @@ def test_addresses_name_the_tower(file, params):
 def test_the_size_in_the_name_tells_384_from_378(tmp_path, params):
   # 28 pixels of patches of 8 give the grid of 24 pixels.
   path = tmp_path / "siglip_b8.npz"
-  big_vision.save(path, tiny.VISION, params["vision"])
+  big_vision.save(path, tiny_models.VISION, params["vision"])
   assert big_vision.open_file(path).vision.image_size == 24
   named = path.with_name("siglip_b8_28.npz")
   path.rename(named)
@@ -159,7 +159,9 @@ def test_a_file_that_is_not_there_is_refused(tmp_path):
 
 
 def test_an_encoder_of_another_family_has_no_such_file(tmp_path, params):
-  config = dataclasses.replace(tiny.VISION, family="clip", class_token=True)
+  config = dataclasses.replace(
+    tiny_models.VISION, family="clip", class_token=True
+  )
   with pytest.raises(errors.InputError, match="is a clip encoder"):
     big_vision.save(tmp_path / "x.npz", config, params["vision"])
 
@@ -185,7 +187,7 @@ def test_npz_to_hugging_face_and_back_is_bitwise(file, tmp_path):
 
 def test_what_the_format_cannot_say_is_refused(tmp_path, params):
   config = dataclasses.replace(
-    tiny.VISION, hidden_act="gelu", layer_norm_eps=1e-3
+    tiny_models.VISION, hidden_act="gelu", layer_norm_eps=1e-3
   )
   with pytest.raises(errors.InputError, match="hidden_act is 'gelu'.*0.001"):
     big_vision.save(tmp_path / "x.npz", config, params["vision"])
@@ -194,7 +196,9 @@ def test_what_the_format_cannot_say_is_refused(tmp_path, params):
 def test_numbers_beyond_float16_are_refused(tmp_path, params):
   large = jax.tree.map(lambda x: x * np.float32(1e7), params["vision"])
   with pytest.raises(errors.InputError, match="beyond float16"):
-    big_vision.save(tmp_path / "x.npz", tiny.VISION, large, dtype="float16")
+    big_vision.save(
+      tmp_path / "x.npz", tiny_models.VISION, large, dtype="float16"
+    )
 
 
 def test_another_tower_in_a_file_is_found_again(file, params):
@@ -224,7 +228,7 @@ def test_all_blocks_behind_another_layer_are_given_back(file, params, unstack):
     np.savez(file, **_unstack(_members(file)))
   opened = big_vision.open_file(file, choices={"feature_layer": -3})
   assert opened.vision.used_layers == 1
-  whole = towers.complete(tiny.VISION, params["vision"], _head())
+  whole = towers.complete(tiny_models.VISION, params["vision"], _head())
   behind = {
     name: array
     for name, array in whole.items()

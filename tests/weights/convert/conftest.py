@@ -6,17 +6,17 @@ import pytest
 
 from pivot_jax.models import mllm
 from pivot_jax.weights.convert import hf
-from tests.models import tiny
+from tests.fixtures import tiny_models
 
 
 @pytest.fixture(scope="session")
 def params():
-  model = mllm.MLLM(tiny.UNTIED, tiny.VISION)
+  model = mllm.MLLM(tiny_models.UNTIED, tiny_models.VISION)
   fresh = mllm.init_params(model, jax.random.key(0))
-  return jax.tree.map(np.asarray, tiny.jitter(fresh))
+  return jax.tree.map(np.asarray, tiny_models.jitter(fresh))
 
 
 @pytest.fixture
 def vision_folder(tmp_path, params):
-  hf.save_vision(tmp_path, tiny.VISION, params["vision"])
+  hf.save_vision(tmp_path, tiny_models.VISION, params["vision"])
   return tmp_path

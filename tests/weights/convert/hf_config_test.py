@@ -10,7 +10,7 @@ from pivot_jax import errors
 from pivot_jax.models import mllm
 from pivot_jax.weights import checkpoint
 from pivot_jax.weights.convert import hf, hf_config, processor
-from tests.models import tiny
+from tests.fixtures import tiny_models
 from tests.weights.convert import folders
 
 
@@ -105,7 +105,9 @@ def test_what_a_config_leaves_out_is_the_default_of_transformers(
 def test_a_multimodal_config_we_do_not_compute_is_refused(
   tmp_path, params, fields, said
 ):
-  hf.save_llava(tmp_path, tiny.VISION, tiny.UNTIED, params, image_token_id=60)
+  hf.save_llava(
+    tmp_path, tiny_models.VISION, tiny_models.UNTIED, params, image_token_id=60
+  )
   _set(tmp_path, **fields)
   with pytest.raises(errors.InputError, match=said):
     folders.load(tmp_path)
@@ -121,8 +123,8 @@ def test_a_multimodal_config_we_do_not_compute_is_refused(
   ids=str,
 )
 def test_a_text_config_we_do_not_compute_is_refused(tmp_path, fields, said):
-  params = mllm.init_params(mllm.MLLM(tiny.LLM, None), jax.random.key(0))
-  hf.save_llm(tmp_path, tiny.LLM, params["llm"])
+  params = mllm.init_params(mllm.MLLM(tiny_models.LLM, None), jax.random.key(0))
+  hf.save_llm(tmp_path, tiny_models.LLM, params["llm"])
   _set(tmp_path, **fields)
   with pytest.raises(errors.InputError, match=said):
     folders.load(tmp_path)
@@ -177,8 +179,8 @@ def test_a_vit_s_processor_without_a_class_resizes_as_vit_s_do(tmp_path):
 
 
 def test_a_foreign_processor_does_not_stop_a_language_model(tmp_path):
-  params = mllm.init_params(mllm.MLLM(tiny.LLM, None), jax.random.key(0))
-  hf.save_llm(tmp_path, tiny.LLM, params["llm"])
+  params = mllm.init_params(mllm.MLLM(tiny_models.LLM, None), jax.random.key(0))
+  hf.save_llm(tmp_path, tiny_models.LLM, params["llm"])
   path = tmp_path / "preprocessor_config.json"
   path.write_text(json.dumps({"image_processor_type": "OtherProcessor"}))
   assert hf.open_folder(tmp_path).vision is None
@@ -188,7 +190,9 @@ def test_the_last_layer_of_a_llava_is_read_without_the_norm_and_said(
   tmp_path, params, caplog, monkeypatch
 ):
   monkeypatch.setattr(logging.getLogger("pivot_jax"), "propagate", True)
-  hf.save_llava(tmp_path, tiny.VISION, tiny.UNTIED, params, image_token_id=60)
+  hf.save_llava(
+    tmp_path, tiny_models.VISION, tiny_models.UNTIED, params, image_token_id=60
+  )
   _set(tmp_path, vision_feature_layer=-1)
   vision = hf_config.read(tmp_path).vision
   assert (vision.used_layers, vision.final_norm) == (3, False)

@@ -9,7 +9,7 @@ import pytest
 from pivot_jax import errors
 from pivot_jax.models import mllm
 from pivot_jax.weights.convert import hf
-from tests.models import tiny
+from tests.fixtures import tiny_models
 from tests.weights.convert import folders
 
 
@@ -22,16 +22,16 @@ KEY_BIAS = "vision_model.encoder.layers.{}.self_attn.k_proj.bias"
 
 def test_vision_returns_with_the_same_bytes(vision_folder, params):
   configs, got, info = folders.load(vision_folder)
-  assert configs == {"vision": tiny.VISION, "llm": None}
+  assert configs == {"vision": tiny_models.VISION, "llm": None}
   folders.equal(got, {"vision": params["vision"]})
   assert info["format"] == "siglip_vision_model"
   assert len(info["not_carried"]) == 18
 
 
-@pytest.mark.parametrize("config", [tiny.LLM, tiny.UNTIED])
+@pytest.mark.parametrize("config", [tiny_models.LLM, tiny_models.UNTIED])
 def test_a_language_model_returns_with_the_same_bytes(tmp_path, config):
   model = mllm.MLLM(config, None)
-  params = tiny.jitter(mllm.init_params(model, jax.random.key(0)))
+  params = tiny_models.jitter(mllm.init_params(model, jax.random.key(0)))
   hf.save_llm(tmp_path, config, params["llm"], eos_token_id=7)
   configs, got, info = folders.load(tmp_path)
   assert configs == {"vision": None, "llm": config}
@@ -40,9 +40,11 @@ def test_a_language_model_returns_with_the_same_bytes(tmp_path, config):
 
 
 def test_a_multimodal_model_returns_with_the_same_bytes(tmp_path, params):
-  hf.save_llava(tmp_path, tiny.VISION, tiny.UNTIED, params, image_token_id=60)
+  hf.save_llava(
+    tmp_path, tiny_models.VISION, tiny_models.UNTIED, params, image_token_id=60
+  )
   configs, got, _ = folders.load(tmp_path)
-  assert configs == {"vision": tiny.VISION, "llm": tiny.UNTIED}
+  assert configs == {"vision": tiny_models.VISION, "llm": tiny_models.UNTIED}
   folders.equal(got, params)
 
 
@@ -50,7 +52,7 @@ def test_a_multimodal_model_returns_with_the_same_bytes(tmp_path, params):
 def test_each_key_bias_lies_under_its_own_name(vision_folder, params):
   arrays = folders.stored(vision_folder)
   bias = params["vision"]["encoder"]["layers"]["self_attn"]["k_proj"]["bias"]
-  for layer in range(tiny.VISION.used_layers):
+  for layer in range(tiny_models.VISION.used_layers):
     np.testing.assert_array_equal(arrays[KEY_BIAS.format(layer)], bias[layer])
   assert not arrays[KEY_BIAS.format(2)].any()
 
@@ -68,7 +70,7 @@ def test_matrices_are_stored_as_torch_stores_them(vision_folder, params):
 
 def test_the_block_behind_the_features_is_the_identity(vision_folder, params):
   _, got, _ = folders.load(vision_folder)
-  whole = dataclasses.replace(tiny.VISION, feature_layer=-1)
+  whole = dataclasses.replace(tiny_models.VISION, feature_layer=-1)
   rest = {
     name: array
     for name, array in _unread(vision_folder).items()
@@ -79,13 +81,15 @@ def test_the_block_behind_the_features_is_the_identity(vision_folder, params):
     got["vision"]["encoder"]["layers"],
   )
   vision = got["vision"] | {"encoder": {"layers": layers}}
-  images = tiny.prompts((9,), width=9, patches=9).images[0]
+  images = tiny_models.prompts((9,), width=9, patches=9).images[0]
 
   def encode(config, vision):
     model = mllm.MLLM(None, config)
     return model.apply({"params": {"vision": vision}}, images, method="encode")
 
-  folders.equal(encode(whole, vision), encode(tiny.VISION, got["vision"]))
+  folders.equal(
+    encode(whole, vision), encode(tiny_models.VISION, got["vision"])
+  )
 
 
 def _last(path, rest):
@@ -96,17 +100,19 @@ def _last(path, rest):
 
 
 def test_a_given_last_block_is_written_and_read_back(tmp_path, params):
-  hf.save_vision(tmp_path / "a", tiny.VISION, params["vision"])
+  hf.save_vision(tmp_path / "a", tiny_models.VISION, params["vision"])
   source = _unread(tmp_path / "a")
   noisy = {k: x + 0.5 for k, x in source.items()}
-  hf.save_vision(tmp_path / "b", tiny.VISION, params["vision"], unread=noisy)
+  hf.save_vision(
+    tmp_path / "b", tiny_models.VISION, params["vision"], unread=noisy
+  )
   again = _unread(tmp_path / "b")
   folders.equal(again, noisy)
 
 
 def test_an_incomplete_last_block_is_refused(tmp_path, params):
   with pytest.raises(errors.InputError, match="post_layernorm.bias absent"):
-    hf.save_vision(tmp_path, tiny.VISION, params["vision"], unread={})
+    hf.save_vision(tmp_path, tiny_models.VISION, params["vision"], unread={})
 
 
 @pytest.mark.parametrize("old,new", [("vision_model.", ""), ("", "")])
@@ -133,7 +139,9 @@ def test_keys_load_with_and_without_the_prefix(vision_folder, params, old, new):
 def test_a_multimodal_folder_loads_under_other_prefixes(
   tmp_path, params, rename
 ):
-  hf.save_llava(tmp_path, tiny.VISION, tiny.UNTIED, params, image_token_id=60)
+  hf.save_llava(
+    tmp_path, tiny_models.VISION, tiny_models.UNTIED, params, image_token_id=60
+  )
   folders.store(
     tmp_path, {rename(k): v for k, v in folders.stored(tmp_path).items()}
   )
@@ -172,8 +180,8 @@ def test_a_tensor_under_two_names_is_refused(vision_folder):
 
 
 def test_a_tied_head_must_equal_the_embeddings(tmp_path):
-  params = mllm.init_params(mllm.MLLM(tiny.LLM, None), jax.random.key(0))
-  hf.save_llm(tmp_path, tiny.LLM, params["llm"])
+  params = mllm.init_params(mllm.MLLM(tiny_models.LLM, None), jax.random.key(0))
+  hf.save_llm(tmp_path, tiny_models.LLM, params["llm"])
   arrays = folders.stored(tmp_path)
   arrays["lm_head.weight"] = arrays["model.embed_tokens.weight"].copy()
   folders.store(tmp_path, arrays)

@@ -8,7 +8,7 @@ import pytest
 from pivot_jax import errors
 from pivot_jax.weights import checkpoint, export
 from pivot_jax.weights.convert import hf, infer
-from tests.models import tiny
+from tests.fixtures import tiny_models
 from tests.weights.convert import folders
 
 CONFIG = dict(
@@ -26,7 +26,9 @@ CONFIG = dict(
 def folder(tmp_path, params):
   """A model as the paper's code saves it, its tower cut before the last block."""
   whole = tmp_path / "llava"
-  hf.save_llava(whole, tiny.VISION, tiny.UNTIED, params, image_token_id=60)
+  hf.save_llava(
+    whole, tiny_models.VISION, tiny_models.UNTIED, params, image_token_id=60
+  )
   arrays = {}
   for name, array in folders.stored(whole).items():
     name = name.replace("language_model.model.", "model.")
@@ -45,7 +47,7 @@ def folder(tmp_path, params):
   folders.store(out, arrays)
   text = json.loads((whole / "config.json").read_text())["text_config"]
   (out / "config.json").write_text(json.dumps(text | CONFIG))
-  hf.save_vision(out / "tower", tiny.VISION, params["vision"])
+  hf.save_vision(out / "tower", tiny_models.VISION, params["vision"])
   return out
 
 
@@ -56,7 +58,7 @@ def _set(folder, **fields):
 
 def test_the_whole_model_loads(folder, params):
   configs, got, info = folders.load(folder)
-  assert configs == {"vision": tiny.VISION, "llm": tiny.UNTIED}
+  assert configs == {"vision": tiny_models.VISION, "llm": tiny_models.UNTIED}
   folders.equal(got, params)
   assert info["format"] == "llava_qwen"
   # A norm without gradient that the tower kept.
@@ -77,7 +79,7 @@ def test_the_block_that_was_cut_off_comes_from_the_towers_folder(
   unread, _ = checkpoint.unread(loaded.meta)
   folders.equal(unread, hf.open_folder(folder / "tower").read_unread())
   export.export(f"hf:{folder}:vision", tmp_path / "out", format="hf")
-  assert hf.open_folder(tmp_path / "out").vision == tiny.VISION
+  assert hf.open_folder(tmp_path / "out").vision == tiny_models.VISION
 
 
 def test_a_towers_folder_may_hold_its_config_alone(folder, params):
@@ -112,7 +114,7 @@ def test_an_uncut_tower_is_read_to_the_same_layer(folder, params):
     arrays["model.vision_tower.vision_tower." + name] = array
   folders.store(folder, arrays)
   configs, got, _ = folders.load(folder)
-  assert configs["vision"] == tiny.VISION
+  assert configs["vision"] == tiny_models.VISION
   folders.equal(got, params)
 
 

@@ -10,7 +10,7 @@ from pivot_jax import errors
 from pivot_jax.data import chat
 from pivot_jax.weights import checkpoint, export
 from pivot_jax.weights.convert import hf
-from tests.models import tiny
+from tests.fixtures import tiny_models
 from tests.weights.convert import folders
 
 
@@ -131,7 +131,7 @@ def test_another_layer_can_be_chosen(vision_folder):
   loaded = checkpoint.load(
     f"hf:{vision_folder}?feature_layer=-1&final_norm=true"
   )
-  assert loaded.vision.used_layers == tiny.VISION.num_hidden_layers
+  assert loaded.vision.used_layers == tiny_models.VISION.num_hidden_layers
   assert "post_layernorm" in loaded.params["vision"]
   assert loaded.meta["unread"] is None
 
@@ -169,7 +169,7 @@ def test_a_pickle_is_refused_with_what_to_do(tmp_path, suffix):
 
 
 def test_no_tokens_beyond_the_vocabulary(tmp_path, params):
-  hf.save_llm(tmp_path / "llm", tiny.UNTIED, params["llm"])
+  hf.save_llm(tmp_path / "llm", tiny_models.UNTIED, params["llm"])
   root = checkpoint.tokenizer_folder("package:toy")
   chat.load_tokenizer(root).save(tmp_path / "llm")
   with pytest.raises(errors.InputError, match="the language model only 61"):
@@ -184,7 +184,7 @@ def test_numbers_beyond_float16_are_refused(tmp_path, params):
     "position_embedding": {"embedding": table}
   }
   with pytest.raises(errors.InputError, match="position.* beyond float16"):
-    hf.save_vision(tmp_path, tiny.VISION, vision, dtype="float16")
+    hf.save_vision(tmp_path, tiny_models.VISION, vision, dtype="float16")
 
 
 def test_moved_weights_read_to_another_layer_are_found(vision_folder):

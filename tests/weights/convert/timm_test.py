@@ -19,7 +19,7 @@ from pivot_jax import errors
 from pivot_jax.models import mllm, vit
 from pivot_jax.weights import checkpoint
 from pivot_jax.weights.convert import timm, towers
-from tests.models import tiny
+from tests.fixtures import tiny_models
 from tests.weights.convert import folders
 
 _TESTS = pathlib.Path(__file__).parents[2]
@@ -53,9 +53,9 @@ CASES = {
 @functools.cache
 def _case(name):
   """(config, params, the tensors that are not computed with)."""
-  config = dataclasses.replace(tiny.VISION, **CASES[name])
+  config = dataclasses.replace(tiny_models.VISION, **CASES[name])
   fresh = mllm.init_params(mllm.MLLM(None, config), jax.random.key(0))
-  params = jax.tree.map(np.asarray, tiny.jitter(fresh))["vision"]
+  params = jax.tree.map(np.asarray, tiny_models.jitter(fresh))["vision"]
   shapes = dict(towers.unread(config))
   if name == "siglip_map":
     shapes |= towers.extras(config)
