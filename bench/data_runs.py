@@ -16,7 +16,6 @@ import numpy as np
 
 from bench import data_files
 from pivot_jax.data import (
-  chat,
   coders,
   layouts,
   lengths,
@@ -25,6 +24,7 @@ from pivot_jax.data import (
   streams,
 )
 from pivot_jax.data.sources import mmpr, mmpr_choice
+from pivot_jax.data.tokenizer import load_tokenizer
 from pivot_jax.weights import checkpoint
 
 IMAGE, PATCHES = 384, 576
@@ -77,7 +77,7 @@ def make_coder(kind: str, tokenizer: str, *, pixels: bool) -> coders.Coder:
   Without `pixels` an image is one black pixel and as many tokens.
   """
   return coders.Coder(
-    tokenizer=chat.load_tokenizer(checkpoint.tokenizer_folder(tokenizer)),
+    tokenizer=load_tokenizer(checkpoint.tokenizer_folder(tokenizer)),
     template="qwen_1_5",
     mask="answer",
     pairs=kind == "mmpr",
@@ -247,7 +247,7 @@ def pack(
 
 def choose(way: str, path: pathlib.Path, tokenizer: str, *, size: int) -> Found:
   """Chooses a training set out of MMPR by `official` or `fixed`."""
-  loaded = chat.load_tokenizer(checkpoint.tokenizer_folder(tokenizer))
+  loaded = load_tokenizer(checkpoint.tokenizer_folder(tokenizer))
 
   def count(text: str) -> int:
     return len(loaded.encode(text))

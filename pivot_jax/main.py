@@ -43,29 +43,28 @@ def main(argv: Sequence[str]) -> None:
   _setup_logging()
   # Imported here so that a wrong flag is answered at once.
   from pivot_jax import files
-  from pivot_jax.recipe import dry_run, preflight, run_folder
-  from pivot_jax.recipe import plan as recipe
+  from pivot_jax.recipe import dry_run, plan, preflight, run_folder
   from pivot_jax.training import loop
 
   try:
     _setup_jax()
     loop.stop_on_sigterm()
-    config = recipe.resolve(_CONFIG.value)
+    config = plan.resolve(_CONFIG.value)
     workdir = files.local_path(_WORKDIR.value, "--workdir").absolute()
     began = time.monotonic()
-    plan = recipe.expand(config, workdir)
+    planned = plan.expand(config, workdir)
     _check_sizes(config)
-    run_folder.check_folders(workdir, plan.steps)
-    preflight.check(plan.steps)
+    run_folder.check_folders(workdir, planned.steps)
+    preflight.check(planned.steps)
     if _DRY_RUN.value:
-      sys.stdout.write(dry_run.describe(plan) + "\n")
+      sys.stdout.write(dry_run.describe(planned) + "\n")
       return
-    LOG.info("%s", recipe.describe(plan))
+    LOG.info("%s", plan.describe(planned))
     for line in dict.fromkeys(
-      line for step in plan.steps for line in dry_run.label_gaps(step)
+      line for step in planned.steps for line in dry_run.label_gaps(step)
     ):
       LOG.warning("%s", line)
-    recipe.run(plan, workdir, config)
+    plan.run(planned, workdir, config)
   except InputError as error:
     _leave(f"error: {error}", EXIT_INPUT)
   except loop.Stopped as stopped:

@@ -25,6 +25,7 @@ import numpy as np
 from pivot_jax import sharding
 from pivot_jax.data import __main__ as data_command
 from pivot_jax.data import chat, feed, opener, packing
+from pivot_jax.data.tokenizer import load_tokenizer
 from pivot_jax.errors import InputError
 from pivot_jax.weights import checkpoint, export
 from tests.fixtures import published, published_parts
@@ -185,7 +186,7 @@ def order() -> str:
 
 def tokens(folder: str | os.PathLike) -> dict[str, list[int]]:
   """Return the ids of conversations, the targets' flags, pairs and prompts."""
-  tokenizer = chat.load_tokenizer(folder)
+  tokenizer = load_tokenizer(folder)
   talk = [
     {"from": "human", "value": "<image>\nWhat is it, über <|im_end|>?"},
     {"from": "gpt", "value": "A red circle.\n\nAnd 12 more: naïve."},
@@ -229,7 +230,7 @@ def opened(
 ) -> tuple[feed.Stream, feed.Coder]:
   """Return the stream of sources as a training opens it, and its coder."""
   coder = feed.Coder(
-    tokenizer=chat.load_tokenizer(toy()),
+    tokenizer=load_tokenizer(toy()),
     template=reading.template,
     mask="paper",
     pairs=reading.pairs,

@@ -41,7 +41,7 @@ def test_a_path_stays_what_it_is(path):
       "--dry_run",
     ),
     ("pivot_jax.ship", "--from=runs/scratch", "--to={}"),
-    ("pivot_jax.data.train_tokenizer", "--out={}"),
+    ("pivot_jax.data.scenes.tokenizer", "--out={}"),
   ],
   ids=lambda command: f"{command[0]}{command[-1][:9]}",
 )

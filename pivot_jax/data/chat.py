@@ -15,11 +15,15 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int32
 
-from pivot_jax.data import tokenizer as tokens
-from pivot_jax.data.tokenizer import IMAGE, IMAGE_TOKEN, Tokenizer
+from pivot_jax.data.tokenizer import (
+  IMAGE,
+  IMAGE_TOKEN,
+  SPECIALS,
+  Tokenizer,
+  encode,
+)
 from pivot_jax.errors import InputError
 
-load_tokenizer = tokens.load_tokenizer
 # What each template in ChatML opens with: LLaVA's choice, which the paper's code
 # took over, and that of Qwen2.5's tokenizer.
 SYSTEMS = {
@@ -182,7 +186,7 @@ def _check_answer(field: str, text: str) -> None:
     raise InputError(
       f"{field}: an answer is empty; remove the row", kind="empty_answer"
     )
-  for name in (IMAGE, *tokens.SPECIALS):
+  for name in (IMAGE, *SPECIALS):
     if name in text:
       raise InputError(
         f"{field}: an answer contains {name}; remove it",
@@ -290,10 +294,10 @@ def _encode_turn(tokenizer: Tokenizer, role: str, content: str, mask: str):
   pieces = [header + content]
   if role == "user":
     pieces = pieces[0].split(IMAGE)
-  ids, ends = tokens.encode(tokenizer, pieces[0])
+  ids, ends = encode(tokenizer, pieces[0])
   body = [ids]
   for piece in pieces[1:]:
-    body += [[IMAGE_TOKEN], tokens.encode(tokenizer, piece)[0]]
+    body += [[IMAGE_TOKEN], encode(tokenizer, piece)[0]]
   tail = [tokenizer.im_end, *tokenizer.encode("\n")]
   ids = np.concatenate([[tokenizer.im_start], *body, tail]).astype(np.int32)
   targets = np.zeros(len(ids), bool)

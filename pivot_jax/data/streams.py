@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from pivot_jax.data import coders as examples
 from pivot_jax.data import layouts, lengths, packing
+from pivot_jax.data.coders import Coder, Reference, crc, with_reference
 from pivot_jax.data.sources import records
 from pivot_jax.errors import InputError
 
@@ -41,10 +41,10 @@ class Stream:
   def __init__(
     self,
     parts: Sequence[tuple[Any, float]],
-    coder: examples.Coder,
+    coder: Coder,
     *,
     seed: int,
-    reference: examples.Reference | None = None,
+    reference: Reference | None = None,
     max_bad: Sequence[float] = (),
     framed: Sequence[bool] = (),
   ):
@@ -126,16 +126,16 @@ class Stream:
 
   def digest(self) -> int:
     """Returns a CRC32 of the tokens of a few rows of each source."""
-    crc = 0
+    code = 0
     for source in self._sources:
       for index in (0, len(source) // 2, len(source) - 1):
         try:
           found = self._coder.example(source.text(index), pixels=False)
-          text = examples.crc(found.prompt, *found.answers)
+          text = crc(found.prompt, *found.answers)
         except InputError as error:
           text = str(error)
-        crc = zlib.crc32(text.encode(), crc)
-    return crc
+        code = zlib.crc32(text.encode(), code)
+    return code
 
   def measure(self, count: int) -> None:
     """Measures whole sources at once where `count` examples read most of them."""
@@ -208,7 +208,7 @@ class Stream:
       found = self._coder.example(row, pixels=False)
     if self._reference is None:
       return found
-    return examples.with_reference(found, self._reference, name)
+    return with_reference(found, self._reference, name)
 
   def _void(self, part: int, index: int) -> packing.Example:
     """Returns a row whose image cannot be read: black, and without weight."""

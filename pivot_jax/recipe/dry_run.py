@@ -11,23 +11,22 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from pivot_jax import addresses, trees
-from pivot_jax.data import chat, opener
+from pivot_jax.data import opener
 from pivot_jax.data.sources import label_maps
-from pivot_jax.recipe import plan as recipe
-from pivot_jax.recipe import run_folder
+from pivot_jax.data.tokenizer import load_tokenizer
+from pivot_jax.recipe import plan, run_folder
 from pivot_jax.stages import detach
-from pivot_jax.training import loop, starting_model
-from pivot_jax.training import optimizer as optim
+from pivot_jax.training import loop, optimizer, starting_model
 from pivot_jax.weights import checkpoint
 
 _Configs = dict[str, Any]
 
 
-def describe(plan: recipe.Plan) -> str:
+def describe(planned: plan.Plan) -> str:
   """Returns the plan with what can be known of each stage beforehand."""
-  lines = [recipe.describe(plan), ""]
+  lines = [plan.describe(planned), ""]
   models: dict[str, _Configs] = {}
-  for step in plan.steps:
+  for step in planned.steps:
     details = _rows(step) + label_gaps(step)
     if step.kind == "train":
       details += _train(step, models)
@@ -69,7 +68,7 @@ def _train(step: run_folder.Step, models: dict[str, _Configs]) -> list[str]:
   config = step.config
   shapes = _shapes(step, models)
   for field in ("lr", "weight_decay"):
-    optim.check_rules(config[field], shapes, f"{config.name}.{field}")
+    optimizer.check_rules(config[field], shapes, f"{config.name}.{field}")
   inside, _ = trees.split(shapes, config.trainable)
   total, training = trees.count(shapes), trees.count(inside)
   megabytes = _state_bytes(shapes, config) / 1e6
@@ -92,17 +91,17 @@ def _state_bytes(shapes: trees.Tree, config: ConfigDict) -> int:
   dtype = jnp.dtype(config.compute.dtype)
   inside, outside = trees.split(shapes, config.trainable)
   frozen = loop.kernel_dtypes(outside, config.compute.dtype)
-  optimizer = optim.adamw(
+  tx = optimizer.adamw(
     inside,
     lr=config.lr,
-    factor=optim.schedule(
+    factor=optimizer.schedule(
       config.schedule, steps=config.steps, warmup=config.warmup
     ),
     weight_decay=config.weight_decay,
     clip=config.clip,
     moments=config.moments,
   )
-  state = jax.eval_shape(optimizer.init, inside)
+  state = jax.eval_shape(tx.init, inside)
   size = 2 * 4 * trees.count(inside)
   size += sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
   for path, leaf in trees.flatten(outside).items():
@@ -133,7 +132,7 @@ def _sizes(model: _Configs, batch: int) -> str:
 def _shapes(step: run_folder.Step, models: dict[str, _Configs]) -> Any:
   """Returns the shapes of a stage's model and notes its configs for later."""
   config = step.config.copy_and_resolve_references()
-  tokenizer = chat.load_tokenizer(checkpoint.tokenizer_folder(config.tokenizer))
+  tokenizer = load_tokenizer(checkpoint.tokenizer_folder(config.tokenizer))
   outside = {}
   for name, address in step.inputs.items():
     folder = str(addresses.parse(address).path)

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from pivot_jax import addresses, metrics, sharding
 from pivot_jax.data import chat, coders, images, opener, streams
+from pivot_jax.data.tokenizer import load_tokenizer
 from pivot_jax.errors import InputError
 from pivot_jax.models import attention, layers
 from pivot_jax.recipe import run_folder
@@ -173,7 +174,7 @@ def _check_weights(steps: Iterable[run_folder.Step]) -> None:
       seen.add((name, address))
       loaded = checkpoint.load(address, deferred=True)
       folder = checkpoint.tokenizer_folder(step.config.tokenizer)
-      tokenizer = chat.load_tokenizer(folder)
+      tokenizer = load_tokenizer(folder)
       starting_model.check_given(name, address, loaded, step.config, tokenizer)
       if "vision" in loaded.params:
         # What is given back at the end must be there, and not only then.

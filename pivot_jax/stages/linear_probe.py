@@ -28,7 +28,7 @@ from pivot_jax import errors, files, metrics, sharding
 from pivot_jax.data import feed, opener
 from pivot_jax.evals import logistic
 from pivot_jax.models import heads, layers
-from pivot_jax.training import loop as training
+from pivot_jax.training import loop
 from pivot_jax.weights import checkpoint
 
 LOG = logging.getLogger("pivot_jax")
@@ -228,7 +228,7 @@ def _features(config, model, spec, mesh):
     values = jax.device_get(_pooled(model.mllm, params, placed))
     found.append({kind: x[: len(rows)] for kind, x in values.items()})
     labels.append(given)
-    training.stop_if_requested(config.name)
+    loop.stop_if_requested(config.name)
   kinds, classes = found[0], np.concatenate(labels)
   if len(np.unique(classes)) == 1:
     raise errors.InputError(

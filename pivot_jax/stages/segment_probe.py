@@ -27,7 +27,7 @@ from pivot_jax.data import feed, opener
 from pivot_jax.data.sources import label_maps
 from pivot_jax.evals import segmentation
 from pivot_jax.models import heads, layers
-from pivot_jax.training import loop as training
+from pivot_jax.training import loop
 from pivot_jax.weights import checkpoint
 
 LOG = logging.getLogger("pivot_jax")
@@ -125,7 +125,7 @@ def _train(config, head, recipe, train: Split, test: Split):
     )
     scores = segmentation.scores(segmentation.total(counts))
     epochs.append(Epoch(counts, scores))
-    training.stop_if_requested(config.name)
+    loop.stop_if_requested(config.name)
   return params, epochs
 
 
@@ -189,7 +189,7 @@ def extract(
     found = jax.device_get(_encode(encoder, params, placed))
     features.append(found[: len(rows)])
     ids += [row["id"] for row in rows]
-    training.stop_if_requested(config.name)
+    loop.stop_if_requested(config.name)
     shown += list(zip(images, labels))[: config.examples - len(shown)]
   pictures, maps = zip(*shown)
   return Split(

@@ -22,6 +22,7 @@ from ml_collections import ConfigDict
 
 from pivot_jax import metrics, sharding, trees
 from pivot_jax.data import chat, coders, feed, opener, packing
+from pivot_jax.data.tokenizer import load_tokenizer
 from pivot_jax.errors import InputError
 from pivot_jax.models import layers, mllm
 from pivot_jax.training import (
@@ -47,7 +48,7 @@ def run(
   config: ConfigDict, inputs: Mapping[str, str], out: pathlib.Path
 ) -> dict[str, Any]:
   """Trains, saves the artifact and returns what was measured."""
-  tokenizer = chat.load_tokenizer(checkpoint.tokenizer_folder(config.tokenizer))
+  tokenizer = load_tokenizer(checkpoint.tokenizer_folder(config.tokenizer))
   start = starting_model.assemble(config, inputs, tokenizer)
   prints = trees.fingerprint(start.params)
   starting_model.log_start(config, start, prints)

@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 
 from pivot_jax import trees
 from pivot_jax.data import chat, framing
+from pivot_jax.data.tokenizer import load_tokenizer
 from pivot_jax.errors import InputError
 from pivot_jax.models import layers, mllm, qwen2, vit
 from pivot_jax.weights import checkpoint
@@ -135,7 +136,7 @@ def _check_tokenizer(address, loaded, config, tokenizer) -> None:
   folder = loaded.folder
   names = ("tokenizer.json", "vocab.json")
   if known is None and any((folder / name).exists() for name in names):
-    known = chat.load_tokenizer(folder).fingerprint
+    known = load_tokenizer(folder).fingerprint
   foreign = address.startswith("hf:")
   if known is None and foreign and config.tokenizer == "package:toy":
     raise InputError(

@@ -15,8 +15,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, PyTree, UInt8
 
 from pivot_jax import files, trees
-from pivot_jax.data import chat, images
-from pivot_jax.data import tokenizer as tokens
+from pivot_jax.data import images
+from pivot_jax.data.tokenizer import IMAGE_TOKEN, Tokenizer, load_tokenizer
 from pivot_jax.errors import InputError
 from pivot_jax.models import layers, mllm, qwen2, vit
 from pivot_jax.weights import artifacts, checkpoint, export
@@ -43,9 +43,9 @@ class Pretrained:
     return self.mllm.llm
 
   @functools.cached_property
-  def tokenizer(self) -> tokens.Tokenizer:
+  def tokenizer(self) -> Tokenizer:
     """The tokenizer beside the weights; InputError if there is none."""
-    return chat.load_tokenizer(checkpoint.tokenizer_folder(self.address))
+    return load_tokenizer(checkpoint.tokenizer_folder(self.address))
 
   def apply(
     self,
@@ -103,7 +103,7 @@ class Pretrained:
         " after them; for the features of images load ADDRESS:vision"
       )
     ids = jnp.asarray(ids, jnp.int32)
-    is_image = ids == tokens.IMAGE_TOKEN
+    is_image = ids == IMAGE_TOKEN
     if pictures is not None and self.vision is None:
       raise InputError(f"{self.address}: has no vision encoder for images")
     if pictures is not None and len(pictures) != len(ids):

@@ -21,6 +21,7 @@ from jaxtyping import PyTree
 
 from pivot_jax import addresses, sharding, trees
 from pivot_jax.data import chat
+from pivot_jax.data.tokenizer import load_tokenizer
 from pivot_jax.errors import InputError
 from pivot_jax.models import layers, mllm, qwen2, vit
 from pivot_jax.weights import artifacts
@@ -216,7 +217,7 @@ def load_model(
     )
   folder = tokenizer_folder(address)
   wanted = "tokenizer" in needs or folder.name == "tokenizer"
-  tokenizer = chat.load_tokenizer(folder) if wanted else None
+  tokenizer = load_tokenizer(folder) if wanted else None
   return Model(loaded.model(compute), loaded.params, tokenizer, loaded.meta)
 
 

@@ -71,7 +71,7 @@ def export(
     InputError: the folder is there, the address does not hold what the format
       needs, or what was not trained cannot be found with its fingerprint.
   """
-  from pivot_jax.data import chat
+  from pivot_jax.data.tokenizer import load_tokenizer
   from pivot_jax.weights import checkpoint
 
   check_choices(format, dtype)
@@ -84,7 +84,7 @@ def export(
     rest, meta["unread"] = checkpoint.unread(loaded.meta, source=source)
   tokenizer = None
   if "llm" in params:
-    tokenizer = chat.load_tokenizer(checkpoint.tokenizer_folder(address))
+    tokenizer = load_tokenizer(checkpoint.tokenizer_folder(address))
   job = Job(
     params=params,
     meta=meta,
@@ -107,7 +107,7 @@ def parts_of(params: Mapping[str, Any], format: str) -> dict[str, Any]:
 
 def write(job: Job, to: str | os.PathLike, *, format: str) -> pathlib.Path:
   """Writes a job's folder aside and renames it into place."""
-  from pivot_jax.weights import card as model_card
+  from pivot_jax.weights import card
 
   out = files.local_path(to, "--to")
   check_choices(format, job.dtype)
@@ -120,8 +120,8 @@ def write(job: Job, to: str | os.PathLike, *, format: str) -> pathlib.Path:
   }
   with aside(out) as folder:
     use = writers[format](job, folder)
-    card = model_card.text(job.meta, job.folder, job.name, use)
-    (folder / "README.md").write_text(card, encoding="utf-8")
+    words = card.text(job.meta, job.folder, job.name, use)
+    (folder / "README.md").write_text(words, encoding="utf-8")
   return out
 
 

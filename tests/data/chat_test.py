@@ -7,6 +7,7 @@ import tokenizers
 from hypothesis import strategies as st
 
 from pivot_jax.data import chat
+from pivot_jax.data.tokenizer import load_tokenizer
 from pivot_jax.errors import InputError
 
 HI = (
@@ -20,7 +21,7 @@ SYSTEM = chat.SYSTEMS["qwen_1_5"]
 
 @pytest.fixture(scope="session")
 def qwen(test_data) -> chat.Tokenizer:
-  return chat.load_tokenizer(test_data / "tokenizer_qwen2")
+  return load_tokenizer(test_data / "tokenizer_qwen2")
 
 
 @pytest.fixture(scope="session")
@@ -40,7 +41,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def tiny(folder) -> chat.Tokenizer:
-  return chat.load_tokenizer(folder)
+  return load_tokenizer(folder)
 
 
 def _bytes() -> dict[str, int]:
@@ -130,7 +131,7 @@ def test_a_saved_tokenizer_is_the_same_and_opens_in_transformers(
 ):
   transformers = pytest.importorskip("transformers")
   qwen.save(tmp_path / "t")
-  again = chat.load_tokenizer(tmp_path / "t")
+  again = load_tokenizer(tmp_path / "t")
   assert again.fingerprint == qwen.fingerprint
   assert again.vocab_size == qwen.vocab_size
   theirs = transformers.AutoTokenizer.from_pretrained(
@@ -143,11 +144,11 @@ def test_a_saved_tokenizer_is_the_same_and_opens_in_transformers(
 
 def test_a_fingerprint_sees_one_changed_token(tiny, folder, tmp_path):
   rules = json.loads((folder / "tokenizer.json").read_text("utf-8"))
-  assert tiny.fingerprint == chat.load_tokenizer(folder).fingerprint
+  assert tiny.fingerprint == load_tokenizer(folder).fingerprint
   vocab = rules["model"]["vocab"]
   vocab["A"], vocab["B"] = vocab["B"], vocab["A"]
   (tmp_path / "tokenizer.json").write_text(json.dumps(rules), "utf-8")
-  assert chat.load_tokenizer(tmp_path).fingerprint != tiny.fingerprint
+  assert load_tokenizer(tmp_path).fingerprint != tiny.fingerprint
 
 
 @pytest.mark.parametrize("content, message", [
@@ -157,17 +158,17 @@ def test_a_fingerprint_sees_one_changed_token(tiny, folder, tmp_path):
 def test_a_broken_tokenizer_file_is_named(tmp_path, content, message):
   (tmp_path / "tokenizer.json").write_text(content, "utf-8")
   with pytest.raises(InputError, match=f"tokenizer.json: {message}"):
-    chat.load_tokenizer(tmp_path)
+    load_tokenizer(tmp_path)
 
 
 def test_a_folder_without_chat_tokens_is_refused(folder, tmp_path):
   with pytest.raises(InputError, match="no such tokenizer folder"):
-    chat.load_tokenizer(tmp_path / "none")
+    load_tokenizer(tmp_path / "none")
   rules = json.loads((folder / "tokenizer.json").read_text("utf-8"))
   rules["added_tokens"] = rules["added_tokens"][:2]
   (tmp_path / "tokenizer.json").write_text(json.dumps(rules), "utf-8")
   with pytest.raises(InputError, match=r"lacks <\|im_end\|>; use the one of"):
-    chat.load_tokenizer(tmp_path)
+    load_tokenizer(tmp_path)
 
 
 def test_special_tokens_in_a_question_are_plain_text(tiny):

@@ -6,8 +6,9 @@ import re
 
 import numpy as np
 
-from pivot_jax.data import chat, coders, lengths, packing
+from pivot_jax.data import coders, lengths, packing
 from pivot_jax.data.sources import json_records
+from pivot_jax.data.tokenizer import load_tokenizer
 from pivot_jax.weights import checkpoint
 
 # Of a process in /proc; KiB.
@@ -27,7 +28,7 @@ def write_pairs(path: pathlib.Path, rows: int) -> json_records.JsonLines:
 def test_a_process_that_measures_json_is_small_and_loads_no_jax(tmp_path):
   folder = checkpoint.tokenizer_folder("package:toy")
   coder = coders.Coder(
-    tokenizer=chat.load_tokenizer(folder),
+    tokenizer=load_tokenizer(folder),
     template="qwen_1_5",
     mask="paper",
     pairs=True,

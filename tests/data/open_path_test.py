@@ -3,13 +3,14 @@
 import numpy as np
 import pytest
 
-from pivot_jax.data import chat, feed, open_path, opener, streams
+from pivot_jax.data import feed, open_path, opener, streams
+from pivot_jax.data.tokenizer import load_tokenizer
 from pivot_jax.data.tools import convert
 from pivot_jax.errors import InputError
 from pivot_jax.weights import checkpoint
 from tests.fixtures import published, published_parts
 
-TOKENIZER = chat.load_tokenizer(checkpoint.tokenizer_folder("package:toy"))
+TOKENIZER = load_tokenizer(checkpoint.tokenizer_folder("package:toy"))
 SETS = {
   "llava_pretrain": (published.make_llava_pretrain, "conversation"),
   "onevision": (published.make_onevision, "conversation"),

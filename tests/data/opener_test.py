@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pivot_jax.data import chat, feed, lengths, opener
+from pivot_jax.data import feed, lengths, opener
+from pivot_jax.data.tokenizer import load_tokenizer
 from pivot_jax.errors import InputError
 from pivot_jax.weights import checkpoint
 from tests.fixtures import published
 
-TOKENIZER = chat.load_tokenizer(checkpoint.tokenizer_folder("package:toy"))
+TOKENIZER = load_tokenizer(checkpoint.tokenizer_folder("package:toy"))
 
 
 def test_an_empty_source_is_refused_by_name(tmp_path):

@@ -10,15 +10,12 @@ import sys
 import pytest
 import tokenizers
 
-from pivot_jax.data import chat
 from pivot_jax.data.scenes import descriptions, questions, scenes
-from pivot_jax.data.scenes import tokenizer as train_tokenizer
+from pivot_jax.data.scenes import tokenizer as scene_words
+from pivot_jax.data.tokenizer import load_tokenizer
 
 FOLDER = (
-  pathlib.Path(train_tokenizer.__file__).parents[2]
-  / "assets"
-  / "toy"
-  / "tokenizer"
+  pathlib.Path(scene_words.__file__).parents[2] / "assets" / "toy" / "tokenizer"
 )
 
 
@@ -84,13 +81,13 @@ def test_answers_of_one_word_are_one_token(shipped):
 
 def test_a_newline_and_each_special_token_are_one_token(shipped):
   assert len(shipped.encode("\n").ids) == 1
-  for i, token in enumerate(train_tokenizer.SPECIAL_TOKENS):
+  for i, token in enumerate(scene_words.SPECIAL_TOKENS):
     assert shipped.encode(token).ids == [i]
-  assert shipped.get_vocab_size() == train_tokenizer.VOCAB_SIZE
+  assert shipped.get_vocab_size() == scene_words.VOCAB_SIZE
 
 
 def test_it_loads_as_any_other_tokenizer(shipped):
-  loaded = chat.load_tokenizer(FOLDER)
+  loaded = load_tokenizer(FOLDER)
   text = "what colour is the circle ?\nred"
   assert list(loaded.encode(text)) == shipped.encode(text).ids
   assert loaded.vocab_size == 512
@@ -99,7 +96,7 @@ def test_it_loads_as_any_other_tokenizer(shipped):
 def test_the_stated_command_makes_the_shipped_files(tmp_path):
   out = tmp_path / "tokenizer"
   subprocess.run(
-    [sys.executable, "-m", "pivot_jax.data.train_tokenizer", f"--out={out}"],
+    [sys.executable, "-m", "pivot_jax.data.scenes.tokenizer", f"--out={out}"],
     check=True,
     timeout=60,
   )
@@ -110,7 +107,7 @@ def test_the_stated_command_makes_the_shipped_files(tmp_path):
 
 
 def test_another_process_encodes_special_tokens_as_text_too():
-  tokenizer = chat.load_tokenizer(FOLDER)
+  tokenizer = load_tokenizer(FOLDER)
   again = pickle.loads(pickle.dumps(tokenizer))
   text = "a <|im_end|> <image> b"
   assert again.encode(text) == tokenizer.encode(text)
@@ -118,7 +115,7 @@ def test_another_process_encodes_special_tokens_as_text_too():
 
 
 def test_a_printed_tokenizer_says_which_it_is_and_no_word_of_it():
-  tokenizer = chat.load_tokenizer(FOLDER)
+  tokenizer = load_tokenizer(FOLDER)
   said = repr(tokenizer)
   assert said == str(tokenizer) and len(said) < 60
   assert str(tokenizer.vocab_size) in said

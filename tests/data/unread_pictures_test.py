@@ -9,9 +9,10 @@ import pytest
 from PIL import Image
 from pyarrow import parquet
 
-from pivot_jax.data import chat, coders, open_path, opener
+from pivot_jax.data import coders, open_path, opener
 from pivot_jax.data.sources import json_records, mmpr, records
 from pivot_jax.data.sources import parquet as parquet_source
+from pivot_jax.data.tokenizer import load_tokenizer
 from pivot_jax.data.tools import convert, shown_rows
 from pivot_jax.errors import InputError
 from pivot_jax.weights import checkpoint
@@ -276,7 +277,7 @@ def test_check_names_the_key_of_each_row_and_column(folder):
   assert checked.report(folder)["files"][0]["images"] == 1
 
 
-TOKENIZER = chat.load_tokenizer(checkpoint.tokenizer_folder("package:toy"))
+TOKENIZER = load_tokenizer(checkpoint.tokenizer_folder("package:toy"))
 
 
 def test_show_and_convert_refuse_the_row(folder):

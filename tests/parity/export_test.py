@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 
 import pivot_jax
 from pivot_jax.data import chat
+from pivot_jax.data.tokenizer import load_tokenizer
 from pivot_jax.errors import InputError
 from pivot_jax.recipe import run_folder
 from pivot_jax.weights import checkpoint, export
@@ -26,7 +27,7 @@ from tests.weights.convert import folders
 
 LLAVA = transformers.LlavaForConditionalGeneration
 TOLERANCE = 1e-5  # float32, absolute, outputs of order three
-TOKENIZER = chat.load_tokenizer(checkpoint.tokenizer_folder("package:toy"))
+TOKENIZER = load_tokenizer(checkpoint.tokenizer_folder("package:toy"))
 
 
 # A Llava of transformers, ours of it, and the folder that we export.
@@ -150,7 +151,7 @@ def test_the_files_say_what_tools_read(case):
 
 
 def test_the_real_tokenizer_needs_no_new_row(tmp_path, test_data):
-  real = chat.load_tokenizer(test_data / "tokenizer_qwen2")
+  real = load_tokenizer(test_data / "tokenizer_qwen2")
   sizes = dict(vocab_size=151936, hidden_size=16, num_attention_heads=2)
   case = _case(tmp_path, "siglip", real, tied=True, **sizes)
   assert case.exported.config.image_token_index == real.vocab_size

@@ -5,6 +5,7 @@ import pathlib
 import pytest
 
 from pivot_jax.data import chat
+from pivot_jax.data.tokenizer import load_tokenizer
 from pivot_jax.weights import checkpoint
 from tests.parity import transformers_4_57 as tiny
 
@@ -31,7 +32,7 @@ def test_there_are_200_texts_and_no_two_alike():
 
 @pytest.mark.parametrize("form", ["hf", "llava"])
 def test_the_exported_tokenizer_is_the_one_of_the_training(tmp_path, form):
-  toy = chat.load_tokenizer(checkpoint.tokenizer_folder("package:toy"))
+  toy = load_tokenizer(checkpoint.tokenizer_folder("package:toy"))
   out, expected = exported(tmp_path, toy, form)
   assert tiny.same_tokens(out, expected) == 200
   for trust in (False, True):
@@ -40,6 +41,6 @@ def test_the_exported_tokenizer_is_the_one_of_the_training(tmp_path, form):
 
 @pytest.mark.parametrize("form", ["hf", "llava"])
 def test_the_exported_tokenizer_of_qwen2_is_its_own(tmp_path, test_data, form):
-  qwen = chat.load_tokenizer(test_data / "tokenizer_qwen2")
+  qwen = load_tokenizer(test_data / "tokenizer_qwen2")
   out, expected = exported(tmp_path, qwen, form)
   assert tiny.same_tokens(out, expected) == 200

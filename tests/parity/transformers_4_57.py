@@ -177,15 +177,15 @@ def change_what_is_not_read(model):
 def write(folder):
   """Makes and exports the models; writes what we compute of them."""
   # Not for the second step, which has none of them.
-  from pivot_jax.data import chat
+  from pivot_jax.data.tokenizer import load_tokenizer
   from pivot_jax.weights import checkpoint
   from tests.parity import foreign
 
   toy = checkpoint.tokenizer_folder("package:toy")
-  _export_languages("toy", chat.load_tokenizer(toy), folder)
+  _export_languages("toy", load_tokenizer(toy), folder)
   if "PIVOT_JAX_TEST_DATA" in os.environ:
     data = pathlib.Path(os.environ["PIVOT_JAX_TEST_DATA"])
-    qwen = chat.load_tokenizer(data / "tokenizer_qwen2")
+    qwen = load_tokenizer(data / "tokenizer_qwen2")
     _export_languages("qwen2", qwen, folder)
   for name in ENCODERS:
     torch.manual_seed(0)
@@ -198,7 +198,7 @@ def write(folder):
       name = f"llava_{tower}_{'tied' if tied else 'untied'}"
       source = folder / "sources" / name
       foreign.roughen(multimodal(tower, tied=tied), 3).save_pretrained(source)
-      chat.load_tokenizer(toy).save(source)
+      load_tokenizer(toy).save(source)
       _export_multimodal(name, source, folder)
 
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from pivot_jax import trees
-from pivot_jax.data import chat
+from pivot_jax.data.tokenizer import load_tokenizer
 from pivot_jax.errors import InputError
 from pivot_jax.stages import detach
 from pivot_jax.weights import checkpoint
@@ -64,7 +64,7 @@ def test_the_portable_folder_holds_the_same_encoder(finished, source):
 
 def test_the_tokenizer_goes_along(finished):
   _, out = finished
-  found = chat.load_tokenizer(out / "tokenizer")
+  found = load_tokenizer(out / "tokenizer")
   assert found.fingerprint == tiny_stages.TOKENIZER.fingerprint
 
 

@@ -12,11 +12,11 @@ import pytest
 from ml_collections import ConfigDict
 
 from pivot_jax import metrics, trees
-from pivot_jax.data import chat, feed
+from pivot_jax.data import feed
+from pivot_jax.data.tokenizer import load_tokenizer
 from pivot_jax.errors import InputError
 from pivot_jax.stages import train
-from pivot_jax.training import loop as training
-from pivot_jax.training import starting_model
+from pivot_jax.training import loop, starting_model
 from pivot_jax.weights import artifacts, checkpoint
 from pivot_jax.weights.convert import hf
 from tests.fixtures import tiny_stages
@@ -239,7 +239,7 @@ def test_a_loss_that_is_not_finite_names_its_rows_and_keeps_the_checkpoint(
   arm, tmp_path, caplog
 ):
   config, inputs = arm("sft", lr=((".*", 1e38),))
-  with pytest.raises(training.NonFiniteError) as caught:
+  with pytest.raises(loop.NonFiniteError) as caught:
     train.run(config, inputs, tmp_path)
   # The first update moves nothing (its rate is 0), the second everything.
   said = str(caught.value)
@@ -255,7 +255,7 @@ def test_a_loss_that_is_not_finite_names_its_rows_and_keeps_the_checkpoint(
   saved = [path.name for path in (tmp_path / "checkpoints").iterdir()]
   assert saved == ["2"]
   with caplog.at_level(logging.INFO, "pivot_jax"):
-    with pytest.raises(training.NonFiniteError, match="step 3 .*of step 2 is"):
+    with pytest.raises(loop.NonFiniteError, match="step 3 .*of step 2 is"):
       train.run(config, inputs, tmp_path)
   assert "resumes at step 2" in caplog.text
   assert "damaged" not in caplog.text
@@ -341,7 +341,7 @@ def test_a_stopped_training_goes_on_at_its_example_with_another_batch(
   stops = iter([False, True])
   with monkeypatch.context() as patch:
     patch.setattr(training, "stop_requested", lambda: next(stops, True))
-    with pytest.raises(training.Stopped, match="saved at step 2 of 4"):
+    with pytest.raises(loop.Stopped, match="saved at step 2 of 4"):
       train.run(config, inputs, tmp_path)
   taken = seen[:16]
   seen.clear()
@@ -414,7 +414,7 @@ def test_more_tokens_than_the_language_model_has_are_refused(init, tmp_path):
   added = dict(rules["added_tokens"][-1], id=512, content="<|more|>")
   rules["added_tokens"].append(added)
   (tmp_path / "tokenizer.json").write_text(json.dumps(rules), "utf-8")
-  more = chat.load_tokenizer(tmp_path)
+  more = load_tokenizer(tmp_path)
   with pytest.raises(
     InputError, match=rf"{init}: .*has 513 tokens, .* only 512: give the tok"
   ):

@@ -11,8 +11,7 @@ import pytest
 
 from pivot_jax import sharding, trees
 from pivot_jax.data import feed, packing
-from pivot_jax.training import loop, objectives
-from pivot_jax.training import optimizer as optim
+from pivot_jax.training import loop, objectives, optimizer
 from tests.fixtures import tiny
 
 # Sums of float32 in another order: relative to the size of what is compared.
@@ -63,13 +62,13 @@ def _run(update, *, mesh, accum=1, trainable=ALL, tx=_sgd, steps=1):
   Whatever the mesh and the number of steps, the update is compiled once.
   """
   with jax.set_mesh(mesh), nn.logical_axis_rules(sharding.ACTIVATION_RULES):
-    state, optimizer = loop.make_state(
+    state, tx = loop.make_state(
       tiny.params(), trainable=trainable, tx=tx, mesh=mesh, seed=0
     )
     before = jax.device_get(state)
     step_fn = loop.make_train_step(
       _loss(),
-      optimizer,
+      tx,
       accum=accum,
       examples=12,
       shardings=jax.tree.map(lambda x: x.sharding, state),
@@ -144,10 +143,10 @@ def test_rows_that_do_not_divide_into_the_parts_are_refused(update):
 
 
 def _adamw(tree):
-  return optim.adamw(
+  return optimizer.adamw(
     tree,
     lr=(("projector/.*", 1e-2), (".*", 1e-3)),
-    factor=optim.schedule("cosine", steps=10, warmup=0.2),
+    factor=optimizer.schedule("cosine", steps=10, warmup=0.2),
   )
 
 
@@ -231,10 +230,10 @@ def _line(params, batch, rng):
 
 def _line_state(tx, trainable=ALL):
   params = {"a": {"w": np.ones(2, np.float32)}, "b": {"w": np.ones(2, "f4")}}
-  state, optimizer = loop.make_state(
+  state, tx = loop.make_state(
     params, trainable=trainable, tx=tx, mesh=_one_device(), seed=0
   )
-  step_fn = loop.make_train_step(_line, optimizer, accum=1, examples=2)
+  step_fn = loop.make_train_step(_line, tx, accum=1, examples=2)
   return params, state, step_fn
 
 
@@ -255,10 +254,10 @@ def test_a_loss_that_is_not_finite_leaves_the_state_as_it_was():
 
 
 def _adamw_line(tree):
-  return optim.adamw(
+  return optimizer.adamw(
     tree,
     lr=(("a/.*", 1.0), ("b/.*", 0.25)),
-    factor=optim.schedule("cosine", steps=234, warmup=0.03),
+    factor=optimizer.schedule("cosine", steps=234, warmup=0.03),
   )
 
 
@@ -386,12 +385,12 @@ def _fit_guarded(update, place):
   """
   mesh, seen = _one_device(), _Losses()
   with jax.set_mesh(mesh), nn.logical_axis_rules(sharding.ACTIVATION_RULES):
-    state, optimizer = loop.make_state(
+    state, tx = loop.make_state(
       tiny.params(), trainable=ALL, tx=_sgd, mesh=mesh, seed=0
     )
     step_fn = loop.make_train_step(
       _loss(),
-      optimizer,
+      tx,
       accum=1,
       examples=12,
       shardings=jax.tree.map(lambda x: x.sharding, state),

@@ -13,8 +13,7 @@ from jax.extend import core
 from pivot_jax import sharding, trees
 from pivot_jax.data import packing
 from pivot_jax.models import layers, qwen2
-from pivot_jax.training import loop as train
-from pivot_jax.training import memory, objectives, optimizer
+from pivot_jax.training import loop, memory, objectives, optimizer
 from tests.fixtures import tiny
 
 _JAXPRS = (core.Jaxpr, core.ClosedJaxpr)
@@ -51,7 +50,7 @@ def _tx(trainable, moments="float32"):
 
 
 def _state(mesh, **settings):
-  return train.make_state(
+  return loop.make_state(
     tiny.params(),
     trainable=(".*",),
     tx=_tx,
@@ -68,7 +67,7 @@ def _compiled(**compute):
   model = tiny.MODEL.clone(compute=layers.Compute(**compute))
   state, tx = _state(mesh)
   loss_fn = objectives.dpo(model, beta=0.1, chunk=CHUNK)
-  step_fn = train.make_train_step(loss_fn, tx, accum=1, examples=6)
+  step_fn = loop.make_train_step(loss_fn, tx, accum=1, examples=6)
   done = step_fn.lower(state, _batch()).compile()
   return done.as_text(), done.memory_analysis(), state
 
@@ -93,7 +92,7 @@ def _count(left, right, *, scan):
   model = tiny.MODEL.clone(compute=layers.Compute(attention="xla", scan=scan))
   state, tx = _state(_one_device())
   loss_fn = objectives.dpo(model, beta=0.1, chunk=CHUNK)
-  step_fn = train.make_train_step(loss_fn, tx, accum=1, examples=6)
+  step_fn = loop.make_train_step(loss_fn, tx, accum=1, examples=6)
   program = jax.make_jaxpr(step_fn)(state, _batch())
   return sum(
     times
@@ -231,7 +230,7 @@ def test_kernels_are_cast_once_an_update_and_nothing_changes():
   batch = jax.tree.map(jnp.asarray, _batch())
 
   def run(dtype, accum):
-    gradients = train._gradients(loss_fn, accum, dtype)
+    gradients = loop._gradients(loss_fn, accum, dtype)
     return jax.jit(gradients)(state, batch, state.rng)
 
   (loss, _), there = run("float32", 1)
@@ -264,14 +263,14 @@ def _casts(jaxpr, shape, inside=False):
       and equation.outvars[0].aval.dtype == jnp.bfloat16
     ):
       yield inside
-    loop = equation.primitive.name in ("scan", "while")
+    again = equation.primitive.name in ("scan", "while")
     for value in jax.tree.leaves(
       equation.params, is_leaf=lambda x: isinstance(x, _JAXPRS)
     ):
       if isinstance(value, core.ClosedJaxpr):
-        yield from _casts(value.jaxpr, shape, inside or loop)
+        yield from _casts(value.jaxpr, shape, inside or again)
       elif isinstance(value, core.Jaxpr):
-        yield from _casts(value, shape, inside or loop)
+        yield from _casts(value, shape, inside or again)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -279,7 +278,7 @@ def test_no_loop_casts_a_kernel(dtype):
   """Over parts or layers; a stack of kernels in the first, one in the other."""
   model = tiny.MODEL.clone(compute=layers.Compute(dtype="bfloat16"))
   state, tx = _state(_one_device())
-  step_fn = train.make_train_step(
+  step_fn = loop.make_train_step(
     objectives.dpo(model, beta=0.1), tx, accum=3, examples=6, dtype=dtype
   )
   program = jax.make_jaxpr(step_fn)(state, _batch()).jaxpr
@@ -323,7 +322,7 @@ def test_gradients_of_what_all_tokens_share_are_summed_in_float32(module):
 
 def test_what_is_frozen_is_held_in_the_dtype_of_the_products():
   mesh = _one_device()
-  state, _ = train.make_state(
+  state, _ = loop.make_state(
     tiny.params(),
     trainable=("projector/.*",),
     tx=_tx,

@@ -1,6 +1,6 @@
 """Makes the tokenizer of the toy model: byte-level BPE over the scenes' words.
 
-    python -m pivot_jax.data.train_tokenizer --out=pivot_jax/assets/toy/tokenizer
+    python -m pivot_jax.data.scenes.tokenizer --out=pivot_jax/assets/toy/tokenizer
 
 Not for published models, which bring their own. The result loads with
 transformers' AutoTokenizer. It has 512 entries: 3 special tokens as in Qwen2's

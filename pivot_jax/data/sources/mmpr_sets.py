@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from pivot_jax.data import images
-from pivot_jax.data import tokenizer as tokens
 from pivot_jax.data.sources import mmpr, mmpr_choice, records
+from pivot_jax.data.tokenizer import load_tokenizer
 from pivot_jax.errors import InputError
 
 LOG = logging.getLogger("pivot_jax")
@@ -179,7 +179,7 @@ def _chosen(path, image_root, tokenizer, selection, fields) -> np.ndarray:
 
 
 def _counter(tokenizer: str | os.PathLike) -> mmpr_choice.Count:
-  loaded = tokens.load_tokenizer(tokenizer)
+  loaded = load_tokenizer(tokenizer)
 
   def count(text: str) -> int:
     # No token is shorter than a letter, so that short texts need no count.

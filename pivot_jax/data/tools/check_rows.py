@@ -16,8 +16,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pivot_jax.data import chat, coders, framing, images, packing
+from pivot_jax.data import coders, framing, images, packing
 from pivot_jax.data.sources import json_index, places, records
+from pivot_jax.data.tokenizer import load_tokenizer
 from pivot_jax.errors import InputError
 
 Row = dict[str, Any]
@@ -109,7 +110,7 @@ class Checker:
   def __init__(self, settings: Settings):
     self._decode = settings.decode
     self._patches = settings.patches
-    self._tokenizer = chat.load_tokenizer(settings.tokenizer)
+    self._tokenizer = load_tokenizer(settings.tokenizer)
     self._coders: dict[Reading, coders.Coder] = {}
     self._files: dict[str, _Ids] = {}
     self._seen: dict[tuple, Size] = {}

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 from pivot_jax import addresses, files
 from pivot_jax.data import chat, open_path
+from pivot_jax.data.tokenizer import load_tokenizer
 from pivot_jax.data.tools import shown_page, shown_rows, shown_text
 from pivot_jax.errors import InputError
 
@@ -60,7 +61,7 @@ def main(argv: Sequence[str]) -> int:
     files.local_path(given.html, "--html")
   folder = tokenizer_folder(given.tokenizer)
   style = shown_rows.Style(
-    tokenizer=chat.load_tokenizer(folder),
+    tokenizer=load_tokenizer(folder),
     template=given.template,
     mask=given.mask,
     objective=given.objective,

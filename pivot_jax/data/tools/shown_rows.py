@@ -17,8 +17,8 @@ from jaxtyping import UInt8
 from tokenizers import decoders
 
 from pivot_jax.data import chat, coders
-from pivot_jax.data import tokenizer as tokens
 from pivot_jax.data.sources import records
+from pivot_jax.data.tokenizer import IMAGE, IMAGE_TOKEN, SPECIALS, Tokenizer
 from pivot_jax.errors import InputError
 from pivot_jax.report import html
 
@@ -34,7 +34,7 @@ class Style:
   image_tokens: features of one image, for counts only.
   """
 
-  tokenizer: tokens.Tokenizer
+  tokenizer: Tokenizer
   template: str = "qwen_1_5"
   mask: str = "paper"
   objective: str | None = None
@@ -110,7 +110,7 @@ def look(source: Any, index: int, style: Style) -> Shown:
 
 
 def read_tokens(
-  tokenizer: tokens.Tokenizer,
+  tokenizer: Tokenizer,
   ids: np.ndarray,
   targets: np.ndarray,
   images: Iterator[str],
@@ -119,8 +119,8 @@ def read_tokens(
 
   `images` gives the text of each image token that is met.
   """
-  special = {tokenizer.special(name): name for name in tokens.SPECIALS}
-  special[tokens.IMAGE_TOKEN] = tokens.IMAGE
+  special = {tokenizer.special(name): name for name in SPECIALS}
+  special[IMAGE_TOKEN] = IMAGE
 
   def kind(at: int) -> tuple[str | None, bool]:
     return special.get(int(ids[at])), bool(targets[at])
@@ -131,7 +131,7 @@ def read_tokens(
       found += _words(tokenizer, ids, list(run), target)
       continue
     for at in run:
-      text = next(images) if name == tokens.IMAGE else name
+      text = next(images) if name == IMAGE else name
       found.append(Token(text, (int(ids[at]),), at, target, True))
   return tuple(found)
 
@@ -185,7 +185,7 @@ def _parts(row: Mapping[str, Any], style: Style) -> tuple[Part, ...]:
     (encoded.prompt, encoded.prompt_targets),
     *zip(encoded.answers, encoded.answer_targets),
   ]
-  count = sum(int((ids == tokens.IMAGE_TOKEN).sum()) for ids, _ in sequences)
+  count = sum(int((ids == IMAGE_TOKEN).sum()) for ids, _ in sequences)
   images = iter(
     f"[image{f' {i + 1}' if count > 1 else ''}: {style.image_tokens} tokens]"
     for i in range(count)
@@ -232,7 +232,7 @@ def _titles(row, encoded: chat.Encoded, tokenizer, pairs: bool) -> list[str]:
 
 
 def _part(title, ids, targets, style: Style, images: Iterator[str]) -> Part:
-  count = int((ids == tokens.IMAGE_TOKEN).sum())
+  count = int((ids == IMAGE_TOKEN).sum())
   return Part(
     title,
     read_tokens(style.tokenizer, ids, targets, images),

@@ -13,7 +13,7 @@ import tokenizers
 
 from pivot_jax import trees
 from pivot_jax.data import chat
-from pivot_jax.data import tokenizer as tokens
+from pivot_jax.data.tokenizer import IMAGE, Tokenizer
 from pivot_jax.models import qwen2, vit
 from pivot_jax.weights.convert import hf_json, safetensor_files
 
@@ -47,12 +47,12 @@ def chat_template(template: str) -> str:
 
 
 def with_image_token(
-  tokenizer: tokens.Tokenizer,
+  tokenizer: Tokenizer,
 ) -> tuple[tokenizers.Tokenizer, int]:
   """Returns a copy of a tokenizer that knows `<image>`, and its id."""
   backend = tokenizers.Tokenizer.from_str(tokenizer.backend.to_str())
-  backend.add_special_tokens([tokens.IMAGE])
-  return backend, backend.token_to_id(tokens.IMAGE)
+  backend.add_special_tokens([IMAGE])
+  return backend, backend.token_to_id(IMAGE)
 
 
 def widen(
@@ -82,7 +82,7 @@ def write(
   folder: Path,
   *,
   vision: vit.VisionConfig,
-  tokenizer: tokens.Tokenizer,
+  tokenizer: Tokenizer,
   template: str,
 ) -> None:
   """Writes tokenizer, processor, chat template and generation config."""
@@ -95,7 +95,7 @@ def write(
       "patch_size": vision.patch_size,
       "vision_feature_select_strategy": hf_json.select_strategy(vision),
       "num_additional_image_tokens": int(vision.class_token),
-      "image_token": tokens.IMAGE,
+      "image_token": IMAGE,
     },
   )
   write_generation(folder, tokenizer, suppress=[image_id])
@@ -133,14 +133,14 @@ def write_tokenizer(
     # The class of llava reads tokenizer.json.
     del config["trust_remote_code"]
     config["processor_class"] = "LlavaProcessor"
-    config["extra_special_tokens"] = {"image_token": tokens.IMAGE}
+    config["extra_special_tokens"] = {"image_token": IMAGE}
   safetensor_files.write_json(folder / "tokenizer_config.json", config)
   path = folder / "chat_template.jinja"
   path.write_text(chat_template(template), encoding="utf-8")
 
 
 def write_generation(
-  folder: Path, tokenizer: tokens.Tokenizer, *, suppress: list[int]
+  folder: Path, tokenizer: Tokenizer, *, suppress: list[int]
 ) -> None:
   """Writes greedy decoding that ends at either end token, as evaluated here."""
   config: dict[str, Any] = {

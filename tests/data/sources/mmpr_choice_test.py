@@ -9,11 +9,12 @@ from PIL import Image
 from configs import paper_data
 from pivot_jax.data import chat, opener
 from pivot_jax.data.sources import mmpr_choice
+from pivot_jax.data.tokenizer import load_tokenizer
 from pivot_jax.errors import InputError
 from pivot_jax.weights import checkpoint
 from tests.data.sources import mmpr_files
 
-TOKENIZER = chat.load_tokenizer(checkpoint.tokenizer_folder("package:toy"))
+TOKENIZER = load_tokenizer(checkpoint.tokenizer_folder("package:toy"))
 row, numbered, words = mmpr_files.row, mmpr_files.numbered, mmpr_files.words
 
 

@@ -7,7 +7,7 @@ import zlib
 
 from PIL import Image
 
-from pivot_jax.data.tools import check as checking
+from pivot_jax.data.tools import check as command
 from pivot_jax.data.tools import faults
 
 PAIR = {
@@ -67,7 +67,7 @@ def check(folder: pathlib.Path, *paths, options=()) -> int:
   """Runs the command on files, in `out`; returns its status."""
   given = [f"--images={folder / 'images'}", "--tokenizer=package:toy"]
   names = [str(path) for path in paths]
-  return checking.main([*names, *given, f"--out={folder / 'out'}", *options])
+  return command.main([*names, *given, f"--out={folder / 'out'}", *options])
 
 
 def bad(folder: pathlib.Path) -> list[dict]:
