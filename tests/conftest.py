@@ -44,11 +44,31 @@ import jax  # noqa: E402
 
 import tests.strict  # noqa: E402, F401
 
-# Before the package is imported: each of its functions is called with what its
-# annotations say, arrays of other shapes and dtypes are errors. Where they say
-# an array of jax, one of numpy will do: jax converts it.
+# Before the package is imported: functions of these modules are called with what
+# their annotations say, arrays of other shapes and dtypes are errors. They are
+# the modules of arrays; those that read files check what users wrote themselves,
+# and are tested with what their annotations forbid. Where an annotation says an
+# array of jax, one of numpy will do: jax converts it.
+CHECKED = (
+  "pivot_jax.models",
+  "pivot_jax.losses",
+  "pivot_jax.objectives",
+  "pivot_jax.optim",
+  "pivot_jax.train",
+  "pivot_jax.generate",
+  "pivot_jax.sharding",
+  "pivot_jax.memory",
+  "pivot_jax.logistic",
+  "pivot_jax.segmentation",
+  "pivot_jax.data.packing",
+  "pivot_jax.data.fitting",
+  "pivot_jax.data.framing",
+  "pivot_jax.data.images",
+  "pivot_jax.data.layout",
+  "pivot_jax.data.drawing",
+)
 jaxtyping.Array = jax.Array | np.ndarray
-jaxtyping.install_import_hook("pivot_jax", "tests.strict.check")
+jaxtyping.install_import_hook(CHECKED, "tests.strict.check")
 
 # Adding a vector to a matrix is written out, so that a lost axis is an error.
 jax.config.update("jax_numpy_rank_promotion", "raise")

@@ -1,6 +1,17 @@
 """The checker of annotations that tests run the package with."""
 
 import beartype
+import numpy as np
 
-# An int is a float, as PEP 484 has it.
-check = beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))
+# As PEP 484 has it an int is a float; and numbers of numpy are numbers.
+check = beartype.beartype(
+  conf=beartype.BeartypeConf(
+    hint_overrides=beartype.BeartypeHintOverrides(
+      {
+        bool: bool | np.bool_,
+        int: int | np.integer,
+        float: float | int | np.integer | np.floating,
+      }
+    )
+  )
+)

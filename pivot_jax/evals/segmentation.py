@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Bool, Float, Int, Shaped
+from jaxtyping import Array, Bool, Float, Int, Integer, Shaped
 
 from pivot_jax import trees
 from pivot_jax.models import heads
@@ -56,12 +56,12 @@ class Counts(NamedTuple):
 
 
 def patch_histogram(
-  labels: Int[np.ndarray, "N H W"],
+  labels: Integer[np.ndarray, "N H W"],
   *,
   patch: int,
   num_classes: int,
   ignore: int | None,
-) -> Int[np.ndarray, "N P C"]:
+) -> Integer[np.ndarray, "N P C"]:
   """Returns how many pixels of each class a patch holds.
 
   Pixels of the class `ignore`, and those that the patches do not cover (the
@@ -81,7 +81,7 @@ def patch_histogram(
 
 
 def patch_targets(
-  histogram: Int[np.ndarray, "N P C"], *, background: int | None
+  histogram: Integer[np.ndarray, "N P C"], *, background: int | None
 ) -> Bool[np.ndarray, "N P C"]:
   """Returns the "union" labels of paper.md 5.2.
 
@@ -150,7 +150,7 @@ def evaluate(
   head: heads.SegmentationHead,
   params: trees.Params,
   features: Float[np.ndarray, "N P D"],
-  histogram: Int[np.ndarray, "N P C"],
+  histogram: Integer[np.ndarray, "N P C"],
   *,
   background: int | None,
   batch: int,
@@ -178,7 +178,7 @@ def predict(
 
 def count(
   logits: Float[np.ndarray, "N P C"],
-  histogram: Int[np.ndarray, "N P C"],
+  histogram: Integer[np.ndarray, "N P C"],
   *,
   background: int | None,
 ) -> Counts:

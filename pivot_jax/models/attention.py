@@ -14,6 +14,7 @@ K key/value heads, G query heads that share one of them, H head dim.
 
 import dataclasses
 import re
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -170,7 +171,7 @@ def _splash(q, k, v, lengths):
   # Tokens behind the end are a segment of their own: no query is without key.
   segments = (jnp.arange(width)[None] < lengths[:, None]).astype(jnp.int32)
 
-  def local(q, k, v, segments):
+  def local(q, k, v, segments) -> Any:
     mask = splash.CausalMask((width, width))
     heads = splash.MultiHeadMask([mask] * q.shape[2])
     kernel = splash.make_splash_mha(heads, head_shards=1, q_seq_shards=1)

@@ -11,6 +11,7 @@ sides of a patch, C colours, h w the patch grid.
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
@@ -63,8 +64,8 @@ class VisionConfig:
   final_norm: bool = False
   hidden_act: str = "gelu_pytorch_tanh"
   layer_norm_eps: float = 1e-6
-  image_mean: tuple[float, ...] = (0.5, 0.5, 0.5)
-  image_std: tuple[float, ...] = (0.5, 0.5, 0.5)
+  image_mean: Sequence[float] = (0.5, 0.5, 0.5)
+  image_std: Sequence[float] = (0.5, 0.5, 0.5)
   family: str = "siglip"
   class_token: bool = False
   patch_bias: bool = True

@@ -153,7 +153,7 @@ def make_train_step(
 
   gradients = _gradients(loss_fn, accum, dtype)
 
-  def step_fn(state: TrainState, batch: packing.Batch):
+  def step_fn(state: TrainState, batch: PyTree):
     rng = jax.random.fold_in(state.rng, state.step)
     (loss, metrics), grads = gradients(state, batch, rng)
     norm = optax.global_norm(grads)

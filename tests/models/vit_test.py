@@ -29,7 +29,7 @@ def test_patch_embedding_is_a_valid_convolution():
     "VALID",
     dimension_numbers=("NHWC", "HWIO", "NHWC"),
   )
-  expected = expected.reshape(2, 9, 32) + params["params"]["bias"]
+  expected = expected.reshape(2, 9, 32) + params["params"]["bias"][None, None]
   np.testing.assert_allclose(got, expected, rtol=0, atol=5e-6)
 
 

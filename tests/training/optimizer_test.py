@@ -156,7 +156,7 @@ def test_rounding_at_random_keeps_the_mean_and_the_nearest_two():
   assert found.dtype == jnp.bfloat16
   found = np.asarray(found, np.float64)
   step = 2.0**-7 * np.maximum(np.abs(exact), 1e-38)
-  assert (np.abs(found - exact) < step).all()
+  assert (np.abs(found - np.asarray(exact)) < step).all()
   error = np.abs(found.mean(axis=0) - np.float64(exact))
   # Four standard errors of a step that is taken or not.
   assert (error <= 4 * 0.5 * step / np.sqrt(20_000)).all()
