@@ -13,7 +13,8 @@ the table. This says nothing about an accelerator or a model of real size.
 from collections.abc import Mapping
 from typing import Any
 
-from bench import peers, side_by_side, toy, verdict
+from bench import harness, verdict
+from bench.update import peers, toy
 
 # Relative. A DPO loss is a difference of sums near -290, which float32 gives to
 # 3e-5. Torch's own gradient norm is 2e-5 off what float64 gives. AdamW divides
@@ -25,11 +26,11 @@ EPOCHS = (1, 3)
 
 def _rung(name, label, settings, *, again=False, limits=None, part=False):
   def make(folder):
-    from bench import dpo_ladder
+    from bench.update import ladder
 
-    return dpo_ladder.RUNGS[name](folder)
+    return ladder.RUNGS[name](folder)
 
-  return side_by_side.Variant(name, label, make, settings, again, limits, part)
+  return harness.Variant(name, label, make, settings, again, limits, part)
 
 
 LADDER = (
@@ -53,9 +54,9 @@ LADDER = (
 
 
 def summary(
-  rows: Mapping[str, verdict.Row], work: Mapping[str, float]
+  rows: Mapping[str, verdict.Row], work: harness.Work
 ) -> tuple[list[str], dict[str, Any]]:
-  """Returns what the reference costs when charged, and the goals."""
+  """Return the goals, and a step's cost with the reference charged."""
   torch = peers.fastest(rows, peers.EAGER)
   compiled = peers.fastest(rows, ["torch_compile"])
   trl = peers.fastest(rows, peers.TRL)
@@ -81,21 +82,21 @@ def summary(
     text = ", ".join(f"{v:.2f}x {rows[k].label}" for k, v in faster.items())
     lines.append(
       f"- the reference pass charged, {epochs} epoch(s): {wall:.3f} s/step"
-      f" ({cpu:.3f} CPU s), {work['pairs'] / wall:.1f} pairs/s; {text}"
+      f" ({cpu:.3f} CPU s), {work['']['pairs'] / wall:.1f} pairs/s; {text}"
     )
   return lines, found
 
 
-BENCH = side_by_side.Bench(
+BENCH = harness.Bench(
   name="dpo_cpu",
   setup=toy.setup(answers=2),
   variants=(*peers.variants("dpo"), *LADDER),
   reference="torch",
-  ours="cached",
+  ours={"": "cached"},
   limits=LIMITS,
   options=toy.OPTIONS,
   summary=summary,
 )
 
 if __name__ == "__main__":
-  side_by_side.main(BENCH)
+  harness.main(BENCH)

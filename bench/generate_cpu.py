@@ -14,7 +14,8 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from bench import side_by_side, toy, verdict
+from bench import harness, verdict
+from bench.update import toy
 
 GOAL = 1.5
 # The toy's matrices are so small that it repeats one word for ever, and a wrong
@@ -23,10 +24,8 @@ GOAL = 1.5
 SCALE = 5.0
 
 
-def setup(
-  folder: pathlib.Path, options: Mapping[str, int]
-) -> Mapping[str, float]:
-  """Writes model and data and returns the work of a step."""
+def setup(folder: pathlib.Path, options: harness.Options) -> harness.Work:
+  """Write model and data and returns the work of a step."""
   import torch
   import transformers
 
@@ -39,7 +38,7 @@ def setup(
       if tensor.ndim == 2:
         tensor.mul_(SCALE)
   model.save_pretrained(folder / "toy")
-  return {"new tokens": options["pairs"] * options["answer"]}
+  return {"": {"new tokens": options["pairs"] * options["answer"]}}
 
 
 def _theirs(folder, *, attention="sdpa", static=False, compiled=False):
@@ -47,11 +46,11 @@ def _theirs(folder, *, attention="sdpa", static=False, compiled=False):
   import torch
   import transformers
 
-  from bench import torch_peers
+  from bench.update import torch_peer
 
   data = toy.read(folder)
-  model = torch_peers.load(data, attention).eval()
-  batch = torch_peers.tensors(data, ("chosen",))
+  model = torch_peer.load(data, attention).eval()
+  batch = torch_peer.tensors(data, ("chosen",))
   ids = batch.ids[:, : batch.start]
   length = data.sizes["answer"]
   settings = dict(
@@ -82,7 +81,7 @@ def _theirs(folder, *, attention="sdpa", static=False, compiled=False):
   def numbers():
     return {"ids": np.asarray(found["ids"][:, batch.start :])}
 
-  return side_by_side.stepping(step, numbers)
+  return harness.stepping(step, numbers)
 
 
 def _ours(folder):
@@ -91,7 +90,7 @@ def _ours(folder):
   import jax
   import numpy as np
 
-  from bench import ours
+  from bench.update import ours
   from pivot_jax.evals import generate
 
   made = ours.Setup(folder)
@@ -111,11 +110,11 @@ def _ours(folder):
     with made.context():
       found["ids"] = jax.block_until_ready(compute(made.params, batch))
 
-  return side_by_side.stepping(step, lambda: {"ids": np.asarray(found["ids"])})
+  return harness.stepping(step, lambda: {"ids": np.asarray(found["ids"])})
 
 
 def _peer(name, label, settings, *, again=False, **how):
-  return side_by_side.Variant(
+  return harness.Variant(
     name, label, lambda folder: _theirs(folder, **how), settings, again
   )
 
@@ -151,9 +150,9 @@ PEERS = (
 
 
 def summary(
-  rows: Mapping[str, verdict.Row], work: Mapping[str, float]
+  rows: Mapping[str, verdict.Row], work: harness.Work
 ) -> tuple[list[str], dict[str, Any]]:
-  """Returns whether ours is as much faster than the best peer as it should."""
+  """Return the goal: how many times faster ours is than the best peer."""
   del work
   found = [rows[peer.name] for peer in PEERS if peer.name in rows]
   if "ours" not in rows or not found:
@@ -169,17 +168,17 @@ def summary(
   return [line], {"fastest": best.name, "faster": faster}
 
 
-BENCH = side_by_side.Bench(
+BENCH = harness.Bench(
   name="generate_cpu",
   setup=setup,
   variants=(
     *PEERS,
-    side_by_side.Variant(
+    harness.Variant(
       "ours", "pivot_jax", _ours, "one compiled function", again=True
     ),
   ),
   reference="eager",
-  ours="ours",
+  ours={"": "ours"},
   # Ids are the same or they are not.
   limits={"ids": 0.0},
   options=toy.OPTIONS | {"answer": 64},
@@ -187,4 +186,4 @@ BENCH = side_by_side.Bench(
 )
 
 if __name__ == "__main__":
-  side_by_side.main(BENCH)
+  harness.main(BENCH)

@@ -1,8 +1,8 @@
-"""How the cost of a DPO update grows: with pairs, answers, image and layers.
+"""The growth of a DPO update's cost with pairs, answers, image and layers.
 
   python -m bench.growth
 
-One axis is varied at a time from the toy of `bench/toy.py`; each point is the
+One axis is varied at a time from the toy of `bench/update/toy.py`; each point is the
 package's own update on random weights, timed in this process. Printed and
 written are an affine fit, seconds = a + b x, its share of unexplained variance,
 and the exponent of a power law, beside the growth that `pivot_jax.flops` counts.
@@ -16,12 +16,12 @@ import os
 import pathlib
 import time
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import jax
 import numpy as np
 
-from bench import record, toy
+from bench import results, verdict
+from bench.update import toy
 from pivot_jax import sharding, trees
 from pivot_jax.data import packing, work
 from pivot_jax.models import layers, mllm, qwen2, vit
@@ -52,7 +52,7 @@ AXES: dict[str, tuple[Sizes, ...]] = {
 
 
 def place_on(axis: str, sizes: Sizes) -> float:
-  """Returns the number that an axis varies."""
+  """Return the number that an axis varies."""
   return {
     "pairs": sizes.pairs,
     "answer tokens": sizes.answer,
@@ -82,7 +82,7 @@ class Fit:
 
 
 def fit(x: Sequence[float], y: Sequence[float]) -> Fit:
-  """Returns the least-squares line and the slope of log y over log x."""
+  """Return the least-squares line and the slope of log y over log x."""
   b, a = np.polyfit(x, y, 1)
   rest = np.asarray(y) - (a + b * np.asarray(x))
   exponent, _ = np.polyfit(np.log(x), np.log(y), 1)
@@ -91,7 +91,7 @@ def fit(x: Sequence[float], y: Sequence[float]) -> Fit:
 
 
 def measure(axis: str, sizes: Sizes) -> Point:
-  """Returns what an update of these sizes takes."""
+  """Return the cost of an update of these sizes."""
   model = _model(sizes)
   batch, counted = _batch(sizes, model.vision.num_patches)
   mesh = sharding.make_mesh({"data": -1})
@@ -122,7 +122,7 @@ def _optimizer(trainable):
 
 
 def _time(step_fn, state, batch) -> Iterable[tuple[float, float]]:
-  """Yields wall and CPU seconds of steps, the one that compiles first."""
+  """Yield wall and CPU seconds of steps, the one that compiles first."""
   for _ in range(WARM_UP + STEPS):
     wall, cpu = time.perf_counter(), time.process_time()
     state, _ = step_fn(state, batch)
@@ -158,7 +158,7 @@ def _model(sizes: Sizes) -> mllm.MLLM:
 
 
 def _batch(sizes: Sizes, patches: int) -> tuple[packing.Batch, work.Work]:
-  """Returns pairs of random tokens and images, packed, and what they are."""
+  """Return pairs of random tokens and images, packed, and what they are."""
   rng = np.random.default_rng(0)
   side = sizes.image
   prompt = np.r_[packing.IMAGE_TOKEN, rng.integers(2, 8000, toy.PROMPT)]
@@ -179,63 +179,55 @@ def _batch(sizes: Sizes, patches: int) -> tuple[packing.Batch, work.Work]:
   return batch, work.count(batch, patches)
 
 
-def describe(axis: str, points: Sequence[Point]) -> tuple[list[str], Fit]:
-  """Returns the lines of one axis's table, and the fit of its CPU seconds."""
+def describe(axis: str, points: Sequence[Point]) -> tuple[str, Fit]:
+  """Return the table of one axis, and the fit of its CPU seconds."""
   x = [p.x for p in points]
   line = fit(x, [p.cpu for p in points])
   counted = fit(x, [float(p.flops) for p in points])
-  lines = [
+  said = (
     f"**{axis}**: CPU seconds = {line.a:.3f} + {line.b:.3g} x"
     f" ({100 * line.left:.1f} % of the variance left), exponent"
-    f" {line.exponent:.2f}; of the FLOPs {counted.exponent:.2f}",
-    "",
-    f"| {axis} | wall s | CPU s | GFLOP | GFLOP/CPU s | first step s |",
-    "| --- | --- | --- | --- | --- | --- |",
+    f" {line.exponent:.2f}; of the FLOPs {counted.exponent:.2f}"
+  )
+  head = [axis, "wall s", "CPU s", "GFLOP", "GFLOP/CPU s", "first step s"]
+  rows = [
+    [
+      f"{p.x:g}",
+      f"{p.wall:.3f}",
+      f"{p.cpu:.3f}",
+      f"{p.flops / 1e9:.1f}",
+      f"{p.flops / 1e9 / p.cpu:.0f}",
+      f"{p.first:.1f}",
+    ]
+    for p in points
   ]
-  for p in points:
-    giga = p.flops / 1e9
-    lines.append(
-      f"| {p.x:g} | {p.wall:.3f} | {p.cpu:.3f} | {giga:.1f} |"
-      f" {giga / p.cpu:.0f} | {p.first:.1f} |"
-    )
-  return [*lines, ""], line
+  return f"{said}\n\n{verdict.markdown([head, *rows])}", line
 
 
 def main() -> None:
-  """Measures every axis and writes growth.md and growth.json."""
+  """Measure every axis and writes growth.md and growth.json."""
   parser = argparse.ArgumentParser(prog="python -m bench.growth")
   parser.add_argument("--out", type=pathlib.Path, default="bench/results")
   parser.add_argument("--only", choices=AXES, help="one axis, printed alone")
   flags = parser.parse_args()
-  began = time.monotonic()
+  report = results.Report("python -m bench.growth")
   os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:CORES])
-  found: dict[str, Any] = record.surroundings()
-  about = ", ".join(f"{k} {v}" for k, v in found["versions"].items())
-  lines, axes = [], {}
+  blocks, axes = [], {}
   for axis, sizes in AXES.items():
     if flags.only and axis != flags.only:
       continue
     points = list(map(functools.partial(measure, axis), sizes))
-    text, line = describe(axis, points)
-    lines += text
+    block, line = describe(axis, points)
+    blocks.append(block)
     axes[axis] = {
       "points": [dataclasses.asdict(p) for p in points],
       "fit": dataclasses.asdict(line),
     }
-  seconds = time.monotonic() - began
-  head = [
-    "`python -m bench.growth`",
-    "",
-    f"{found['date']}, {found['cpu']}, {CORES} cores; {about}; took"
-    f" {seconds:.0f} s.",
-    "",
-  ]
-  report = "\n".join([*head, *lines])
-  print(report)
   if flags.only:
+    print("\n\n".join(blocks))
     return
-  record.write(
-    flags.out, "growth", report, found | {"axes": axes, "seconds": seconds}
+  report.publish(
+    flags.out, "growth", *blocks, machine=f", {CORES} cores", axes=axes
   )
 
 

@@ -15,7 +15,6 @@ Rates are of CPU seconds: a core that others use too counts as less of one.
 import argparse
 import dataclasses
 import functools
-import importlib.metadata
 import os
 import pathlib
 import sys
@@ -25,10 +24,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import PIL
 from PIL import Image, features
 
-from bench import record, verdict
+from bench import results, verdict
 from pivot_jax.data import decoders, images
 
 SIZES = ((640, 480), (1024, 768), (2048, 1536))
@@ -65,7 +63,7 @@ class Row:
 def photograph(
   rng: np.random.Generator, width: int, height: int
 ) -> Image.Image:
-  """Returns random fields, the finer the fainter, under a sensor's noise."""
+  """Return random fields, the finer the fainter, under a sensor's noise."""
   pixels = np.full((height, width, 3), 128, np.float32)
   for cells in (4, 8, 16, 32, 64):
     shape = (cells * 3 // 4 + 1, cells + 1, 3)
@@ -84,13 +82,13 @@ def photograph(
 
 
 def pillow_alone(folder: pathlib.Path, relative: str) -> np.ndarray:
-  """What a bare loop does."""
+  """Return pixels as a bare loop reads them."""
   image = Image.open(f"{folder}/{relative}").convert("RGB")
   return np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BICUBIC))
 
 
 def variants(folder: pathlib.Path) -> dict[str, Read]:
-  """Returns the ways to read a file of the folder, Pillow alone first."""
+  """Return the ways to read a file of the folder, Pillow alone first."""
   ours = {
     decoder: images.Pictures(
       folder,
@@ -114,7 +112,7 @@ def variants(folder: pathlib.Path) -> dict[str, Read]:
 
 
 def difference(found: np.ndarray, exact: np.ndarray) -> dict[str, float]:
-  """Returns how far pixels are from the exact ones, as `Row.off` has it."""
+  """Return the distance to the exact pixels, as `Row.off` has it."""
   off = found.astype(np.float64) - exact
   square = float(np.square(off).mean())
   return {
@@ -125,7 +123,7 @@ def difference(found: np.ndarray, exact: np.ndarray) -> dict[str, float]:
 
 
 def failures(off: Mapping[str, Mapping[str, float]]) -> list[str]:
-  """Returns a line for every variant that is too far from Pillow's pixels."""
+  """Return a line for every variant that is too far from Pillow's pixels."""
   lines = []
   for name, one in off.items():
     exact = name not in decoders.NAMES or name == "pil"
@@ -139,7 +137,7 @@ def failures(off: Mapping[str, Mapping[str, float]]) -> list[str]:
 def measure(
   folder: pathlib.Path, size: tuple[int, int], rounds: int
 ) -> list[Row]:
-  """Writes files, opens the gate and times every variant on them."""
+  """Write files, opens the gate and times every variant on them."""
   label = f"{size[0]}x{size[1]}"
   rng = np.random.default_rng(size)
   names = [f"{label}-{i}.jpg" for i in range(FILES)]
@@ -166,7 +164,7 @@ def measure(
 
 
 def _timed(read: Read, names: Sequence[str]) -> tuple[float, float]:
-  """Returns the wall and CPU seconds of one image."""
+  """Return the wall and CPU seconds of one image."""
   wall, cpu = time.perf_counter(), time.process_time()
   for name in names:
     read(name)
@@ -175,7 +173,7 @@ def _timed(read: Read, names: Sequence[str]) -> tuple[float, float]:
 
 
 def compared(rows: Sequence[Row]) -> dict[str, dict[str, tuple]]:
-  """Returns {size: {variant: time over Pillow's alone}}: p10, median, p90.
+  """Return {size: {variant: time over Pillow's alone}}: p10, median, p90.
 
   CPU seconds of rounds are compared one by one, so that what slows the machine
   for some time slows both sides.
@@ -189,13 +187,10 @@ def compared(rows: Sequence[Row]) -> dict[str, dict[str, tuple]]:
 
 
 def table(rows: Sequence[Row], kilobytes: Mapping[str, float]) -> str:
-  """Returns the rows as a Markdown table."""
+  """Return the rows as a Markdown table."""
   ratios = compared(rows)
-  lines = [
-    ["file", "variant", "images/CPU s", "p10–p90", "images/s"]
-    + ["time, Pillow alone = 1", "p10–p90", "pixels differ"]
-  ]
-  lines.append(["---"] * len(lines[0]))
+  head = ["file", "variant", "images/CPU s", "p10–p90", "images/s"]
+  lines = [[*head, "time, Pillow alone = 1", "p10–p90", "pixels differ"]]
   for row in rows:
     low, _, high = verdict.spread(row.cpus)
     first, middle, last = ratios[row.size][row.name]
@@ -209,7 +204,7 @@ def table(rows: Sequence[Row], kilobytes: Mapping[str, float]) -> str:
       f"{first:.3f}–{last:.3f}",
       _difference(row.off),
     ])  # fmt: skip
-  return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+  return verdict.markdown(lines)
 
 
 def _difference(off: Mapping[str, float]) -> str:
@@ -222,7 +217,7 @@ def _difference(off: Mapping[str, float]) -> str:
 
 
 def goals(rows: Sequence[Row]) -> list[str]:
-  """Returns a line for each goal."""
+  """Return a line for each goal."""
   ratios = compared(rows)
   lines = [
     verdict.goal(
@@ -242,12 +237,16 @@ def goals(rows: Sequence[Row]) -> list[str]:
 
 
 def main() -> None:
-  """Measures all sizes and writes images.md and images.json."""
+  """Measure all sizes and writes images.md and images.json."""
   parser = argparse.ArgumentParser(prog="python -m bench.images")
   parser.add_argument("--out", type=pathlib.Path, default="bench/results")
   parser.add_argument("--rounds", type=int, default=ROUNDS)
   flags = parser.parse_args()
-  began, before = time.monotonic(), os.getloadavg()[0]
+  report = results.Report(
+    results.command("images", flags, {"rounds": ROUNDS}),
+    software=results.versions(("numpy", "pillow", "simplejpeg"))
+    | {"Pillow's libjpeg-turbo": features.version_feature("libjpeg_turbo")},
+  )
   # The last core: the first ones serve the system's interrupts.
   os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-1:])
   rows, kilobytes = [], {}
@@ -257,67 +256,33 @@ def main() -> None:
       sizes = [p.stat().st_size for p in pathlib.Path(folder).iterdir()]
     rows += found
     kilobytes[found[0].size] = float(np.mean(sizes)) / 1000
-  report = _describe(flags.rounds) | {
-    "seconds": time.monotonic() - began,
-    "load": (before, os.getloadavg()[0]),
-    "kilobytes": kilobytes,
-    "rows": [_plain(row) for row in rows],
-    "compared": compared(rows),
-  }
-  text = page(report, rows)
-  print(text)
-  record.write(flags.out, "images", text, report)
+  report.publish(
+    flags.out,
+    "images",
+    table(rows, kilobytes),
+    "\n".join(goals(rows)),
+    f"JPEG of quality {QUALITY} to uint8 [{SIDE}, {SIDE}, 3], bicubic. Medians"
+    f" of {flags.rounds} rounds over {FILES} files after {WARM_UP} of warm-up,"
+    " all variants in turn in one process; CPU times are compared round by"
+    " round; *its resize* is the part of Pillow alone that follows the"
+    " decoding. Before that `pil` gave Pillow's pixels bit for bit, and the"
+    f" others were within {MEAN:g} grey levels in the mean, {MOST:g} at most"
+    f" and {LEAST_PSNR:g} dB.",
+    machine=", one core",
+    files=FILES,
+    rounds=flags.rounds,
+    warm_up_rounds=WARM_UP,
+    limits={"mean": MEAN, "max": MOST, "psnr": LEAST_PSNR},
+    kilobytes=kilobytes,
+    rows=[_plain(row) for row in rows],
+    compared=compared(rows),
+  )
 
 
 def _plain(row: Row) -> dict[str, Any]:
-  """Returns a row for JSON, which has no infinity: no difference is null."""
+  """Return a row for JSON, which has no infinity: no difference is null."""
   off = {k: v if np.isfinite(v) else None for k, v in row.off.items()}
   return dataclasses.asdict(row) | {"off": off}
-
-
-def _describe(rounds: int) -> dict[str, Any]:
-  found = record.surroundings()
-  versions = {
-    "python": found["versions"]["python"],
-    "numpy": np.__version__,
-    "pillow": PIL.__version__,
-    "its libjpeg-turbo": features.version_feature("libjpeg_turbo"),
-    "simplejpeg": importlib.metadata.version("simplejpeg"),
-  }
-  said = "" if rounds == ROUNDS else f" --rounds={rounds}"
-  return found | {
-    "versions": versions,
-    "command": f"python -m bench.images{said}",
-    "files": FILES,
-    "rounds": rounds,
-    "warm_up_rounds": WARM_UP,
-    "limits": {"mean": MEAN, "max": MOST, "psnr": LEAST_PSNR},
-  }
-
-
-def page(report: Mapping[str, Any], rows: Sequence[Row]) -> str:
-  """Returns the page to read."""
-  versions = ", ".join(f"{k} {v}" for k, v in report["versions"].items())
-  before, after = report["load"]
-  return "\n".join([
-    f"`{report['command']}`",
-    "",
-    f"{report['date']}, {report['cpu']}, one core; {versions}; took"
-    f" {report['seconds']:.0f} s; load {before:.1f} before, {after:.1f} after.",
-    "",
-    table(rows, report["kilobytes"]),
-    "",
-    *goals(rows),
-    "",
-    f"JPEG of quality {QUALITY} to uint8 [{SIDE}, {SIDE}, 3], bicubic. Medians of"
-    f" {report['rounds']} rounds over {report['files']} files after"
-    f" {report['warm_up_rounds']} of warm-up, all variants in turn in one process;"
-    " CPU times are compared round by round; *its resize* is the part of Pillow alone"
-    " that follows the decoding. Before that `pil` gave Pillow's pixels"
-    f" bit for bit, and the others were within {MEAN:g} grey levels in the mean,"
-    f" {MOST:g} at most and {LEAST_PSNR:g} dB.",
-    "",
-  ])  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ _SHARD = 2_000_000_000
 
 
 def main() -> None:
-  """Runs the benchmark."""
+  """Run the benchmark."""
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument("--folder", default="")
   parser.add_argument("--dtype", default="bfloat16")
@@ -58,7 +58,7 @@ def main() -> None:
 
 
 def make(folder: pathlib.Path) -> None:
-  """Writes random weights, a shard at a time."""
+  """Write random weights, a shard at a time."""
   config = qwen2.LLMConfig(**presets.LLM["qwen2.5-1.5b"])
   shapes = names.slots(source.shapes_of(None, config)["llm"])
   rng = np.random.default_rng(0)
@@ -74,7 +74,7 @@ def make(folder: pathlib.Path) -> None:
 
 
 def measure(folder: pathlib.Path, dtype: str) -> dict:
-  """Returns seconds, bytes and memory, plain reads before and after."""
+  """Return seconds, bytes and memory, plain reads before and after."""
   size = sum(p.stat().st_size for p in folder.glob("*.safetensors"))
   before = plain_read(folder)
   fresh = write_fresh(2 * size if dtype == "float32" else size)
@@ -109,7 +109,7 @@ def measure(folder: pathlib.Path, dtype: str) -> dict:
 
 
 def plain_read(folder: pathlib.Path) -> float:
-  """Returns the seconds that reading the files takes, nothing done with them."""
+  """Return the seconds that reading the files takes, nothing done with them."""
   buffer = memoryview(bytearray(16 * 2**20))
   began = time.monotonic()
   for path in sorted(folder.glob("*.safetensors")):
@@ -120,14 +120,14 @@ def plain_read(folder: pathlib.Path) -> float:
 
 
 def write_fresh(size: int) -> float:
-  """Returns the seconds that writing so many bytes of new memory takes."""
+  """Return the seconds that writing so many bytes of new memory takes."""
   began = time.monotonic()
   np.empty(size, np.uint8).fill(1)
   return time.monotonic() - began
 
 
 class Memory:
-  """Samples the process's resident memory, in bytes, while it is open."""
+  """Sample the process's resident memory, in bytes, while it is open."""
 
   def __enter__(self):
     self.start = self.peak = _resident()
@@ -153,7 +153,7 @@ def _resident() -> dict[str, int]:
 
 
 def table(found: dict) -> str:
-  """Returns the result as a Markdown table."""
+  """Return the result as a Markdown table."""
   size = found["file_bytes"] / 1e6
   rows = [("", "seconds", "MB/s")]
   for name, seconds in (

@@ -1,4 +1,4 @@
-"""How much of packed rows is padding, on lengths like MMPR's.
+"""The share of padding in packed rows, on lengths like MMPR's.
 
   python -m bench.padding
 
@@ -9,16 +9,15 @@ that attention looks at. Nothing runs on a device.
 
 import argparse
 import dataclasses
-import os
 import pathlib
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import numpy as np
 
-from bench import data_files, record, verdict
+from bench import results, verdict
+from bench.data import files
 from pivot_jax.data import layouts, packing
 
 PAIRS, BATCH, PATCHES = 20_000, 256, 576
@@ -53,10 +52,10 @@ class Row:
 
 
 def pairs(count: int, *, text_only: float = 0.0) -> Examples:
-  """Returns preference pairs, one on an image; a share has no image."""
+  """Return preference pairs, one on an image; a share has no image."""
   rng = np.random.default_rng(0)
   prompts, chosen, rejected = (
-    data_files.lengths(rng, mean, SPREAD, count)
+    files.lengths(rng, mean, SPREAD, count)
     for mean in (PROMPT, CHOSEN, REJECTED)
   )
   seen = rng.random(count) >= text_only
@@ -65,14 +64,14 @@ def pairs(count: int, *, text_only: float = 0.0) -> Examples:
 
 
 def groups(count: int, most: int = 4) -> Examples:
-  """Returns as many pairs, 1 to `most` of them on an image and question."""
+  """Return as many pairs, 1 to `most` of them on an image and question."""
   rng = np.random.default_rng(0)
   sizes = rng.integers(1, most + 1, count)
   sizes = sizes[: int(np.searchsorted(np.cumsum(sizes), count)) + 1]
-  prompts = data_files.lengths(rng, PROMPT, SPREAD, len(sizes))
+  prompts = files.lengths(rng, PROMPT, SPREAD, len(sizes))
   answers = np.stack(
     [
-      data_files.lengths(rng, mean, SPREAD, int(sizes.sum()))
+      files.lengths(rng, mean, SPREAD, int(sizes.sum()))
       for mean in (CHOSEN, REJECTED)
     ],
     axis=1,
@@ -85,7 +84,7 @@ def groups(count: int, most: int = 4) -> Examples:
 
 
 def conversations(count: int, *, text_only: float = 0.0) -> Examples:
-  """Returns the pairs' questions and chosen answers, as SFT sees them."""
+  """Return the pairs' questions and chosen answers, as SFT sees them."""
   return [
     dataclasses.replace(
       one,
@@ -100,7 +99,7 @@ def conversations(count: int, *, text_only: float = 0.0) -> Examples:
 def example(
   prompt: int, answers: Sequence[int], *, image: bool = True
 ) -> packing.Example:
-  """Returns an example of so many tokens, all of its answers targets."""
+  """Return an example of so many tokens, all of its answers targets."""
   tokens = np.ones(prompt, np.int32)
   shown: tuple[np.ndarray, ...] = ()
   if image:
@@ -117,7 +116,7 @@ def example(
 
 
 def short(count: int) -> Examples:
-  """Returns the pairs whose sequences have at most `MAX_LENGTH` tokens."""
+  """Return the pairs whose sequences have at most `MAX_LENGTH` tokens."""
   return [
     one
     for one in pairs(count)
@@ -138,7 +137,7 @@ SETS: dict[str, Callable[[int], Examples]] = {
 
 
 def measure(name: str, examples: Examples, asked: int, batch: int) -> Row:
-  """Lays whole updates out, packs them all and counts what they hold."""
+  """Lay whole updates out, packs them all and counts what they hold."""
   count = max(1, len(examples) // batch)
   updates = [examples[i * batch : (i + 1) * batch] for i in range(count)]
   began = time.perf_counter()
@@ -171,7 +170,7 @@ def measure(name: str, examples: Examples, asked: int, batch: int) -> Row:
 
 
 def _count(batch: packing.Batch) -> dict[str, tuple[int, int]]:
-  """Returns what a batch holds of each kind, and what it has room for."""
+  """Return filled and available places of a batch, by kind."""
   lengths = (batch.sequences >= 0).sum(axis=-1).astype(np.int64)
   longest = batch.sequences.shape[-1]
   shown = int((batch.image_index >= 0).sum()) // PATCHES
@@ -185,28 +184,27 @@ def _count(batch: packing.Batch) -> dict[str, tuple[int, int]]:
 
 
 def table(rows: Sequence[Row]) -> str:
-  """Returns the rows as a Markdown table."""
+  """Return the rows as a Markdown table."""
   head = ["set", "tokens asked", "rows of tokens", "images", "sequences"]
-  head += ["shapes", "empty: tokens", *KINDS[1:]]
-  lines = [[*head, "layout, s"]]
-  lines.append(["---"] * len(lines[0]))
-  for row in rows:
-    layout = row.layout
-    lines.append([
+  head += ["shapes", "empty: tokens", *KINDS[1:], "layout, s"]
+  lines = [
+    [
       row.name,
-      f"{row.asked}",
-      f"{layout['rows']} of {layout['tokens']}",
-      f"{layout['images']}",
-      f"{layout['sequences']} of {layout['sequence']}",
-      f"{row.shapes}",
+      row.asked,
+      f"{row.layout['rows']} of {row.layout['tokens']}",
+      row.layout["images"],
+      f"{row.layout['sequences']} of {row.layout['sequence']}",
+      row.shapes,
       *[f"{x:.1f} %" for x in row.padding.values()],
       f"{row.seconds:.1f}",
-    ])  # fmt: skip
-  return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    ]
+    for row in rows
+  ]
+  return verdict.markdown([head, *lines])
 
 
 def goals(rows: Sequence[Row]) -> list[str]:
-  """Returns a line for the worst of each goal."""
+  """Return a line for the worst of each goal."""
   lines = []
   for kind, limit in (("tokens", TOKENS_LIMIT), ("images", IMAGES_LIMIT)):
     worst = max(rows, key=lambda row: row.padding[kind])
@@ -216,56 +214,38 @@ def goals(rows: Sequence[Row]) -> list[str]:
   return [*lines, verdict.goal("shapes of a set", shapes, 1, least=False)]
 
 
-def page(report: dict[str, Any], rows: Sequence[Row]) -> str:
-  """Returns the page to read."""
-  return "\n".join([
-    f"`{report['command']}`",
-    "",
-    f"{report['date']}, {report['cpu']}; python"
-    f" {report['versions']['python']}, numpy {report['versions']['numpy']}; took"
-    f" {report['seconds']:.0f} s; load {report['load'][0]:.1f} before,"
-    f" {report['load'][1]:.1f} after.",
-    "",
-    table(rows),
-    "",
-    *goals(rows),
-    "",
-    f"{report['pairs']:,} pairs in updates of {report['batch']} examples, of"
-    f" log-normal lengths (sigma {SPREAD}): {PROMPT} tokens of question and"
-    f" template, {CHOSEN} and {REJECTED} of answers, {PATCHES} of an image; SFT"
-    " has the chosen answers alone. *Sequences* is how many prompts with one"
-    " answer a row has room for, and for how many tokens each; of these tokens"
-    " a share is empty, and of their squares, which attention costs where it"
-    " does not look at lengths.",
-    "",
-  ])  # fmt: skip
-
-
 def main() -> None:
-  """Packs every set at every width and writes padding.md and padding.json."""
+  """Pack every set at every width and writes padding.md and padding.json."""
   parser = argparse.ArgumentParser(prog="python -m bench.padding")
   parser.add_argument("--out", type=pathlib.Path, default="bench/results")
   parser.add_argument("--pairs", type=int, default=PAIRS)
   flags = parser.parse_args()
-  began, before = time.monotonic(), os.getloadavg()[0]
+  report = results.Report(
+    results.command("padding", flags, {"pairs": PAIRS}),
+    software=results.versions(("numpy",)),
+  )
   rows = []
   for name, make in SETS.items():
     examples = make(flags.pairs)
     for asked in ROWS:
       rows.append(measure(name, examples, asked, BATCH))
       print(table(rows[-1:]).splitlines()[-1], flush=True)
-  said = "" if flags.pairs == PAIRS else f" --pairs={flags.pairs}"
-  report = record.surroundings() | {
-    "command": f"python -m bench.padding{said}",
-    "pairs": flags.pairs,
-    "batch": BATCH,
-    "seconds": time.monotonic() - began,
-    "load": (before, os.getloadavg()[0]),
-    "rows": [dataclasses.asdict(row) for row in rows],
-  }
-  text = page(report, rows)
-  print(text)
-  record.write(flags.out, "padding", text, report)
+  report.publish(
+    flags.out,
+    "padding",
+    table(rows),
+    "\n".join(goals(rows)),
+    f"{flags.pairs:,} pairs in updates of {BATCH} examples, of log-normal"
+    f" lengths (sigma {SPREAD}): {PROMPT} tokens of question and template,"
+    f" {CHOSEN} and {REJECTED} of answers, {PATCHES} of an image; SFT has the"
+    " chosen answers alone. *Sequences* is how many prompts with one answer a"
+    " row has room for, and for how many tokens each; of these tokens a share"
+    " is empty, and of their squares, which attention costs where it does not"
+    " look at lengths.",
+    pairs=flags.pairs,
+    batch=BATCH,
+    rows=[dataclasses.asdict(row) for row in rows],
+  )
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ from typing import Any
 
 import numpy as np
 
-from bench import record
+from bench import results, verdict
 
 GOAL = 3.0
 EXAMPLES, WIDTH, CLASSES = 20_000, 768, 100
@@ -59,7 +59,7 @@ AGREE = 1e-8
 
 
 def setup(folder: pathlib.Path) -> None:
-  """Writes features and labels."""
+  """Write features and labels."""
   rng = np.random.default_rng(0)
   axes, _ = np.linalg.qr(rng.normal(size=(WIDTH, WIDTH)))
   order = np.arange(1, WIDTH + 1)
@@ -80,7 +80,7 @@ def objective(
   intercepts: np.ndarray,
   lam: float,
 ) -> tuple[float, float]:
-  """Returns the objective and its gradient's norm, in float64.
+  """Return the objective and its gradient's norm, in float64.
 
   The sum of the cross-entropies plus lambda/2 times the squared weights [D, C].
   The norm is relative to that of the penalty's gradient: r there means that the
@@ -152,7 +152,7 @@ SOLVERS = {
 
 
 def walk(name: str, folder: pathlib.Path) -> dict[str, Any]:
-  """Returns seconds, objectives and gradients of a side's path."""
+  """Return seconds, objectives and gradients of a side's path."""
   features = np.load(folder / "features.npy")
   labels = np.load(folder / "labels.npy")
   solve = SOLVERS[name][1]()
@@ -173,7 +173,7 @@ def walk(name: str, folder: pathlib.Path) -> dict[str, Any]:
 
 
 def _in_process(name: str, folder: pathlib.Path, most: float):
-  """Returns what `walk` does, None if it took longer than `most` seconds."""
+  """Return the result of `walk`, None if it took over `most` seconds."""
   out = folder / f"{name}.json"
   command = [sys.executable, "-m", "bench.probe_cpu", f"--walk={name}"]
   try:
@@ -184,15 +184,14 @@ def _in_process(name: str, folder: pathlib.Path, most: float):
 
 
 def summary(found: Mapping[str, Any], most: float) -> list[str]:
-  """Returns the page's table and lines; raises where the optima differ."""
-  rows = ["| | seconds a path | ours is faster by | largest gradient |"]
-  rows += ["| --- | --- | --- | --- |"]
+  """Return the page's table and lines; raises where the optima differ."""
+  rows = [["", "seconds a path", "ours is faster by", "largest gradient"]]
   ours = found["ours"]
   for name, one in found.items():
     label = SOLVERS[name][0]
     if one is None:
       ratio = most / ours["seconds"][0]
-      rows.append(f"| {label} | over {most:.0f} | over {ratio:.1f}x | |")
+      rows.append([label, f"over {most:.0f}", f"over {ratio:.1f}x", ""])
       continue
     off = np.abs(np.divide(one["objectives"], ours["objectives"]) - 1).max()
     if off > AGREE or max(one["gradients"]) > GRADIENT:
@@ -201,10 +200,9 @@ def summary(found: Mapping[str, Any], most: float) -> list[str]:
     times = " / ".join(f"{s:.1f}" for s in one["seconds"])
     faster = "" if name == "ours" else f"{ratio:.2f}x"
     worst = max(one["gradients"])
-    rows.append(f"| {label} | {times} | {faster} | {worst:.1e} |")
+    rows.append([label, times, faster, f"{worst:.1e}"])
   return [
-    *rows,
-    "",
+    verdict.markdown(rows),
     "Of ours the first path compiles, and is the one that is compared; goal"
     f" {GOAL:g}x. Objectives agree to {AGREE:g}, gradients are below"
     f" {GRADIENT:g} of the penalty's. {EXAMPLES} x {WIDTH} features,"
@@ -213,7 +211,7 @@ def summary(found: Mapping[str, Any], most: float) -> list[str]:
 
 
 def main() -> None:
-  """Runs the benchmark and writes bench/results/probe_cpu.{md,json}."""
+  """Run the benchmark and writes bench/results/probe_cpu.{md,json}."""
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument("--only", default=",".join(SOLVERS))
   parser.add_argument("--seconds", type=float, default=900)
@@ -225,7 +223,8 @@ def main() -> None:
     path = flags.folder / f"{flags.walk}.json"
     path.write_text(json.dumps(walk(flags.walk, flags.folder)), "utf-8")
     return
-  load = os.getloadavg()[0]
+  defaults = {"only": ",".join(SOLVERS), "seconds": 900}
+  report = results.Report(results.command("probe_cpu", flags, defaults))
   with tempfile.TemporaryDirectory() as name:
     folder = pathlib.Path(name)
     setup(folder)
@@ -233,22 +232,13 @@ def main() -> None:
       solver: _in_process(solver, folder, flags.seconds)
       for solver in flags.only.split(",")
     }
-  about = record.surroundings()
-  versions = ", ".join(f"{k} {v}" for k, v in about["versions"].items())
-  lines = summary(found, flags.seconds)
-  text = "\n".join(
-    [
-      "`python -m bench.probe_cpu`",
-      "",
-      f"{about['date']}, {about['cpu']}, {os.cpu_count()} cores; {versions};"
-      f" load {load:.1f} before.",
-      "",
-      *lines,
-      "",
-    ]
+  report.publish(
+    flags.out,
+    "probe_cpu",
+    *summary(found, flags.seconds),
+    machine=f", {os.cpu_count()} cores",
+    found=found,
   )
-  record.write(flags.out, "probe_cpu", text, about | {"found": found})
-  print(text)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Prints the main tables of a report as Markdown, for the README.
+"""Print the main tables of a report as Markdown, for the README.
 
 python bench/report_table.py runs/pivot/report.json
 """
@@ -24,7 +24,7 @@ COLUMNS = (
 
 
 def main() -> None:
-  """Prints the arms, what needs no image, the MLLMs and the differences."""
+  """Print the arms, what needs no image, the MLLMs and the differences."""
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument("report", type=pathlib.Path)
   found = read_json(parser.parse_args().report)["results"]

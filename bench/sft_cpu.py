@@ -11,7 +11,8 @@ the same work is done. It says nothing about an accelerator or a real model.
 from collections.abc import Mapping
 from typing import Any
 
-from bench import peers, side_by_side, toy, verdict
+from bench import harness, verdict
+from bench.update import peers, toy
 
 # As in bench/dpo_cpu.py, but a loss is a mean and no difference.
 LIMITS = {"logps": 1e-5, "loss": 1e-5, "grad_norm": 1e-4, "update": 1e-2}
@@ -20,7 +21,7 @@ LIMITS = {"logps": 1e-5, "loss": 1e-5, "grad_norm": 1e-4, "update": 1e-2}
 def _ours(folder):
   import jax.numpy as jnp
 
-  from bench import ours
+  from bench.update import ours
   from pivot_jax.training import objectives
 
   setup = ours.Setup(folder)
@@ -36,9 +37,9 @@ def _ours(folder):
 
 
 def summary(
-  rows: Mapping[str, verdict.Row], work: Mapping[str, float]
+  rows: Mapping[str, verdict.Row], work: harness.Work
 ) -> tuple[list[str], dict[str, Any]]:
-  """Returns how much faster ours is than the fastest of each kind."""
+  """Return the factors by which ours is faster than each kind's best."""
   del work
   ours = rows["ours"] if "ours" in rows else None
   kinds = (peers.EAGER, ["torch_compile"], peers.TRL)
@@ -53,12 +54,12 @@ def summary(
   return [*lines, *verdict.compile_goals(ours)], {"faster": faster}
 
 
-BENCH = side_by_side.Bench(
+BENCH = harness.Bench(
   name="sft_cpu",
   setup=toy.setup(answers=1),
   variants=(
     *peers.variants("sft"),
-    side_by_side.Variant(
+    harness.Variant(
       "ours",
       "pivot_jax",
       _ours,
@@ -67,11 +68,11 @@ BENCH = side_by_side.Bench(
     ),
   ),
   reference="torch",
-  ours="ours",
+  ours={"": "ours"},
   limits=LIMITS,
   options=toy.OPTIONS,
   summary=summary,
 )
 
 if __name__ == "__main__":
-  side_by_side.main(BENCH)
+  harness.main(BENCH)

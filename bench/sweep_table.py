@@ -1,4 +1,4 @@
-"""Prints the table of a finished sweep as Markdown.
+"""Print the table of a finished sweep as Markdown.
 
 python -m pivot_jax.main --config=configs/pivot.py:sweep --workdir=runs/sweep
 python bench/sweep_table.py runs/sweep > docs/sweep.md
@@ -11,7 +11,7 @@ from pivot_jax import files
 
 
 def main() -> None:
-  """Reads the done.json of each stage of the sweep."""
+  """Read the done.json of each stage of the sweep."""
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument("run", type=pathlib.Path)
   run = parser.parse_args().run
@@ -54,7 +54,7 @@ def main() -> None:
 
 
 def _choose(rates: list[tuple[str, float, float]]) -> str:
-  """Returns the last of the rates, in rising order, that the rule allows."""
+  """Return the last of the rates, in rising order, that the rule allows."""
   _, best, error = max(rates, key=lambda rate: rate[1])
   return [name for name, value, _ in rates if value >= best - error][-1]
 

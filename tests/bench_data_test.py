@@ -5,7 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from bench import data, data_files, data_runs, data_tables, padding
+from bench import padding
+from bench.data import __main__ as data
+from bench.data import files, runs, tables
 from pivot_jax.data.sources import json_index, json_records
 
 TINY = data.Plan(
@@ -23,47 +25,36 @@ TINY = data.Plan(
 def small(tmp_path, monkeypatch):
   monkeypatch.setenv("PIVOT_JAX_CACHE", str(tmp_path / "cache"))
   monkeypatch.setattr(json_index, "CACHED", 1000)
-  monkeypatch.setattr(data_files, "_POOL", 20_000)
-  monkeypatch.setattr(data_files, "SIDES", (64, 48))
+  monkeypatch.setattr(files, "_POOL", 20_000)
+  monkeypatch.setattr(files, "SIDES", (64, 48))
   # Pairs of fewer tokens: the toy's tokenizer cuts words into many.
-  short = {name: tokens / 8 for name, tokens in data_files.PAIR.items()}
-  monkeypatch.setattr(data_files, "PAIR", short)
+  short = {name: tokens / 8 for name, tokens in files.PAIR.items()}
+  monkeypatch.setattr(files, "PAIR", short)
 
 
 def here(name, *args, **kwargs):
-  return data_runs.RUNS[name](*args, **kwargs)
+  return runs.RUNS[name](*args, **kwargs)
 
 
 def test_every_run_reports_and_the_page_has_no_path(tmp_path):
   paths = data.make(tmp_path / "files", 60, 66)
-  runs = data.measure(paths, "package:toy", TINY, run=here)
-  ran = [one["run"] for one in runs]
+  done = data.measure(paths, "package:toy", TINY, run=here)
+  ran = [one["run"] for one in done]
   assert ran == ["index"] * 2 + ["read"] * 2 + ["measure"] * 6 + [
     *["pack"] * 12,
     *["choose"] * 2,
     "lay_out",
   ]
-  rows = {one["kind"]: one["found"]["rows"] for one in runs[:2]}
+  rows = {one["kind"]: one["found"]["rows"] for one in done[:2]}
   assert rows == {"llava": 60, "mmpr": 66}
-  for one in data_tables.of(runs, "pack"):
+  for one in tables.of(done, "pack"):
     assert one["rows"] == 24 and len(one["walls"]) == 2
     # Images take their tokens, seen or not.
-    assert one["tokens"] > 8 * 0.6 * data_runs.PATCHES
-  for one in data_tables.of(runs, "choose"):
+    assert one["tokens"] > 8 * 0.6 * runs.PATCHES
+  for one in tables.of(done, "choose"):
     assert one["chosen"] == 20 and one["of"] == 66
-  report = {
-    "command": "python -m bench.data",
-    "date": "2026-01-01",
-    "cpu": "some",
-    "cores": 2,
-    "memory": 2**34,
-    "versions": {"python": "3"},
-    "seconds": {"writing": 1.0, "all": 2.0},
-    "load": {"before": [0.0], "after": [0.0]},
-    "runs": runs,
-  }
-  text = data_tables.page(report)
-  assert str(tmp_path) not in text + json.dumps(report)
+  text = "\n\n".join(tables.blocks(done))
+  assert str(tmp_path) not in text + json.dumps(done)
   assert text.count("| mmpr |") == 1 + 2 + 3 + 6
 
 
@@ -85,9 +76,9 @@ def test_made_files_are_like_published_ones_and_the_same_every_time(tmp_path):
 
 
 def test_a_long_file_is_written_in_blocks(tmp_path, monkeypatch):
-  monkeypatch.setattr(data_files, "_BLOCK", 7)
-  data_files.write_llava(tmp_path / "a" / "llava.json", 22)
-  meta = data_files.write_mmpr(tmp_path, 50)
+  monkeypatch.setattr(files, "_BLOCK", 7)
+  files.write_llava(tmp_path / "a" / "llava.json", 22)
+  meta = files.write_mmpr(tmp_path, 50)
   assert len(json.loads((tmp_path / "a" / "llava.json").read_bytes())) == 22
   entries = json.loads(meta.read_text())
   lines = [

@@ -5,7 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from bench import growth, peers, toy, verdict
+from bench import growth, verdict
+from bench.update import peers, toy
 
 
 def _row(name, walls, cpus, **fields):
@@ -57,11 +58,15 @@ def test_gate_refuses_a_kind_that_nobody_gave():
 
 def test_table_gives_work_per_second_and_how_much_faster_ours_is():
   rows = [
-    _row("peer", (1.0, 2.0, 9.0), (3.0, 3.0, 3.0)),
-    _row("ours", (0.5, 0.5, 0.5), (1.0, 1.0, 1.0), again=(0.6, 1.0)),
+    _row("peer", (1.0, 2.0, 9.0), (3.0, 3.0, 3.0), beside="ours"),
+    _row(
+      *("ours", (0.5, 0.5, 0.5), (1.0, 1.0, 1.0)),
+      **dict(again=(0.6, 1.0), beside="ours"),
+    ),
     _row("half", (0.1,), (0.1,), part=True),
   ]
-  _, _, peer, ours, half = verdict.table(rows, "ours", {"pairs": 8}).split("\n")
+  work = {"": {"pairs": 8}}
+  _, _, peer, ours, half = verdict.table(rows, work).split("\n")
   assert "| 2.000 |" in peer and "| 4 |" in peer
   assert peer.endswith("| 4.00x | 3.00x |")
   assert "| 16 |" in ours and ours.endswith("|  |  |")

@@ -12,30 +12,14 @@ NEEDS = {"llava": (48, 60), "mmpr": (28, 35)}
 Found = Mapping[str, Any]
 
 
-def page(report: Found) -> str:
-  """Returns the page to read."""
-  found = report["runs"]
-  versions = ", ".join(f"{k} {v}" for k, v in report["versions"].items())
-  load = report["load"]
-  seconds = report["seconds"]
-  lines = [
-    f"`{report['command']}`",
-    "",
-    f"{report['date']}, {report['cpu']}, {report['cores']} cores shared with"
-    f" other work, {report['memory'] / 2**30:.0f} GiB; {versions}; took"
-    f" {seconds['all']:.0f} s, {seconds['writing']:.0f} s of them for writing"
-    f" the files; load {load['before'][0]:.1f} before, {load['after'][0]:.1f}"
-    " after. The tables give the load before each run, and how many cores did"
-    " other work meanwhile.",
-    "",
+def blocks(found: Sequence[Found]) -> list[str]:
+  """Return the paragraphs and tables of the page."""
+  text = [
     "**Opening.** Memory is that of a fresh process, in MiB: anonymous / all of"
     " it, with the mapped pages of the index and of libraries. Files were in the"
     " page cache as far as memory reaches.",
-    "",
     opening(found),
-    "",
-    *goals(found),
-    "",
+    "\n".join(goals(found)),
   ]
   for title, name, make in (
     ("**Random reads**, one thread.", "read", reading),
@@ -57,8 +41,8 @@ def page(report: Found) -> str:
     ("**The layout of an epoch**, sizes drawn.", "lay_out", laying_out),
   ):
     if of(found, name):
-      lines += [title, "", make(found), ""]
-  return "\n".join(lines)
+      text += [title, make(found)]
+  return text
 
 
 def _needs() -> str:
@@ -66,14 +50,8 @@ def _needs() -> str:
   return f"{a}–{b} conversations or {c}–{d} pairs a second (an estimate)"
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-  """Returns a Markdown table."""
-  lines = [head, ["---"] * len(head), *rows]
-  return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
-
-
 def of(found: Sequence[Found], name: str) -> list[Found]:
-  """Returns the runs of a name, how they were called and what they found."""
+  """Return the runs of a name, how they were called and what they found."""
   return [one | one["found"] for one in found if one["run"] == name]
 
 
@@ -87,7 +65,7 @@ def _machine(one: Found) -> str:
 
 
 def opening(found: Sequence[Found]) -> str:
-  """Returns the table of the first opening, the next one, and memory."""
+  """Return the table of the first opening, the next one, and memory."""
   again = {one["kind"]: one for one in of(found, "read")}
   rows = []
   for one in of(found, "index"):
@@ -108,11 +86,11 @@ def opening(found: Sequence[Found]) -> str:
     ])  # fmt: skip
   head = ["kind", "rows", "MB", "indexed, s", "MB/s", "peak MiB"]
   head += ["opened again, s", "MiB before", "opened", "texts read"]
-  return table([*head, "images read", "load, others"], rows)
+  return verdict.markdown([[*head, "images read", "load, others"], *rows])
 
 
 def reading(found: Sequence[Found]) -> str:
-  """Returns the table of random reads."""
+  """Return the table of random reads."""
   rows = [
     [one["kind"], name]
     + [f"{one[name][key]:,.0f}" for key in ("reads", "rate", "cpu_rate")]
@@ -121,11 +99,11 @@ def reading(found: Sequence[Found]) -> str:
     for name in ("texts", "pictures")
   ]
   head = ["kind", "random", "reads", "reads/s", "reads/CPU s", "load, others"]
-  return table(head, rows)
+  return verdict.markdown([head, *rows])
 
 
 def measuring(found: Sequence[Found]) -> str:
-  """Returns the table of measuring lengths."""
+  """Return the table of measuring lengths."""
   rows = [
     [
       one["kind"],
@@ -140,11 +118,11 @@ def measuring(found: Sequence[Found]) -> str:
     for one in of(found, "measure")
   ]
   head = ["kind", "processes", "rows", "tokens of text a row", "s", "rows/s"]
-  return table([*head, "rows/CPU s", "load, others"], rows)
+  return verdict.markdown([[*head, "rows/CPU s", "load, others"], *rows])
 
 
 def packing(found: Sequence[Found]) -> str:
-  """Returns the table of reading, encoding and packing updates."""
+  """Return the table of reading, encoding and packing updates."""
   rows = []
   for one in of(found, "pack"):
     low, _, high = verdict.spread(one["walls"])
@@ -167,11 +145,11 @@ def packing(found: Sequence[Found]) -> str:
     "peak MiB",
     "load, others",
   ]
-  return table(head, rows)
+  return verdict.markdown([head, *rows])
 
 
 def choosing(found: Sequence[Found]) -> str:
-  """Returns the table of choosing training sets."""
+  """Return the table of choosing training sets."""
   rows = []
   for one in of(found, "choose"):
     said = ", ".join(f"{n:,} {why}" for why, n in one["refused"].items())
@@ -186,11 +164,11 @@ def choosing(found: Sequence[Found]) -> str:
       _machine(one),
     ])  # fmt: skip
   head = ["selection", "chosen", "s", "CPU s", "refused", "MiB after"]
-  return table([*head, "peak MiB", "load, others"], rows)
+  return verdict.markdown([[*head, "peak MiB", "load, others"], *rows])
 
 
 def laying_out(found: Sequence[Found]) -> str:
-  """Returns the table of finding the layout of an epoch."""
+  """Return the table of finding the layout of an epoch."""
   rows = []
   for one in of(found, "lay_out"):
     layout = one["layout"]
@@ -207,11 +185,11 @@ def laying_out(found: Sequence[Found]) -> str:
     ])  # fmt: skip
   head = ["updates", "order and sizes, s", "layout, s", "rows", "padding"]
   head += ["MiB before", "after", "peak MiB", "load, others"]
-  return table(head, rows)
+  return verdict.markdown([head, *rows])
 
 
 def goals(found: Sequence[Found]) -> list[str]:
-  """Returns a line for each goal."""
+  """Return a line for each goal."""
   lines = []
   for one in of(found, "read"):
     kind, mebibytes = one["kind"], one["memory"]["texts"]["total"] / 2**20

@@ -33,13 +33,31 @@ _TINY_LLM = dict(
   num_key_value_heads=2,
   head_dim=16,
 )
+# Large enough that a GPU takes the paths that real sizes take; a CPU computes
+# the same numbers in seconds.
+_MIDDLE_VISION = dict(
+  image_size=128,
+  hidden_size=192,
+  intermediate_size=768,
+  num_hidden_layers=5,
+  num_attention_heads=3,
+)
+_MIDDLE_LLM = dict(
+  vocab_size=8192,
+  hidden_size=256,
+  intermediate_size=1024,
+  num_hidden_layers=4,
+  num_attention_heads=4,
+  num_key_value_heads=2,
+  head_dim=64,
+)
 # Of the logarithm of a length, as measured on preference data.
 _SIGMA = 0.6
 
 
 @dataclasses.dataclass(frozen=True)
 class Workload:
-  """What one step trains on: `count` examples of an image and `text` tokens.
+  """The data of a step: `count` examples of an image and `text` tokens.
 
   answers: tokens of each answer, two for a pair. ragged: these are medians of a
   log-normal length, else every example has them.
@@ -52,7 +70,7 @@ class Workload:
   llm: str = LLM
 
   def shrunk(self) -> "Workload":
-    """Returns it with lengths for a CPU."""
+    """Return it with lengths for a CPU."""
     answers = tuple(length // 16 for length in self.answers)
     return dataclasses.replace(self, text=self.text // 16, answers=answers)
 
@@ -109,11 +127,24 @@ class Data:
 
 
 def data(name: str, *, tiny: bool) -> Data:
-  """Returns the data of a workload: random, but always equal."""
+  """Return the data of a workload: random, but always equal."""
   work = WORKLOADS[name]
   vision, llm = presets.VISION[VISION], presets.LLM[work.llm]
   if tiny:
     work, vision, llm = work.shrunk(), vision | _TINY_VISION, llm | _TINY_LLM
+  return _draw(work, vision, llm)
+
+
+def middle() -> Data:
+  """Return ragged pairs for a model that a CPU can follow."""
+  work = Workload(8, text=24, answers=(32, 40), ragged=True)
+  vision, llm = presets.VISION[VISION], presets.LLM[LLM]
+  return _draw(work, vision | _MIDDLE_VISION, llm | _MIDDLE_LLM)
+
+
+def _draw(
+  work: Workload, vision: Mapping[str, Any], llm: Mapping[str, Any]
+) -> Data:
   rng = np.random.default_rng(0)
 
   def words(length):

@@ -16,7 +16,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from bench import gpu_sizes, side_by_side, toy
+from bench import harness
+from bench.gpu import sizes as gpu_sizes
+from bench.update import toy
 from pivot_jax import sharding, trees
 from pivot_jax.data import packing
 from pivot_jax.models import layers
@@ -52,24 +54,24 @@ class Setup:
     self.params = sharding.place(loaded.params, self.mesh)
 
   def context(self):
-    """Returns the context in which the model's functions are called."""
+    """Return the context in which the model's functions are called."""
     return layers.logical_rules(sharding.ACTIVATION_RULES)
 
   def compute(self, function: Callable, batch: Any) -> np.ndarray:
-    """Returns function(parameters, batch), compiled for itself."""
+    """Return function(parameters, batch), compiled for itself."""
     with self.context():
       return np.asarray(jax.jit(function)(self.params, batch))
 
   def packed(
     self, examples: Sequence[packing.Example], *, sft_group: int = 0
   ) -> packing.Batch:
-    """Returns the examples as the stages pack them."""
+    """Return the examples as the stages pack them."""
     layout = packing.layout_for([examples], **self._sizes)
     batch = packing.pack(examples, layout, sft_group=sft_group)
     return sharding.place_rows(batch, self.mesh)
 
   def alone(self, examples: Sequence[packing.Example]) -> packing.Batch:
-    """Returns example i alone in row i, the rows exactly as long as needed."""
+    """Return example i alone in row i, the rows exactly as long as needed."""
     longest = max(packing.length(e, self.data.patches) for e in examples)
     sizes = self._sizes | {"row_tokens": longest}
     layout = packing.layout_for([examples], **sizes)
@@ -87,7 +89,7 @@ def examples(
   answers: Sequence[str],
   reference: np.ndarray | None = None,
 ) -> list[packing.Example]:
-  """Returns the data's examples with the named answers, ("chosen",)."""
+  """Return the data's examples with the named answers, ("chosen",)."""
   columns = {"chosen": data.chosen, "rejected": data.rejected}
   found = []
   for i, text in enumerate(data.prompt):
@@ -110,8 +112,8 @@ def examples(
 
 def training(
   setup: Setup, loss_fn: Callable, batch: Any, scores: np.ndarray
-) -> side_by_side.Ready:
-  """Returns the update of a loss; `scores` are log-probabilities before it."""
+) -> harness.Ready:
+  """Return the update of a loss; `scores` are log-probabilities before it."""
   state, tx = loop.make_state(
     setup.params,
     trainable=(".*",),
@@ -150,13 +152,13 @@ def training(
       "grad_norm": np.array([m["grad_norm"] for m in kept]),
     } | {f"update/{p}": np.asarray(after[p] - before[p]) for p in _TENSORS}
 
-  return side_by_side.Ready(drive=drive, numbers=numbers)
+  return harness.Ready(drive=drive, numbers=numbers)
 
 
 def scoring(
   setup: Setup, score: Callable, batch: Any, order: Callable
-) -> side_by_side.Ready:
-  """Returns a forward pass alone; `order` brings its result into our order."""
+) -> harness.Ready:
+  """Return a forward pass alone; `order` brings its result into our order."""
   held = {}
 
   def drive(count, begin, end):
@@ -169,4 +171,4 @@ def scoring(
   def numbers():
     return {"logps": order(np.asarray(held["logps"]))}
 
-  return side_by_side.Ready(drive=drive, numbers=numbers)
+  return harness.Ready(drive=drive, numbers=numbers)

@@ -1,4 +1,4 @@
-"""What `bench.data` measures, each to be called in a process of its own.
+"""The measurements of `bench.data`, each for a process of its own.
 
 Every function returns plain numbers: seconds, rates, and bytes of memory. A
 `kind` is that of a config's `data` entry, "llava" or "mmpr".
@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from bench import data_files
+from bench.data import files
 from pivot_jax.data import (
   coders,
   layouts,
@@ -51,7 +51,7 @@ class Timer:
 
 
 def resident() -> dict[str, int]:
-  """Returns this process's bytes: anonymous, all, and the most of all."""
+  """Return this process's bytes: anonymous, all, and the most of all."""
   text = pathlib.Path("/proc/self/status").read_text()
   lines = dict(line.split(":", 1) for line in text.splitlines())
   names = {"anonymous": "RssAnon", "total": "VmRSS", "peak": "VmHWM"}
@@ -59,20 +59,20 @@ def resident() -> dict[str, int]:
 
 
 def size_of(kind: str, path: pathlib.Path) -> int:
-  """Returns the bytes of the texts."""
+  """Return the bytes of the texts."""
   if kind == "llava":
     return path.stat().st_size
   return sum(p.stat().st_size for p in path.parent.glob("annotations/*"))
 
 
 def open_source(kind: str, path: pathlib.Path) -> Any:
-  """Opens the source as a stream does."""
+  """Open the source as a stream does."""
   how = {"image_size": IMAGE, "resample": "bicubic"}
   return opener.open_source({"kind": kind, "path": str(path)} | how)
 
 
 def make_coder(kind: str, tokenizer: str, *, pixels: bool) -> coders.Coder:
-  """Returns how rows become examples: MMPR's as pairs, others as turns.
+  """Return the coder of a kind of rows: MMPR's are pairs, others turns.
 
   Without `pixels` an image is one black pixel and as many tokens.
   """
@@ -87,7 +87,7 @@ def make_coder(kind: str, tokenizer: str, *, pixels: bool) -> coders.Coder:
 
 
 def index(kind: str, path: pathlib.Path) -> Found:
-  """Opens a source, for the first time or again."""
+  """Open a source, for the first time or again."""
   start = resident()
   with Timer() as timer:
     source = open_source(kind, path)
@@ -101,7 +101,7 @@ def index(kind: str, path: pathlib.Path) -> Found:
 
 
 def read(kind: str, path: pathlib.Path, *, texts: int, pictures: int) -> Found:
-  """Opens a source again and reads random rows, as text and with pixels."""
+  """Open a source again and reads random rows, as text and with pixels."""
   memory = {"start": resident()}
   with Timer() as opening:
     source = open_source(kind, path)
@@ -133,7 +133,7 @@ def measure(
   rows: int,
   processes: int,
 ) -> Found:
-  """Measures the lengths of random rows, as is done before a run."""
+  """Measure the lengths of random rows, as is done before a run."""
   source = open_source(kind, path)
   chosen = np.random.default_rng(2).permutation(len(source))[:rows]
   coder = make_coder(kind, tokenizer, pixels=False)
@@ -158,7 +158,7 @@ def measure(
 
 
 def _children() -> float:
-  """Returns the CPU seconds of the processes that ended."""
+  """Return the CPU seconds of the processes that ended."""
   times = os.times()
   return times.children_user + times.children_system
 
@@ -178,11 +178,11 @@ class Unseen:
     return found | {"image": None if found["image"] is None else self._pixel}
 
   def text(self, row: int) -> dict[str, Any]:
-    """Returns a row without its pixels."""
+    """Return a row without its pixels."""
     return self._source.text(row)
 
   def name(self, row: int) -> str:
-    """Returns where a row stands."""
+    """Return where a row stands."""
     return self._source.name(row)
 
 
@@ -198,7 +198,7 @@ def _stream(kind, path, tokenizer, *, pixels: bool):
 def layout(
   kind: str, path: pathlib.Path, tokenizer: str, *, batch: int, updates: int
 ) -> layouts.Layout:
-  """Returns the layout of some updates, its images of one pixel."""
+  """Return the layout of some updates, its images of one pixel."""
   stream, coder = _stream(kind, path, tokenizer, pixels=False)
   sizes = list(map(stream.size, range(batch * updates)))
   return layouts.layout_for(
@@ -246,7 +246,7 @@ def pack(
 
 
 def choose(way: str, path: pathlib.Path, tokenizer: str, *, size: int) -> Found:
-  """Chooses a training set out of MMPR by `official` or `fixed`."""
+  """Choose a training set out of MMPR by `official` or `fixed`."""
   loaded = load_tokenizer(checkpoint.tokenizer_folder(tokenizer))
 
   def count(text: str) -> int:
@@ -279,13 +279,13 @@ class _Counted:
 
 
 def drawn_table(rows: int) -> lengths.Table:
-  """Returns sizes of conversations, log-normal, a tenth of them text alone."""
+  """Return sizes of conversations, log-normal, a tenth of them text alone."""
   rng = np.random.default_rng(3)
   asked, answered = (
-    data_files.lengths(rng, words * data_files.TOKENS_A_WORD, 0.9, rows)
-    for words in (data_files.QUESTION, data_files.ANSWER)
+    files.lengths(rng, words * files.TOKENS_A_WORD, 0.9, rows)
+    for words in (files.QUESTION, files.ANSWER)
   )
-  images = (rng.random(rows) >= data_files.TEXT_ONLY).astype(np.int64)
+  images = (rng.random(rows) >= files.TEXT_ONLY).astype(np.int64)
   answered = np.minimum(answered, 4000)
   tokens = np.minimum(asked, 2000) + 24 + answered + PATCHES * images
   ones = np.ones(rows, np.int64)
@@ -294,7 +294,7 @@ def drawn_table(rows: int) -> lengths.Table:
 
 
 def lay_out(*, batch: int, steps: int) -> Found:
-  """Finds the layout of a whole epoch from drawn sizes, as a run does."""
+  """Find the layout of a whole epoch from drawn sizes, as a run does."""
   rows = batch * steps
   table = drawn_table(rows)
   coder = make_coder("llava", "package:toy", pixels=True)

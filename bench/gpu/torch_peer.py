@@ -2,7 +2,7 @@
 
 float32 weights and AdamW under bfloat16 autocast, weights made on the device.
 The tower has the 26 blocks that are read, none behind them. The loop computes
-as TRL does (`bench/gpu_trl.py`): every answer is a sequence with its image, the
+as TRL does (`bench/gpu/trl_peer.py`): every answer is a sequence with its image, the
 reference model runs in every step. What is known to be fast is on: logits of
 the answers alone, no mask where the padding is behind (a causal kernel without
 one), fused AdamW.
@@ -10,9 +10,11 @@ one), fused AdamW.
 S sequences (chosen ones first), T tokens, M answer tokens, E width.
 """
 
-import copy
 import dataclasses
 import os
+import pathlib
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,12 +22,15 @@ import torch.utils.checkpoint
 import transformers
 from transformers import modeling_layers
 
-from bench import budget, gpu_sizes, torch_peers
+from bench import harness
+from bench.gpu import sizes
+from bench.update import torch_peer, toy
 
 LEARNING_RATE = 1e-6
 # Positions that have logits at a time.
 CHUNK = 2048
-DEVICE = torch_peers.DEVICE
+TINY_TOY = {"pairs": 2, "answer": 8, "image": 64, "layers": 2}
+DEVICE = torch_peer.DEVICE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +52,7 @@ class Tensors:
 
   @property
   def inputs(self) -> dict[str, torch.Tensor]:
-    """What a collator of TRL's gives to either trainer."""
+    """The inputs that TRL's collators make for either trainer."""
     return {
       "input_ids": self.ids,
       "attention_mask": self.mask,
@@ -55,8 +60,8 @@ class Tensors:
     }
 
 
-def tensors(data: gpu_sizes.Data) -> Tensors:
-  """Returns the batch on the device, padded behind as TRL pads."""
+def tensors(data: sizes.Data) -> Tensors:
+  """Return the batch on the device, padded behind as TRL pads."""
   if os.environ.get("CUDA_VISIBLE_DEVICES") and DEVICE != "cuda":
     # What ran on the CPU would be believed.
     raise RuntimeError("torch sees no GPU: install a build of it for CUDA")
@@ -90,8 +95,8 @@ def tensors(data: gpu_sizes.Data) -> Tensors:
   )
 
 
-def model(data: gpu_sizes.Data, attention: str = "sdpa"):
-  """Returns a model of random float32 weights, made on the device."""
+def model(data: sizes.Data, attention: str = "sdpa") -> torch.nn.Module:
+  """Return a model of random float32 weights, made on the device."""
   vision = {
     name: data.vision[name]
     for name in (
@@ -128,8 +133,8 @@ def model(data: gpu_sizes.Data, attention: str = "sdpa"):
     return transformers.LlavaForConditionalGeneration(config).train()
 
 
-def token_logps(model, batch: Tensors) -> torch.Tensor:
-  """Returns log p of the answers' tokens, [M]."""
+def token_logps(model: torch.nn.Module, batch: Tensors) -> torch.Tensor:
+  """Return log p of the answers' tokens, [M]."""
   hidden = model.model(
     input_ids=batch.ids, pixel_values=batch.pixels, use_cache=False
   ).last_hidden_state
@@ -158,17 +163,17 @@ def _chunk_logps(hidden, weight, target):
   return -torch.nn.functional.cross_entropy(logits, target, reduction="none")
 
 
-def answer_logps(model, batch: Tensors) -> torch.Tensor:
-  """Returns the log-probability of every answer, [S]."""
+def answer_logps(model: torch.nn.Module, batch: Tensors) -> torch.Tensor:
+  """Return the log-probability of every answer, [S]."""
   values = token_logps(model, batch)
   sums = torch.zeros(len(batch.ids), device=values.device)
   return sums.index_add(0, batch.sequence, values)
 
 
 def dpo_loss(policy: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
-  """Returns the DPO loss of both models' log-probabilities [S]."""
+  """Return the DPO loss of both models' log-probabilities [S]."""
   chosen, rejected = (policy - reference).chunk(2)
-  scaled = torch_peers.BETA * (chosen - rejected)
+  scaled = torch_peer.BETA * (chosen - rejected)
   return -torch.nn.functional.logsigmoid(scaled).mean()
 
 
@@ -179,98 +184,123 @@ class Losses:
     self._losses, self._norms = [], []
 
   def add(self, loss: torch.Tensor, norm: torch.Tensor) -> None:
-    """Adds a step."""
+    """Add a step."""
     self._losses.append(loss.detach())
     self._norms.append(norm.detach())
 
-  def save(self, job: budget.Job) -> None:
-    """Says what the steps gave and how much memory they took."""
+  def facts(self) -> dict[str, Any]:
+    """Return losses, gradient norms and memory of the steps."""
     losses = [float(x) for x in self._losses]
     norms = [float(x) for x in self._norms]
-    found = dict(
-      losses=losses,
-      grad_norms=norms,
-      finite=bool(np.isfinite(losses + norms).all()),
-    )
+    finite = bool(np.isfinite(losses + norms).all())
+    found = {"losses": losses, "grad_norms": norms, "finite": finite}
+    found["notes"] = ["NOT FINITE"] * (not finite)
     if DEVICE == "cuda":
-      found |= dict(
-        peak=torch.cuda.max_memory_allocated(),
-        reserved=torch.cuda.max_memory_reserved(),
-      )
-    job.save(**found)
+      found["peak"] = torch.cuda.max_memory_allocated()
+      reserved = torch.cuda.max_memory_reserved() / 1e9
+      found["notes"] += [f"reserved {reserved:.1f} GB"]
+    return found
 
 
-class Loop:
-  """One update after the other, in plain torch."""
+def loss_of(
+  policy: torch.nn.Module, reference: torch.nn.Module | None, batch: Tensors
+) -> Callable[[], torch.Tensor]:
+  """Return the loss of a batch, of SFT where there is no reference model."""
 
-  def __init__(
-    self, model, batch: Tensors, *, seen, rate: float, bf16: bool = True
-  ):
-    """Takes a model; `seen.add` is given each step's loss and norm."""
-    self._model, self._batch, self._seen = model, batch, seen
-    self._bf16, self._reference = bf16, None
-    if batch.pairs:
-      self._reference = copy.deepcopy(model).eval().requires_grad_(False)
-    self._optimizer = torch.optim.AdamW(
-      model.parameters(), lr=rate, weight_decay=0.0, fused=True
-    )
+  def sft():
+    return -token_logps(policy, batch).mean()
 
-  def compile(self, backend: str) -> None:
-    """Has every block compiled on its first call, all with one program.
-
-    As a whole the two models take torch minutes.
-    """
-    for owner in filter(None, (self._model, self._reference)):
-      for module in owner.modules():
-        if isinstance(module, modeling_layers.GradientCheckpointingLayer):
-          module.compile(backend=backend)
-
-  def logps(self) -> torch.Tensor:
-    """Returns the log-probability of every answer, [S]."""
-    with torch.no_grad(), self._autocast():
-      return answer_logps(self._model, self._batch)
-
-  def step(self) -> None:
-    """Does an update."""
-    self._optimizer.zero_grad(set_to_none=True)
-    with self._autocast():
-      loss = self._loss()
-    loss.backward()
-    norm = torch.nn.utils.clip_grad_norm_(
-      self._model.parameters(), torch_peers.CLIP
-    )
-    self._optimizer.step()
-    self._seen.add(loss, norm)
-
-  def _autocast(self):
-    return torch.autocast(DEVICE, torch.bfloat16, enabled=self._bf16)
-
-  def _loss(self):
-    if self._reference is None:
-      return -token_logps(self._model, self._batch).mean()
-    policy = answer_logps(self._model, self._batch)
+  def dpo():
+    ours = answer_logps(policy, batch)
     with torch.no_grad():
-      fixed = answer_logps(self._reference, self._batch)
-    return dpo_loss(policy, fixed)
+      fixed = answer_logps(reference, batch)
+    return dpo_loss(ours, fixed)
+
+  return sft if reference is None else dpo
 
 
-def loop(job: budget.Job, *, compiled: bool = False) -> None:
-  """Times the loop."""
-  data = gpu_sizes.data(job.workload, tiny=job.tiny)
-  seen = Losses()
-  run = Loop(model(data), tensors(data), seen=seen, rate=LEARNING_RATE)
+def _compile_blocks(model, backend: str) -> None:
+  """Have every block compiled on its first call, all with one program.
+
+  As a whole the two models take torch minutes.
+  """
+  for module in model.modules():
+    if isinstance(module, modeling_layers.GradientCheckpointingLayer):
+      module.compile(backend=backend)
+
+
+def update(
+  folder: pathlib.Path, workload: str, *, compiled: bool = False
+) -> harness.Ready:
+  """Return the loop on a model of real size."""
+  tiny = bool(harness.options(folder)["tiny"])
+  data = sizes.data(workload, tiny=tiny)
+  policy, batch, seen = model(data), tensors(data), Losses()
+  reference = torch_peer.frozen(policy) if batch.pairs else None
   if compiled:
-    # Inductor takes half a minute for the tiny model, too.
-    run.compile("aot_eager" if job.tiny else "inductor")
-  clock = budget.Clock(job, wait)
-  for _ in range(budget.WARM_UP + job.steps):
-    clock.begin()
-    run.step()
-    clock.end()
-  seen.save(job)
+    for owner in filter(None, (policy, reference)):
+      # Inductor takes half a minute for the tiny model, too.
+      _compile_blocks(owner, "aot_eager" if tiny else "inductor")
+  step = torch_peer.stepper(
+    policy,
+    loss_of(policy, reference, batch),
+    seen.add,
+    rate=LEARNING_RATE,
+    bf16=True,
+  )
+  return harness.stepping(waiting(step), facts=seen.facts)
+
+
+def toy_update(folder: pathlib.Path, dtype: str) -> harness.Ready:
+  """Return the loop on the toy, whose numbers the gate compares.
+
+  The first one writes the toy: our rows can do without torch.
+  """
+  # Convolutions would round their inputs otherwise.
+  torch.backends.cudnn.allow_tf32 = False
+  if not (folder / "sizes.json").exists():
+    tiny = bool(harness.options(folder)["tiny"])
+    toy.write(folder, TINY_TOY if tiny else toy.OPTIONS, answers=2)
+  data, bf16 = toy.read(folder), dtype == "bfloat16"
+  policy, batch = torch_peer.load(data), tensors(_as_data(data))
+  seen = torch_peer.Seen(policy)
+  step = torch_peer.stepper(
+    policy,
+    loss_of(policy, torch_peer.frozen(policy), batch),
+    seen.add,
+    rate=torch_peer.LEARNING_RATE,
+    bf16=bf16,
+  )
+  with torch.no_grad(), torch_peer.autocast(bf16):
+    seen.score(answer_logps(policy, batch)[:, None])
+  return harness.stepping(waiting(step), seen.numbers)
+
+
+def _as_data(data: toy.Toy) -> sizes.Data:
+  return sizes.Data(
+    vision={"image_size": data.sizes["image"], "patch_size": toy.PATCH},
+    llm={"vocab_size": toy.VOCAB},
+    prompt=list(data.prompt),
+    chosen=list(data.chosen),
+    rejected=list(data.rejected),
+    images=data.images,
+  )
+
+
+def waiting(step: Callable[[], None]) -> Callable[[], None]:
+  """Return a step that ends when the device has nothing left to do."""
+
+  def done():
+    step()
+    wait()
+
+  return done
 
 
 def wait() -> None:
-  """Returns when the device has nothing left to do."""
+  """Return when the device has nothing left to do."""
   if DEVICE == "cuda":
     torch.cuda.synchronize()
+
+
+MAKERS = {"update": update, "toy": toy_update}

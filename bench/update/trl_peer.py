@@ -18,17 +18,18 @@ import torch
 import transformers
 import trl
 
-from bench import side_by_side, torch_peers, toy
+from bench import harness
+from bench.update import torch_peer, toy
 
 
-def dpo(folder: pathlib.Path, **how) -> side_by_side.Ready:
-  """Returns DPOTrainer with a copy of the model as explicit reference.
+def dpo(folder: pathlib.Path, **how) -> harness.Ready:
+  """Return DPOTrainer with a copy of the model as explicit reference.
 
   `how` is passed to `_arguments`: tuned, compiled.
   """
   data = toy.read(folder)
-  model = torch_peers.load(data)
-  batch = torch_peers.tensors(data, ("chosen", "rejected"))
+  model = torch_peer.load(data)
+  batch = torch_peer.tensors(data, ("chosen", "rejected"))
   inputs = _inputs(batch) | {"completion_mask": batch.answer_mask}
 
   def make(steps, callbacks):
@@ -37,7 +38,7 @@ def dpo(folder: pathlib.Path, **how) -> side_by_side.Ready:
       ref_model=copy.deepcopy(model).eval(),
       args=trl.DPOConfig(
         **_arguments(folder, data, steps, **how),
-        beta=torch_peers.BETA,
+        beta=torch_peer.BETA,
         disable_dropout=True,
       ),
       train_dataset=dataset(
@@ -51,11 +52,11 @@ def dpo(folder: pathlib.Path, **how) -> side_by_side.Ready:
   return _ready(model, batch, make)
 
 
-def sft(folder: pathlib.Path, **how) -> side_by_side.Ready:
-  """Returns SFTTrainer on the chosen answers, the prompts masked."""
+def sft(folder: pathlib.Path, **how) -> harness.Ready:
+  """Return SFTTrainer on the chosen answers, the prompts masked."""
   data = toy.read(folder)
-  model = torch_peers.load(data)
-  batch = torch_peers.tensors(data, ("chosen",))
+  model = torch_peer.load(data)
+  batch = torch_peer.tensors(data, ("chosen",))
   inputs = _inputs(batch) | {"labels": _labels(batch)}
 
   def make(steps, callbacks):
@@ -73,8 +74,8 @@ def sft(folder: pathlib.Path, **how) -> side_by_side.Ready:
   return _ready(model, batch, make)
 
 
-def _ready(model, batch: torch_peers.Tensors, make) -> side_by_side.Ready:
-  seen = torch_peers.Seen(model)
+def _ready(model, batch: torch_peer.Tensors, make) -> harness.Ready:
+  seen = torch_peer.Seen(model)
 
   def drive(count, begin, end):
     trainer = make(count, [Clock(begin, end)])
@@ -87,7 +88,7 @@ def _ready(model, batch: torch_peers.Tensors, make) -> side_by_side.Ready:
     seen.score(scored.log_probs)
     trainer.train()
 
-  return side_by_side.Ready(drive=drive, numbers=seen.numbers)
+  return harness.Ready(drive=drive, numbers=seen.numbers)
 
 
 class Clock(transformers.TrainerCallback):
@@ -102,9 +103,9 @@ class Clock(transformers.TrainerCallback):
 
 
 class _Watched:
-  """Keeps loss and gradient norm of every step, which a log would average."""
+  """Keep loss and gradient norm of every step, which a log would average."""
 
-  seen: torch_peers.Seen
+  seen: torch_peer.Seen
 
   def training_step(self, *args, **kwargs):
     self._loss = super().training_step(*args, **kwargs)
@@ -134,19 +135,19 @@ def arguments(
   compiled: bool = False,
   bf16: bool = False,
 ) -> dict:
-  """Returns the arguments of either trainer; `longest` is a sequence's."""
+  """Return the arguments of either trainer; `longest` is a sequence's."""
   found = dict(
     output_dir=str(folder / "trl"),
     max_steps=steps,
     per_device_train_batch_size=batch,
-    learning_rate=torch_peers.LEARNING_RATE,
+    learning_rate=torch_peer.LEARNING_RATE,
     lr_scheduler_type="constant",
     weight_decay=0.0,
-    max_grad_norm=torch_peers.CLIP,
+    max_grad_norm=torch_peer.CLIP,
     # Nothing is cut off: it holds image, prompt and answer.
     max_length=max(1024, 2 * longest),
     bf16=bf16,
-    use_cpu=torch_peers.DEVICE == "cpu",
+    use_cpu=torch_peer.DEVICE == "cpu",
     torch_compile=compiled,
     dataloader_num_workers=0,
     dataloader_pin_memory=False,
@@ -169,7 +170,7 @@ def _arguments(folder, data: toy.Toy, steps: int, **how) -> dict:
   )
 
 
-def _inputs(batch: torch_peers.Tensors) -> dict[str, torch.Tensor]:
+def _inputs(batch: torch_peer.Tensors) -> dict[str, torch.Tensor]:
   return {
     "input_ids": batch.ids,
     "attention_mask": torch.ones_like(batch.ids),
@@ -177,19 +178,19 @@ def _inputs(batch: torch_peers.Tensors) -> dict[str, torch.Tensor]:
   }
 
 
-def _labels(batch: torch_peers.Tensors) -> torch.Tensor:
+def _labels(batch: torch_peer.Tensors) -> torch.Tensor:
   return batch.ids.masked_fill(batch.answer_mask == 0, -100)
 
 
 def dataset(rows: int, *texts: str) -> datasets.Dataset:
-  """Returns as many rows as a run takes; what they hold is never read."""
+  """Return as many rows as a run takes; what they hold is never read."""
   return datasets.Dataset.from_dict(
     {"images": list(range(rows))} | {name: ["t2"] * rows for name in texts}
   )
 
 
 def processor(side: int) -> transformers.ProcessorMixin:
-  """Returns a processor that the trainers ask for and that is never used."""
+  """Return a processor that the trainers ask for and that is never used."""
   words = {f"t{i}": i for i in range(toy.VOCAB)}
   del words[f"t{toy.PAD_ID}"], words[f"t{toy.IMAGE_ID}"]
   words |= {"<pad>": toy.PAD_ID, "<image>": toy.IMAGE_ID}
@@ -211,4 +212,4 @@ def processor(side: int) -> transformers.ProcessorMixin:
   )
 
 
-TRAINERS = {"dpo": dpo, "sft": sft}
+MAKERS = {"dpo": dpo, "sft": sft}

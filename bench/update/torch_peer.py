@@ -3,7 +3,7 @@
 Both losses as TRL computes them: an example's answers are sequences of their
 own, each with its image, and the logits are those of the answers alone. There
 is no padding (the toy's answers are equally long), no checkpointing and no
-dropout; `bench/trl_peers.py` holds the trainers.
+dropout; `bench/update/trl_peer.py` holds the trainers.
 
 Q pairs, S sequences (chosen ones first), P patches, T tokens, A answer tokens.
 """
@@ -18,7 +18,8 @@ import numpy as np
 import torch
 import transformers
 
-from bench import side_by_side, toy
+from bench import harness
+from bench.update import toy
 
 LEARNING_RATE = 1e-4
 BETA = 0.1
@@ -44,9 +45,9 @@ _TENSORS: Mapping[str, tuple[str, Callable[[np.ndarray], np.ndarray]]] = {
 }
 
 
-def load(data: toy.Toy, attention: str = "sdpa"):
-  """Returns the model in float32, on the threads that the harness gives."""
-  torch.set_num_threads(side_by_side.CORES)
+def load(data: toy.Toy, attention: str = "sdpa") -> torch.nn.Module:
+  """Return the model in float32, on the threads that the harness gives."""
+  torch.set_num_threads(harness.CORES)
   model = transformers.LlavaForConditionalGeneration.from_pretrained(
     data.folder, attn_implementation=attention, dtype=torch.float32
   )
@@ -70,7 +71,7 @@ class Tensors:
 
 
 def tensors(data: toy.Toy, names: tuple[str, ...]) -> Tensors:
-  """Returns the sequences of the named answers, ("chosen", "rejected")."""
+  """Return the sequences of the named answers, ("chosen", "rejected")."""
   answers = {"chosen": data.chosen, "rejected": data.rejected}
   image = np.full((len(data.prompt), data.patches), toy.IMAGE_ID)
   ids = [np.concatenate([image, data.prompt, answers[n]], 1) for n in names]
@@ -83,8 +84,8 @@ def tensors(data: toy.Toy, names: tuple[str, ...]) -> Tensors:
   )
 
 
-def token_logps(model, batch: Tensors) -> torch.Tensor:
-  """Returns log p of every answer token, [S, A]."""
+def token_logps(model: torch.nn.Module, batch: Tensors) -> torch.Tensor:
+  """Return log p of every answer token, [S, A]."""
   hidden = model.model(
     input_ids=batch.ids, pixel_values=batch.pixels, use_cache=False
   ).last_hidden_state
@@ -93,8 +94,10 @@ def token_logps(model, batch: Tensors) -> torch.Tensor:
   return logits.log_softmax(-1).gather(2, targets)[..., 0]
 
 
-def dpo_loss(model, reference, batch: Tensors) -> torch.Tensor:
-  """Returns the DPO loss, the reference model running in every step."""
+def dpo_loss(
+  model: torch.nn.Module, reference: torch.nn.Module, batch: Tensors
+) -> torch.Tensor:
+  """Return the DPO loss, the reference model running in every step."""
   policy = token_logps(model, batch).sum(1)
   with torch.no_grad():
     fixed = token_logps(reference, batch).sum(1)
@@ -102,23 +105,23 @@ def dpo_loss(model, reference, batch: Tensors) -> torch.Tensor:
   return -torch.nn.functional.logsigmoid(BETA * (chosen - rejected)).mean()
 
 
-def sft_loss(model, batch: Tensors) -> torch.Tensor:
-  """Returns the mean negative log-probability of the answers' tokens."""
+def sft_loss(model: torch.nn.Module, batch: Tensors) -> torch.Tensor:
+  """Return the mean negative log-probability of the answers' tokens."""
   return -token_logps(model, batch).mean()
 
 
-def dpo(folder: pathlib.Path, **how) -> side_by_side.Ready:
-  """Returns the loop for DPO; `how` is passed to `train`."""
+def dpo(folder: pathlib.Path, **how) -> harness.Ready:
+  """Return the loop for DPO; `how` is passed to `train`."""
 
   def make_loss(model, batch):
-    reference = copy.deepcopy(model).eval().requires_grad_(False)
+    reference = frozen(model)
     return lambda: dpo_loss(model, reference, batch)
 
   return train(toy.read(folder), ("chosen", "rejected"), make_loss, **how)
 
 
-def sft(folder: pathlib.Path, **how) -> side_by_side.Ready:
-  """Returns the loop for SFT on the chosen answers."""
+def sft(folder: pathlib.Path, **how) -> harness.Ready:
+  """Return the loop for SFT on the chosen answers."""
 
   def make_loss(model, batch):
     return lambda: sft_loss(model, batch)
@@ -135,8 +138,8 @@ def train(
   fused: bool = True,
   compiled: bool = False,
   bf16: bool = False,
-) -> side_by_side.Ready:
-  """Returns the training loop of a loss.
+) -> harness.Ready:
+  """Return the training loop of a loss.
 
   Args:
     fused: AdamW as one kernel; otherwise its "foreach" form.
@@ -144,34 +147,60 @@ def train(
     bf16: the loss under autocast; parameters and optimizer stay float32.
   """
   model, batch = load(data, attention), tensors(data, names)
-  optimizer = torch.optim.AdamW(
-    model.parameters(),
-    lr=LEARNING_RATE,
-    weight_decay=0.0,
-    fused=fused,
-    foreach=not fused,
-  )
   loss_fn = make_loss(model, batch)
   if compiled:
     loss_fn = torch.compile(loss_fn)
   seen = Seen(model)
-  with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+  with torch.no_grad(), autocast(bf16):
     seen.score(token_logps(model, batch))
+  step = stepper(
+    model, loss_fn, seen.add, rate=LEARNING_RATE, fused=fused, bf16=bf16
+  )
+  return harness.stepping(step, seen.numbers)
+
+
+def stepper(
+  model: torch.nn.Module,
+  loss_fn: Callable[[], torch.Tensor],
+  add: Callable[[torch.Tensor, torch.Tensor], None],
+  *,
+  rate: float,
+  fused: bool = True,
+  bf16: bool = False,
+) -> Callable[[], None]:
+  """Return an update; `add` is called with its loss and norm."""
+  optimizer = torch.optim.AdamW(
+    model.parameters(),
+    lr=rate,
+    weight_decay=0.0,
+    fused=fused,
+    foreach=not fused,
+  )
 
   def step():
     optimizer.zero_grad(set_to_none=True)
-    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+    with autocast(bf16):
       loss = loss_fn()
     loss.backward()
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
     optimizer.step()
-    seen.add(loss, norm)
+    add(loss, norm)
 
-  return side_by_side.stepping(step, seen.numbers)
+  return step
+
+
+def autocast(bf16: bool) -> torch.autocast:
+  """Return the context in which products are in bfloat16, if so asked."""
+  return torch.autocast(DEVICE, torch.bfloat16, enabled=bf16)
+
+
+def frozen(model: torch.nn.Module) -> torch.nn.Module:
+  """Return a copy for the reference model."""
+  return copy.deepcopy(model).eval().requires_grad_(False)
 
 
 class Seen:
-  """Keeps what the gate compares: scores before training, then every step."""
+  """Keep what the gate compares: scores before training, then every step."""
 
   def __init__(self, model):
     self._parameters = dict(model.named_parameters())
@@ -181,17 +210,17 @@ class Seen:
     self._norms: list[torch.Tensor] = []
 
   def score(self, logps: torch.Tensor) -> None:
-    """Takes the log-probabilities of the untrained model, [S, ...]."""
+    """Take the log-probabilities of the untrained model, [S, ...]."""
     self._scores.append(logps.detach().float().sum(1))
 
   def add(self, loss: torch.Tensor, norm: torch.Tensor) -> None:
-    """Adds a step: two small tensors, read when they are asked for."""
+    """Add a step: two small tensors, read when they are asked for."""
     self._losses.append(loss.detach())
     self._norms.append(norm.detach())
 
   def numbers(self) -> dict[str, np.ndarray]:
-    """Returns them under our names and in our shapes."""
-    count, now = side_by_side.GATE_STEPS, self._now()
+    """Return them under our names and in our shapes."""
+    count, now = harness.GATE_STEPS, self._now()
     return {
       "logps": torch.stack(self._scores)[0].cpu().numpy(),
       "loss": torch.stack(self._losses[:count]).float().cpu().numpy(),
@@ -205,4 +234,4 @@ class Seen:
     }
 
 
-LOOPS = {"dpo": dpo, "sft": sft}
+MAKERS = {"dpo": dpo, "sft": sft}

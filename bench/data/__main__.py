@@ -12,7 +12,6 @@ cache as far as memory reaches.
 import argparse
 import contextlib
 import dataclasses
-import importlib.metadata
 import multiprocessing
 import os
 import pathlib
@@ -22,7 +21,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent import futures
 from typing import Any
 
-from bench import data_files, data_runs, data_tables, record
+from bench import harness, results
+from bench.data import files, runs, tables
 
 KINDS = ("llava", "mmpr")
 ROWS, PAIRS = 3_200_000, 3_000_000
@@ -37,7 +37,7 @@ Run = Callable[..., Any]
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-  """How much is measured.
+  """Amounts to measure.
 
   texts, pictures: random reads. measured: rows whose lengths are measured, by
   two processes twice as many, too. updates: packed, the first not timed, of
@@ -54,10 +54,10 @@ class Plan:
 
 
 def fresh(name: str, *args: Any, **kwargs: Any) -> Any:
-  """Calls one of `data_runs.RUNS` in a new process."""
+  """Call one of `runs.RUNS` in a new process."""
   context = multiprocessing.get_context("spawn")
   with futures.ProcessPoolExecutor(1, mp_context=context) as pool:
-    return pool.submit(data_runs.RUNS[name], *args, **kwargs).result()
+    return pool.submit(runs.RUNS[name], *args, **kwargs).result()
 
 
 def measure(
@@ -67,7 +67,7 @@ def measure(
   only: Sequence[str] = PARTS,
   run: Run = fresh,
 ) -> list[Found]:
-  """Returns what was found, one entry a run, with how it was called."""
+  """Return an entry for each run: its arguments and its results."""
   found = []
 
   def note(name: str, *args, about: Mapping[str, Any], **kwargs):
@@ -104,11 +104,8 @@ def measure(
 
 
 def _other_work() -> float:
-  """Returns the seconds that cores have been busy with others' processes."""
-  text = pathlib.Path("/proc/stat").read_text(encoding="ascii")
-  user, nice, system, _, _, irq, softirq, steal = map(int, text.split()[1:9])
-  ticks = user + nice + system + irq + softirq + steal
-  return ticks / os.sysconf("SC_CLK_TCK") - sum(os.times()[:4])
+  """Return the seconds that cores have been busy with others' processes."""
+  return harness.busy_seconds() - sum(os.times()[:4])
 
 
 def _pack(note, kind, path, tokenizer, plan: Plan, run: Run) -> None:
@@ -124,28 +121,28 @@ def _pack(note, kind, path, tokenizer, plan: Plan, run: Run) -> None:
 def make(
   folder: pathlib.Path, rows: int, pairs: int
 ) -> dict[str, pathlib.Path]:
-  """Writes the files that a folder lacks; returns the path of each kind."""
+  """Write the files that a folder lacks; returns the path of each kind."""
   paths = {
     "llava": folder / f"llava-{rows}" / "llava.json",
     "mmpr": folder / f"mmpr-{pairs}" / "MMPR-v1.2" / "meta.json",
   }
   if not paths["llava"].exists():
-    data_files.write_llava(paths["llava"], rows)
+    files.write_llava(paths["llava"], rows)
   if not paths["mmpr"].exists():
-    data_files.write_mmpr(paths["mmpr"].parents[1], pairs)
+    files.write_mmpr(paths["mmpr"].parents[1], pairs)
   return paths
 
 
 @contextlib.contextmanager
 def _folder(given: str) -> Iterator[pathlib.Path]:
-  """Gives the folder of the files, and makes a cache of indices to remove."""
+  """Give the folder of the files, and makes a cache of indices to remove."""
   with tempfile.TemporaryDirectory(prefix="pivot-jax-data-") as made:
     os.environ["PIVOT_JAX_CACHE"] = str(pathlib.Path(made) / "cache")
     yield pathlib.Path(given or made)
 
 
 def main() -> None:
-  """Makes the files, measures, and writes data.md and data.json."""
+  """Make the files, measures, and writes data.md and data.json."""
   parser = argparse.ArgumentParser(prog="python -m bench.data")
   parser.add_argument("--rows", type=int, default=ROWS)
   parser.add_argument("--pairs", type=int, default=PAIRS)
@@ -154,40 +151,32 @@ def main() -> None:
   parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
   parser.add_argument("--out", type=pathlib.Path, default="bench/results")
   flags = parser.parse_args()
-  before = os.getloadavg()
+  defaults = {"rows": ROWS, "pairs": PAIRS, "only": list(PARTS)}
+  command = results.command("data", flags, defaults)
+  if flags.tokenizer != "package:toy":
+    command += " --tokenizer=FOLDER"
+  report = results.Report(command, software=results.versions(LIBRARIES))
   plan = Plan(steps=max(1, EPOCH * flags.rows // ROWS))
   with _folder(flags.folder) as folder:
     began = time.monotonic()
     paths = make(folder, flags.rows, flags.pairs)
-    made = time.monotonic() - began
-    runs = measure(paths, flags.tokenizer, plan, flags.only)
-  report = _describe(flags) | {
-    "plan": dataclasses.asdict(plan),
-    "seconds": {"writing": made, "all": time.monotonic() - began},
-    "load": {"before": before, "after": os.getloadavg()},
-    "runs": runs,
-  }
-  text = data_tables.page(report)
-  print(text)
-  record.write(flags.out, "data", text, report)
-
-
-def _describe(flags: argparse.Namespace) -> Found:
-  """Returns the command, without paths, the machine and the versions."""
-  found = record.surroundings()
-  said = [f"--rows={flags.rows}"] * (flags.rows != ROWS)
-  said += [f"--pairs={flags.pairs}"] * (flags.pairs != PAIRS)
-  said += ["--tokenizer=FOLDER"] * (flags.tokenizer != "package:toy")
-  if list(flags.only) != list(PARTS):
-    said += ["--only", *flags.only]
-  versions = {"python": found["versions"]["python"]}
-  versions |= {name: importlib.metadata.version(name) for name in LIBRARIES}
-  return found | {
-    "command": " ".join(["python -m bench.data", *said]),
-    "versions": versions,
-    "cores": len(os.sched_getaffinity(0)),
-    "memory": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
-  }
+    writing = time.monotonic() - began
+    done = measure(paths, flags.tokenizer, plan, flags.only)
+  cores = len(os.sched_getaffinity(0))
+  memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+  report.publish(
+    flags.out,
+    "data",
+    f"Writing the files took {writing:.0f} s. The tables give the load before"
+    " each run, and how many cores did other work meanwhile.",
+    *tables.blocks(done),
+    machine=f", {cores} cores shared with other work, {memory >> 30} GiB",
+    cores=cores,
+    memory=memory,
+    plan=dataclasses.asdict(plan),
+    writing_seconds=writing,
+    runs=done,
+  )
 
 
 if __name__ == "__main__":

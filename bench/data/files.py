@@ -73,14 +73,14 @@ class Pool:
     self.words = words
 
   def text(self, first: int, count: int) -> bytes:
-    """Returns `count` words from word `first` on, as JSON spells them."""
+    """Return `count` words from word `first` on, as JSON spells them."""
     begins = self._begins
     # A last letter, so that no text ends in white space.
     return self._text[begins[first] : begins[first + count]] + b"x"
 
 
 def _rare(rng: np.random.Generator, count: int) -> list[str]:
-  """Returns made-up words of one to three syllables and an ending."""
+  """Return made-up words of one to three syllables and an ending."""
   lengths = rng.integers(1, 4, count).tolist()
   syllables = iter(rng.choice(_SYLLABLES, 3 * count).tolist())
   endings = rng.choice(_SUFFIXES, count).tolist()
@@ -94,7 +94,7 @@ def _rare(rng: np.random.Generator, count: int) -> list[str]:
 
 
 def write_pictures(folder: pathlib.Path) -> list[str]:
-  """Writes the few photographs that all rows share; returns their names."""
+  """Write the few photographs that all rows share; returns their names."""
   folder.mkdir(parents=True, exist_ok=True)
   rng = np.random.default_rng(SEED)
   names = [f"{number}.jpg" for number in range(PICTURES)]
@@ -104,7 +104,7 @@ def write_pictures(folder: pathlib.Path) -> list[str]:
 
 
 def write_llava(path: pathlib.Path, rows: int) -> None:
-  """Writes a JSON list of conversations about images/*.jpg beside it."""
+  """Write a JSON list of conversations about images/*.jpg beside it."""
   names = write_pictures(path.parent / "images")
   rng = np.random.default_rng(SEED)
   pool = Pool(rng)
@@ -117,7 +117,7 @@ def write_llava(path: pathlib.Path, rows: int) -> None:
 
 
 def write_mmpr(folder: pathlib.Path, pairs: int) -> pathlib.Path:
-  """Writes a folder as published, `FILES` annotations; returns its meta.json.
+  """Write a folder as published, `FILES` annotations; returns its meta.json.
 
   Every second of them has ids.
   """
@@ -156,13 +156,13 @@ def _blocks(rows: int, name: str) -> Iterator[range]:
 def lengths(
   rng: np.random.Generator, mean: float, spread: float, count: int
 ) -> np.ndarray:
-  """Returns log-normal whole numbers of this mean, 1 or more."""
+  """Return log-normal whole numbers of this mean, 1 or more."""
   location = np.log(mean) - spread**2 / 2
   return np.maximum(1, rng.lognormal(location, spread, count).astype(int))
 
 
 def _texts(rng, pool: Pool, mean: float, spread: float, count: int):
-  """Returns texts of so many words on average."""
+  """Return texts of so many words on average."""
   words = np.minimum(lengths(rng, mean, spread, count), 4000)
   places = rng.integers(0, pool.words - 4000, count)
   return list(map(pool.text, places.tolist(), words.tolist()))

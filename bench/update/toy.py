@@ -12,7 +12,7 @@ import dataclasses
 import functools
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -66,7 +66,7 @@ class Toy:
     return self.patches + PROMPT
 
   def work(self, answers: int) -> dict[str, float]:
-    """Returns what a step does: examples, useful tokens, giga-FLOPs.
+    """Return the work of a step: examples, useful tokens, giga-FLOPs.
 
     Useful tokens are those of image, prompt and each answer, counted once and
     without padding; FLOPs are those that this many tokens cost (`flops`),
@@ -83,8 +83,8 @@ class Toy:
 
 def write(
   folder: pathlib.Path, options: Mapping[str, int], *, answers: int
-) -> Mapping[str, float]:
-  """Writes model and data and returns the work of a step."""
+) -> Mapping[str, Mapping[str, float]]:
+  """Write model and data and returns the work of a step."""
   import torch
   import transformers
 
@@ -110,16 +110,16 @@ def write(
     images=rng.integers(0, 256, (count, side, side, 3), dtype=np.uint8),
   )
   (folder / "sizes.json").write_text(json.dumps(dict(options)))
-  return read(folder).work(answers)
+  return {"": read(folder).work(answers)}
 
 
-def setup(answers: int):
-  """Returns `write` for a benchmark whose examples have so many answers."""
+def setup(answers: int) -> Callable[..., Mapping[str, Mapping[str, float]]]:
+  """Return `write` for a benchmark whose examples have so many answers."""
   return functools.partial(write, answers=answers)
 
 
 def read(folder: pathlib.Path) -> Toy:
-  """Returns what `write` wrote."""
+  """Read the files of `write`."""
   sizes = json.loads((folder / "sizes.json").read_text())
   with np.load(folder / "data.npz") as arrays:
     return Toy(folder=folder / "toy", sizes=sizes, **arrays)
@@ -151,7 +151,7 @@ def _config(options):
 
 
 def flops(sizes: Mapping[str, int], answers: int) -> float:
-  """Returns the FLOPs of a training step per example, nothing done twice.
+  """Return the FLOPs of a training step per example, nothing done twice.
 
   Matrix products and attention of one forward pass, times three for the
   backward pass: the image is encoded once, prompt tokens are computed once for

@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bench import ours, side_by_side
+from bench import harness
+from bench.update import ours
 from pivot_jax.data import packing
 from pivot_jax.models import layers, mllm
 from pivot_jax.training import losses, objectives
@@ -70,7 +71,7 @@ POLICIES = {
 
 
 def in_every_step(policy: Policy) -> objectives.LossFn:
-  """Returns the DPO loss of a batch and the reference model's parameters."""
+  """Return the DPO loss of a batch and the reference model's parameters."""
 
   def loss_fn(params, inputs, rng):
     del rng
@@ -84,7 +85,7 @@ def in_every_step(policy: Policy) -> objectives.LossFn:
 
 def cached(
   folder: pathlib.Path, compute: layers.Compute = ours.COMPUTE
-) -> side_by_side.Ready:
+) -> harness.Ready:
   """The package's own: the reference's log-probabilities come with the data."""
   setup = ours.Setup(folder, compute)
   names = ("chosen", "rejected")
@@ -97,8 +98,8 @@ def cached(
   return ours.training(setup, loss_fn, batch, fixed.reshape(-1))
 
 
-def reference(folder: pathlib.Path) -> side_by_side.Ready:
-  """What the score stage does once for all epochs: a forward pass."""
+def reference(folder: pathlib.Path) -> harness.Ready:
+  """Return the forward pass that the score stage makes once for all epochs."""
   setup = ours.Setup(folder)
   score = objectives.pair_logps(setup.model)
   return ours.scoring(setup, score, _together(setup), _in_order)
@@ -133,11 +134,11 @@ def _separate(setup: ours.Setup):
 
 
 def _pairs(token_logps, batch):
-  """Returns [Q, 2] from [S, M], one answer to a row."""
+  """Return [Q, 2] from [S, M], one answer to a row."""
   sums = jnp.where(batch.loss_answer == 0, token_logps, 0.0).sum(axis=1)
   return sums.reshape(2, -1).T
 
 
 def _in_order(values: np.ndarray) -> np.ndarray:
-  """Returns [S] from [R, Q, 2]; equally long examples stay in their order."""
+  """Return [S] from [R, Q, 2]; equally long examples stay in their order."""
   return values.reshape(-1, 2).T.reshape(-1)

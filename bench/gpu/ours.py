@@ -1,0 +1,397 @@
+"""Our rows of the benchmark on a GPU: updates of models of real size.
+
+Weights are made on the device, by the package's own initialization; model,
+packing, objectives and update are the package's own, too, and the rungs of the
+ladder those of `bench/update/ladder.py`. An update is first a program over
+shapes, which any machine can estimate and lower; it takes memory when `start`
+is called.
+
+Q pairs, S sequences (2Q, chosen ones first), T tokens of a row, P patches.
+"""
+
+import contextlib
+import functools
+import itertools
+import pathlib
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from bench import harness
+from bench.gpu import sizes
+from bench.update import ladder, ours
+from pivot_jax import sharding, trees
+from pivot_jax.data import packing
+from pivot_jax.data import work as counting
+from pivot_jax.models import layers, mllm, qwen2, vit
+from pivot_jax.training import (
+  flops,
+  loop,
+  memory,
+  monitor,
+  objectives,
+  optimizer,
+)
+
+# Positions that have logits at a time.
+CHUNK = 2048
+# Small, so that random weights stay what they are.
+LEARNING_RATE = 1e-6
+# How cuDNN's attention is called, and its gradient.
+FLASH = r"__cudnn\$fmha"
+# Calls in a step of the ceilings: one alone is too short to be timed.
+_CALLS = 20
+
+
+def settings(**compute: str | bool) -> layers.Compute:
+  """Return the compute settings of our rows, with changes."""
+  # A CPU has no flash attention of cuDNN.
+  fast = "cudnn" if jax.default_backend() == "gpu" else "xla"
+  usual = dict(dtype="bfloat16", scan=True, attention=fast, remat="none")
+  return layers.Compute(**(usual | compute))
+
+
+def model_of(data: sizes.Data, compute: layers.Compute) -> mllm.MLLM:
+  """Return the model of the data's sizes."""
+  return mllm.MLLM(
+    llm=qwen2.LLMConfig(**data.llm),
+    vision=vit.VisionConfig(**data.vision),
+    compute=compute,
+  )
+
+
+class Update:
+  """An update on one device: shapes, a program over them, then arrays."""
+
+  def __init__(
+    self,
+    data: sizes.Data,
+    compute: layers.Compute,
+    *,
+    rung: str = "cached",
+    moments: str = "float32",
+  ):
+    """Make the program's shapes.
+
+    Args:
+      data: whose sizes the model has.
+      compute: how the model is computed.
+      rung: "cached" (the package's own), "sft", or one of the ladder in which
+        the reference model runs in every step.
+      moments: the dtype of AdamW's moments.
+    """
+    self.model = model_of(data, compute)
+    self._examples, self._rung, self._moments = len(data.prompt), rung, moments
+    kinds = (jax.sharding.AxisType.Auto,) * len(sharding.AXES)
+    self.mesh = jax.make_mesh(
+      (1, 1, 1), sharding.AXES, axis_types=kinds, devices=jax.devices()[:1]
+    )
+    separate = ladder.POLICIES[rung][1] if rung in ladder.POLICIES else False
+    self.batch = alone(data) if separate else packed(data)
+    with self._context():
+      self.state = self._placed(jax.eval_shape(self._start, _key()))
+
+  @contextlib.contextmanager
+  def _context(self) -> Iterator[None]:
+    rules = layers.logical_rules(sharding.ACTIVATION_RULES)
+    with jax.set_mesh(self.mesh), rules:
+      yield
+
+  def _placed(self, shapes: Any) -> Any:
+    one = sharding.replicated(self.mesh)
+    return jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one), shapes
+    )
+
+  def _optimizer(self, params):
+    return optimizer.adamw(
+      params,
+      lr=((".*", LEARNING_RATE),),
+      factor=optimizer.schedule("constant", steps=1, warmup=0.0),
+      clip=ours.CLIP,
+      moments=self._moments,
+    )
+
+  def _start(self, key):
+    """Return the first state, as `train.make_state` makes it.
+
+    That one copies parameters of the host, which for these sizes takes longer
+    than the steps.
+    """
+    params = mllm.init_params(self.model, key)
+    return loop.TrainState(
+      step=jnp.zeros((), jnp.int32),
+      examples=jnp.zeros((), jnp.int32),
+      trainable=params,
+      frozen={},
+      opt_state=self._optimizer(params).init(params),
+      rng=key,
+    )
+
+  def _fixed(self, params):
+    """Return a copy for a forward pass, its kernels in the products' dtype."""
+    # What is not cast is to be copied, too: the state is donated.
+    dtype = self.model.compute.dtype
+    return jax.tree.map(jnp.copy, loop.cast_kernels(params, dtype))
+
+  def _objective(self, model: mllm.MLLM) -> objectives.LossFn:
+    if self._rung in ladder.POLICIES:
+      make_policy, _ = ladder.POLICIES[self._rung]
+      return ladder.in_every_step(make_policy(model, chunk=CHUNK))
+    if self._rung == "sft":
+      return objectives.sft(model, chunk=CHUNK)
+    return objectives.dpo(model, beta=ladder.BETA, chunk=CHUNK)
+
+  def estimate(self) -> memory.Estimate | None:
+    """Return the bytes foreseen; None with a reference model in every step."""
+    if self._rung in ladder.POLICIES:
+      return None
+    with self._context():
+      return memory.estimate(
+        self.state,
+        self._objective,
+        self.model,
+        self.batch,
+        accum=1,
+        shards=1,
+        chunk=CHUNK,
+        available=memory.available(),
+      )
+
+  def lower(self, *platforms: str) -> jax.stages.Lowered:
+    """Return the program, for this process's device or for another kind."""
+    inputs = self._placed(self.batch)
+    if self._rung in ladder.POLICIES:
+      fixed = jax.eval_shape(self._fixed, self.state.trainable)
+      inputs = (inputs, self._placed(fixed))
+    with self._context():
+      step_fn = loop.make_train_step(
+        self._objective(self.model),
+        self._optimizer(self.state.trainable),
+        accum=1,
+        examples=self._examples,
+        shardings=jax.tree.map(lambda x: x.sharding, self.state),
+        dtype=self.model.compute.dtype,
+      )
+      traced = step_fn.trace(self.state, inputs)
+      return traced.lower(lowering_platforms=platforms or None)
+
+  def start(self) -> tuple[loop.TrainState, packing.Batch | tuple]:
+    """Return the first state and the batch, on the device."""
+    shardings = jax.tree.map(lambda x: x.sharding, self.state)
+    with self._context():
+      state = jax.jit(self._start, out_shardings=shardings)(_key())
+      inputs = sharding.place_rows(self.batch, self.mesh)
+      if self._rung in ladder.POLICIES:
+        inputs = (inputs, jax.jit(self._fixed)(state.trainable))
+    return state, inputs
+
+
+def _key() -> jax.Array:
+  return jax.random.PRNGKey(0)
+
+
+def update(
+  folder: pathlib.Path,
+  workload: str,
+  *,
+  rung: str = "cached",
+  moments: str = "float32",
+  **compute: str | bool,
+) -> harness.Ready:
+  """Return an update to be timed; `compute` are fields of `layers.Compute`."""
+  data = sizes.data(workload, tiny=bool(harness.options(folder)["tiny"]))
+  return ready(
+    Update(data, settings(**compute), rung=rung, moments=moments), data
+  )
+
+
+def ready(made: Update, data: sizes.Data) -> harness.Ready:
+  """Return an update compiled ahead, so that compiling is timed alone."""
+  facts: dict[str, Any] = {"notes": []}
+  estimate = made.estimate()
+  if estimate:
+    facts["estimate"] = estimate.total
+    facts["notes"] += [f"memory foreseen {estimate.total / 1e9:.1f} GB"]
+  began = time.perf_counter()
+  compiled = made.lower().compile()
+  facts["compile_seconds"] = time.perf_counter() - began
+  state, inputs = made.start()
+  held, seen = {"state": state}, []
+
+  def drive(count, begin, end):
+    jax.block_until_ready(held["state"])
+    for _ in range(count):
+      begin()
+      held["state"], metrics = compiled(held["state"], inputs)
+      jax.block_until_ready(held["state"])
+      end()
+      seen.append(metrics)
+    facts.update(_losses(seen), peak=monitor.peak_memory())
+    # Last: what was timed is kept whatever the program turns out to be.
+    facts.update(_program(compiled, data))
+    facts["notes"] += [flash(facts)]
+    facts["notes"] += ["NOT FINITE"] * (not facts["finite"])
+
+  return harness.Ready(drive, facts=lambda: facts)
+
+
+def _losses(metrics) -> dict[str, Any]:
+  kept = [loop.means(jax.device_get(m)) for m in metrics]
+  return {
+    "losses": [m["losses/total"] for m in kept],
+    "grad_norms": [m["grad_norm"] for m in kept],
+    "finite": all(m["finite"] == 1 for m in kept),
+  }
+
+
+def _program(compiled: jax.stages.Compiled, data: sizes.Data) -> dict[str, Any]:
+  """Return the memory and the attention of a compiled program."""
+  text, taken = compiled.as_text(), compiled.memory_analysis()
+  spans = {data.patches} | {
+    data.patches + len(prompt) + len(answer)
+    for column in (data.chosen, data.rejected)
+    for prompt, answer in zip(data.prompt, column, strict=False)
+  }
+  return {
+    "program_bytes": taken.temp_size_in_bytes + taken.argument_size_in_bytes,
+    "flash_calls": len(re.findall(FLASH, text)),
+    "scores": sorted(scores(text, spans)),
+  }
+
+
+def flash(facts: Mapping[str, Any]) -> str:
+  """Return a line on the attention in a compiled program."""
+  said = f"{facts['flash_calls']} calls of cuDNN's attention in the program"
+  return f"{said}, float32 scores: {', '.join(facts['scores']) or 'none'}"
+
+
+def scores(text: str, spans: set[int]) -> set[str]:
+  """Return the float32 tensors of a program that hold attention scores.
+
+  Those with two neighboring axes that are both as long as a sequence.
+  """
+  found = set()
+  for shape in re.findall(r"\bf32\[([\d,]+)\]", text):
+    axes = [int(axis) for axis in shape.split(",")]
+    if any({a, b} <= spans for a, b in itertools.pairwise(axes)):
+      found.add(f"f32[{shape}]")
+  return found
+
+
+def reference(folder: pathlib.Path, workload: str) -> harness.Ready:
+  """Return the forward pass that the score stage does once for all epochs."""
+  data = sizes.data(workload, tiny=bool(harness.options(folder)["tiny"]))
+  made = Update(data, settings())
+  with made._context():
+    state, batch = made.start()
+    params = jax.jit(made._fixed)(state.trainable)
+    del state
+    score = objectives.pair_logps(made.model, chunk=CHUNK)
+    began = time.perf_counter()
+    compiled = score.lower(params, batch).compile()
+  facts = {"compile_seconds": time.perf_counter() - began}
+  return harness.stepping(
+    lambda: jax.block_until_ready(compiled(params, batch)), facts=lambda: facts
+  )
+
+
+def toy(folder: pathlib.Path, dtype: str) -> harness.Ready:
+  """Return our update of the toy, whose numbers the gate compares."""
+  # A GPU would round the inputs of float32 products otherwise.
+  exact = dtype == "float32"
+  jax.config.update(
+    "jax_default_matmul_precision", "highest" if exact else "default"
+  )
+  # cuDNN's attention has no float32.
+  attention = {"attention": "xla"} if exact else {}
+  return ladder.cached(folder, settings(dtype=dtype, **attention))
+
+
+def packed(data: sizes.Data) -> packing.Batch:
+  """Return the examples as the stages pack them."""
+  examples = ours.examples(data, data.answers, data.reference)
+  return packing.pack(examples, _layout(data, examples))
+
+
+def alone(data: sizes.Data) -> packing.Batch:
+  """Return every answer with its prompt and image in a row of its own."""
+  parts = [ours.examples(data, (name,)) for name in data.answers]
+  examples = list(itertools.chain.from_iterable(parts))
+  return packing.pack_in_order(examples, _layout(data, examples))
+
+
+def _layout(data, examples) -> packing.Layout:
+  longest = max(packing.length(e, data.patches) for e in examples)
+  return packing.layout_for(
+    [examples],
+    patches=data.patches,
+    image_size=data.vision["image_size"],
+    row_tokens=longest,
+    # Nothing is too long here.
+    max_length=longest,
+  )
+
+
+def work(workload: str, *, tiny: bool) -> dict[str, float]:
+  """Return the work of a step, by one definition for all rows."""
+  data = sizes.data(workload, tiny=tiny)
+  model = model_of(data, layers.Compute())
+  shapes = jax.eval_shape(functools.partial(mllm.init_params, model), _key())
+  found = counting.count(packed(data), data.patches)
+  paths = list(trees.flatten(shapes))
+  return {
+    "examples": len(data.prompt),
+    "useful tokens": found.tokens,
+    "TFLOP": sum(flops.update(model, paths, found).values()) / 1e12,
+  }
+
+
+def ceiling_work(*, tiny: bool) -> harness.Work:
+  """Return the work of a step of both ceilings, and the published peak."""
+  side, words = _ceiling_sizes(tiny)
+  peak = flops.peak(jax.devices()[0].device_kind, 1)
+  known = {"device": {"peak TFLOP": peak / 1e12}} if peak else {}
+  return known | {
+    "product": {"TFLOP": _CALLS * 2 * side**3 / 1e12},
+    # Read and written.
+    "copy": {"GB": _CALLS * 8 * words / 1e9},
+  }
+
+
+def _ceiling_sizes(tiny: bool) -> tuple[int, int]:
+  return (256, 2**16) if tiny else (8192, 2**30)
+
+
+def ceiling(folder: pathlib.Path, name: str) -> harness.Ready:
+  """Return a matrix product or a copy: what this device gives at best."""
+  side, words = _ceiling_sizes(bool(harness.options(folder)["tiny"]))
+  first, second = jax.random.split(_key())
+  if name == "copy":
+    numbers = (jax.random.bits(first, (words,), jnp.uint32),)
+    return _repeated(jax.jit(lambda x: x ^ 1), numbers)
+  # Random: products of zeros are faster, since they draw less power.
+  left = jax.random.normal(first, (side, side), jnp.bfloat16)
+  right = jax.random.normal(second, (side, side), jnp.bfloat16)
+  return _repeated(jax.jit(jnp.matmul), (left, right))
+
+
+def _repeated(function: Callable, arguments: tuple) -> harness.Ready:
+  def step():
+    for _ in range(_CALLS):
+      result = function(*arguments)
+    jax.block_until_ready(result)
+
+  return harness.stepping(step)
+
+
+MAKERS = {
+  "update": update,
+  "reference": reference,
+  "toy": toy,
+  "ceiling": ceiling,
+}

@@ -1,0 +1,78 @@
+"""TRL's trainers on a GPU: `bench/update/trl_peer.py` at real size.
+
+bfloat16 autocast, as TRL has it. "Tuned" switches off gradient checkpointing
+and the regular log, "default" leaves both.
+"""
+
+import copy
+import pathlib
+
+import trl
+from transformers import utils
+
+from bench import harness
+from bench.gpu import sizes, torch_peer
+from bench.update import torch_peer as toy_peer
+from bench.update import trl_peer
+
+
+def update(
+  folder: pathlib.Path,
+  workload: str,
+  *,
+  tuned: bool,
+  attention: str = "sdpa",
+) -> harness.Ready:
+  """Return TRL's trainer for the workload, DPO for pairs and else SFT."""
+  if attention == "flash_attention_2" and not utils.is_flash_attn_2_available():
+    skipped = {"skipped": "flash-attn is not installed"}
+    return harness.Ready(lambda *_: None, facts=lambda: skipped)
+  data = sizes.data(workload, tiny=bool(harness.options(folder)["tiny"]))
+  batch, policy = torch_peer.tensors(data), torch_peer.model(data, attention)
+  seen, count = torch_peer.Losses(), len(data.prompt)
+
+  def drive(steps, begin, end):
+    how = trl_peer.arguments(
+      folder,
+      steps=steps,
+      batch=count,
+      longest=batch.ids.shape[1],
+      tuned=tuned,
+      bf16=True,
+    )
+    how["learning_rate"] = torch_peer.LEARNING_RATE
+    clock = trl_peer.Clock(
+      torch_peer.waiting(begin), lambda: (torch_peer.wait(), end())
+    )
+    made = _trainer(policy, batch, steps * count, how, clock, data)
+    made.seen = seen
+    made.train()
+
+  return harness.Ready(drive, facts=seen.facts)
+
+
+def _trainer(policy, batch, rows: int, how, clock, data: sizes.Data):
+  common = dict(
+    model=policy,
+    processing_class=trl_peer.processor(data.vision["image_size"]),
+    callbacks=[clock],
+  )
+  if not batch.pairs:
+    inputs = batch.inputs | {"labels": batch.labels}
+    return trl_peer.Sft(
+      args=trl.SFTConfig(**how),
+      train_dataset=trl_peer.dataset(rows, "prompt", "completion"),
+      data_collator=lambda _: dict(inputs),
+      **common,
+    )
+  inputs = batch.inputs | {"completion_mask": (batch.labels != -100).long()}
+  return trl_peer.Dpo(
+    ref_model=copy.deepcopy(policy).eval(),
+    args=trl.DPOConfig(beta=toy_peer.BETA, disable_dropout=True, **how),
+    train_dataset=trl_peer.dataset(rows, "prompt", "chosen", "rejected"),
+    data_collator=lambda _: dict(inputs),
+    **common,
+  )
+
+
+MAKERS = {"update": update}
