@@ -79,7 +79,7 @@ _DEFAULTS = dict(
 
 
 def stage(kind: str, *, inputs: dict | None = None, **fields) -> ConfigDict:
-  """Returns one stage: its kind, where its inputs come from, its numbers.
+  """Return one stage: its kind, where its inputs come from, its numbers.
 
   Args:
     kind: the file in pivot_jax/stages that runs it.
@@ -106,7 +106,7 @@ def stage(kind: str, *, inputs: dict | None = None, **fields) -> ConfigDict:
 
 
 def scenes() -> ConfigDict:
-  """Returns the embedded data by name; `split` keeps them apart."""
+  """Return the embedded data by name; `split` keeps them apart."""
 
   def source(task, split, size, **fields):
     return dict(kind="scenes", task=task, split=split, size=size, **fields)
@@ -131,7 +131,7 @@ def scenes() -> ConfigDict:
 
 
 def given_sources(given: ConfigDict) -> dict:
-  """Returns the sources of given files, by the names that the stages use."""
+  """Return the sources of given files, by the names that the stages use."""
 
   def source(kind, name, **fields):
     return dict(

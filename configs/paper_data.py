@@ -40,7 +40,7 @@ SIZES = (
 def mixture(
   name: str, *, root: str, image_root: str = "", strict: bool = True
 ) -> dict:
-  """Returns the source of one of `MIXTURES`.
+  """Return the source of one of `MIXTURES`.
 
   Args:
     root: the folder that the list's paths begin in.
@@ -68,7 +68,7 @@ def mmpr(
   seed: int = 777,
   image_root: str = "",
 ) -> dict:
-  """Returns the source of one of the sets `MMPR`.
+  """Return the source of one of the sets `MMPR`.
 
   Args:
     path: MMPR's `meta.json`.

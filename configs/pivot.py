@@ -32,7 +32,7 @@ SWEEP = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
 
 
 def get_config(name: str = "") -> ConfigDict:
-  """Returns the recipe of a name: "", debug, from_scratch, sweep or files."""
+  """Return the recipe of a name: "", debug, from_scratch, sweep or files."""
   kinds = {
     "": lambda c: c,
     "debug": debug,
@@ -46,7 +46,7 @@ def get_config(name: str = "") -> ConfigDict:
 
 
 def toy() -> ConfigDict:
-  """Returns the default recipe."""
+  """Return the default recipe."""
   c = ConfigDict()
   c.seeds = 1
   c.tensorboard = False
@@ -108,7 +108,7 @@ def toy() -> ConfigDict:
 
 
 def order() -> tuple[str, ...]:
-  """Returns the stages in the order they run, the arms side by side."""
+  """Return the stages in the order they run, the arms side by side."""
 
   def each(prefix, arms=ARMS):
     return tuple(f"{prefix}_{arm}" for arm in arms)
@@ -134,7 +134,7 @@ def order() -> tuple[str, ...]:
 
 
 def stage0(c: ConfigDict) -> None:
-  """Stands in for published weights: an LLM from text, an encoder from captions."""
+  """Stand in for published weights: an LLM from text, an encoder from captions."""
   c.stage0_llm = stage(
     "train",
     only_if_used=True,
@@ -164,7 +164,7 @@ def stage0(c: ConfigDict) -> None:
 
 
 def stage1(c: ConfigDict) -> None:
-  """Attaches the encoder to the LLM: projector alone, then everything."""
+  """Attach the encoder to the LLM: projector alone, then everything."""
   c.stage1_proj = stage(
     "train",
     inputs=dict(vision=c.vision.get_ref("init"), llm=c.llm.get_ref("init")),
@@ -201,7 +201,7 @@ def stage2(c: ConfigDict) -> None:
 
 
 def post_training(c: ConfigDict, *, objective: str, lr) -> ConfigDict:
-  """Returns one arm of stage 2; the arms differ in objective and rate alone."""
+  """Return one arm of stage 2; the arms differ in objective and rate alone."""
   # The row lengths that leave the least padding; they change no number. A pair
   # that thinks aloud takes up to 322 tokens; -(-x // 1) rounds up.
   thinking = -(-c.get_ref("new_fraction") // 1)
@@ -223,7 +223,7 @@ def post_training(c: ConfigDict, *, objective: str, lr) -> ConfigDict:
 
 
 def probes(c: ConfigDict, arm: str) -> None:
-  """Cuts one arm's encoder out and measures it."""
+  """Cut one arm's encoder out and measures it."""
   c[f"detach_{arm}"] = stage("detach", inputs=dict(init=f"@{MLLM[arm]}"))
   inputs = dict(init=f"@detach_{arm}")
   c[f"linear_probe_{arm}"] = stage("linear_probe", inputs=inputs)
@@ -242,7 +242,7 @@ def probes(c: ConfigDict, arm: str) -> None:
 
 
 def reassembly(c: ConfigDict, arm: str) -> None:
-  """Builds a new MLLM around the frozen encoder: fresh projector, fresh LLM."""
+  """Build a new MLLM around the frozen encoder: fresh projector, fresh LLM."""
   c[f"pivot_proj_{arm}"] = c.stage1_proj.copy_and_resolve_references()
   c[f"pivot_proj_{arm}"].inputs = dict(
     vision=f"@detach_{arm}:vision", llm=c.llm.get_ref("init")
@@ -263,7 +263,7 @@ def reassembly(c: ConfigDict, arm: str) -> None:
 
 
 def evaluations(c: ConfigDict) -> None:
-  """Asks the test questions of every MLLM, by generation."""
+  """Ask the test questions of every MLLM, by generation."""
   models = {f"evaluate_{arm}": MLLM[arm] for arm in ARMS[1:]}
   models |= {f"evaluate_pivot_{arm}": f"pivot_full_{arm}" for arm in ARMS}
   for name, model in models.items():
@@ -273,14 +273,14 @@ def evaluations(c: ConfigDict) -> None:
 
 
 def from_scratch(c: ConfigDict) -> ConfigDict:
-  """Makes the stage-0 weights instead of taking the shipped ones."""
+  """Make the stage-0 weights instead of taking the shipped ones."""
   c.vision.init = "@stage0_vision:vision"
   c.llm.init = "@stage0_llm:llm"
   return c
 
 
 def debug(c: ConfigDict) -> ConfigDict:
-  """Keeps every stage and makes it tiny: two cores, three minutes, cold."""
+  """Keep every stage and makes it tiny: two cores, three minutes, cold."""
   c.report.title = "PIVOT, debug run"
   c.report.lead = (
     "Four updates a stage: this page shows that everything runs, and says nothing "
@@ -304,7 +304,7 @@ def debug(c: ConfigDict) -> ConfigDict:
 
 
 def sweep(c: ConfigDict) -> ConfigDict:
-  """Tries the same rates for both objectives, scored on the validation split."""
+  """Try the same rates for both objectives, scored on the validation split."""
   names = []
   for objective in ("sft", "dpo"):
     for rate in SWEEP:
@@ -332,7 +332,7 @@ def sweep(c: ConfigDict) -> ConfigDict:
 
 
 def files(c: ConfigDict) -> ConfigDict:
-  """Runs the loop on your own files; what is not given is left out.
+  """Run the loop on your own files; what is not given is left out.
 
   files.pretrain  LLaVA records (.json or .jsonl), for stage 1 and re-assembly
   files.preference  MMPR rows (.jsonl): image, question, chosen, rejected

@@ -90,7 +90,7 @@ _SUPERVISED = dict(_PLAIN, **_HALVES, family="vit")
 
 
 def _encoder(name, family, size, patch_size, *image_sizes):
-  """Returns one entry per image size, named by it."""
+  """Return one entry per image size, named by it."""
   return {
     f"{name}-{image_size}": dict(
       family, **size, patch_size=patch_size, image_size=image_size

@@ -29,7 +29,7 @@ def load(
   mesh: "jax.sharding.Mesh | None" = None,
   compute: "layers.Compute | None" = None,
 ) -> "tuple[pretrained.Pretrained, Any]":
-  """Returns (model, params) of any address.
+  """Return (model, params) of any address.
 
   Addresses: `hf:DIR` or `hf:org/name` (Hugging Face: SigLIP, CLIP, DINOv2, MAE,
   ViT, Qwen2.5, Llava, LLaVA-NeXT), `bv:FILE.npz[:img]` (big_vision),
@@ -67,7 +67,7 @@ def save(
   dtype: str = "float32",
   source: str | None = None,
 ) -> None:
-  """Writes a model with these parameters, given or trained.
+  """Write a model with these parameters, given or trained.
 
   Args:
     folder: must not be there; it is written aside and renamed.

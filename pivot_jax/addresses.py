@@ -56,7 +56,7 @@ class Address(NamedTuple):
 
 
 def parse(address: str) -> Address:
-  """Returns the parts of an address; a model of the hub is found or fetched.
+  """Return the parts of an address; a model of the hub is found or fetched.
 
   Raises:
     InputError: no folder or file named, an unknown option, or a model that is
@@ -125,7 +125,7 @@ def _options(address: str, query: str) -> dict[str, Any]:
 
 @functools.lru_cache(maxsize=64)
 def _from_hub(name: str, revision: str | None) -> pathlib.Path:
-  """Returns the folder of a model in the local cache, fetched if need be."""
+  """Return the folder of a model in the local cache, fetched if need be."""
   import huggingface_hub
   from huggingface_hub import errors
 

@@ -20,7 +20,7 @@ _REMOTE = re.compile(r"[a-z][a-z0-9+.-]+:/", re.IGNORECASE)
 
 
 def local_path(path: str | os.PathLike, name: str) -> pathlib.Path:
-  """Returns a path to write to; raises InputError for gs://... and the like.
+  """Return a path to write to; raises InputError for gs://... and the like.
 
   A folder `gs:` would be made of it. `name` is that of the flag or argument.
   """
@@ -34,7 +34,7 @@ def local_path(path: str | os.PathLike, name: str) -> pathlib.Path:
 
 
 def write_json(path: pathlib.Path, content: Content) -> None:
-  """Writes JSON aside and renames it into place."""
+  """Write JSON aside and renames it into place."""
   aside = path.with_name(path.name + ".tmp")
   text = json.dumps(content, indent=2, sort_keys=True, default=_plain)
   aside.write_text(text + "\n", encoding="utf-8")
@@ -42,7 +42,7 @@ def write_json(path: pathlib.Path, content: Content) -> None:
 
 
 def read_json(path: pathlib.Path) -> Any:
-  """Returns the content of a JSON file; raises InputError naming it."""
+  """Return the content of a JSON file; raises InputError naming it."""
   try:
     return json.loads(path.read_text(encoding="utf-8"))
   except (OSError, ValueError) as error:
@@ -50,7 +50,7 @@ def read_json(path: pathlib.Path) -> Any:
 
 
 def versions() -> dict[str, str]:
-  """Returns the versions of what computes and stores, for every record."""
+  """Return the versions of what computes and stores, for every record."""
   names = ("pivot_jax", "jax", "flax", "optax", "orbax-checkpoint", "numpy")
   found = {name: importlib.metadata.version(name) for name in names}
   return found | {"python": platform.python_version()}

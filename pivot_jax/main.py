@@ -38,7 +38,7 @@ EXIT_INPUT, EXIT_STOPPED, EXIT_NON_FINITE = 2, 75, 1
 
 
 def main(argv: Sequence[str]) -> None:
-  """Runs the recipe that the flags describe."""
+  """Run the recipe that the flags describe."""
   del argv
   _setup_logging()
   # Imported here so that a wrong flag is answered at once.
@@ -75,7 +75,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _check_sizes(config) -> None:
-  """Raises for sizes on the command line that given weights would override."""
+  """Raise for sizes on the command line that given weights would override."""
   given = _overrides()
   for part in ("vision", "llm"):
     init = config[part].init
@@ -91,12 +91,12 @@ def _check_sizes(config) -> None:
 
 
 def _overrides() -> Mapping[str, object]:
-  """Returns what the command line set in the config, by dotted key."""
+  """Return what the command line set in the config, by dotted key."""
   return config_flags.get_override_values(flags.FLAGS["config"])
 
 
 def _setup_logging() -> None:
-  """Shows the project's own lines, and of libraries only warnings."""
+  """Show the project's own lines, and of libraries only warnings."""
   absl_logging.set_verbosity(absl_logging.WARNING)
   LOG.setLevel(logging.INFO)
   LOG.propagate = False
@@ -106,7 +106,7 @@ def _setup_logging() -> None:
 
 
 def _setup_jax() -> None:
-  """Turns the compilation cache on and joins a cluster if there is one."""
+  """Turn the compilation cache on and joins a cluster if there is one."""
   import jax
 
   if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
@@ -132,7 +132,7 @@ def _leave(message: str, code: int) -> None:
 
 
 def run() -> None:
-  """Parses flags, answering a wrong one in a line, and runs `main`."""
+  """Parse flags, answering a wrong one in a line, and runs `main`."""
   flags.mark_flags_as_required(["config", "workdir"])
   app.run(main, flags_parser=_parse)
 

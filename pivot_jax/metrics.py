@@ -23,12 +23,12 @@ Measured = dict[str, Any]
 
 
 def measured(value: float, n: int, se: float | None) -> Measured:
-  """Returns one measured number: value, sample size, standard error."""
+  """Return one measured number: value, sample size, standard error."""
   return {"value": float(value), "n": int(n), "se": se}
 
 
 def share(hits: float, n: int) -> Measured:
-  """Returns hits/n with its binomial standard error."""
+  """Return hits/n with its binomial standard error."""
   if n == 0:
     raise InputError("a share of nothing: the evaluation set is empty")
   rate = hits / n
@@ -60,17 +60,17 @@ class Writer:
       self._board = _summary_writer(folder, step)
 
   def write(self, step: int, metrics: Mapping[str, float]) -> None:
-    """Appends one line `{"step": step, name: value, ...}`."""
+    """Append one line `{"step": step, name: value, ...}`."""
     self._write(self._path, step, metrics)
 
   def write_speed(self, step: int, metrics: Mapping[str, float]) -> None:
-    """Appends a line to `speed.jsonl`: what no two runs have in common."""
+    """Append a line to `speed.jsonl`: what no two runs have in common."""
     self._write(self._path.with_name("speed.jsonl"), step, metrics)
 
   def write_samples(
     self, samples: Sequence[tuple[str, Sequence[np.ndarray], str]]
   ) -> None:
-    """Shows (id, images uint8 [H, W, 3], text) of rows in TensorBoard, if asked."""
+    """Show (id, images uint8 [H, W, 3], text) of rows in TensorBoard, if asked."""
     if self._board is None:
       return
     for number, (name, images, text) in enumerate(samples):
@@ -82,7 +82,7 @@ class Writer:
       self._board.add_text(f"samples/{number}/text", f"{name}\n\n{lines}", 0)
 
   def close(self) -> None:
-    """Writes out what TensorBoard has not got yet."""
+    """Write out what TensorBoard has not got yet."""
     if self._board is not None:
       self._board.close()
 
@@ -98,7 +98,7 @@ class Writer:
 
 
 def read(folder: pathlib.Path) -> list[dict[str, float]]:
-  """Returns the lines of a run's metrics.jsonl, oldest first."""
+  """Return the lines of a run's metrics.jsonl, oldest first."""
   return _lines(folder / "metrics.jsonl")
 
 
@@ -114,13 +114,13 @@ class Status:
     self._live = sys.stderr.isatty()
 
   def due(self, step: int) -> bool:
-    """Returns whether `show` would show this step."""
+    """Return whether `show` would show this step."""
     quiet = 0.1 if self._live else self.EVERY
     waited = time.monotonic() - self._shown >= quiet
     return jax.process_index() == 0 and (waited or step >= self._total)
 
   def show(self, step: int, text: str = "") -> None:
-    """Shows progress; on a file at most every `EVERY` seconds and at the end."""
+    """Show progress; on a file at most every `EVERY` seconds and at the end."""
     if not self.due(step):
       return
     now = self._shown = time.monotonic()
@@ -154,7 +154,7 @@ def _lines(path: pathlib.Path) -> list[dict[str, float]]:
 
 
 def check_board() -> None:
-  """Raises InputError where TensorBoard's files cannot be written."""
+  """Raise InputError where TensorBoard's files cannot be written."""
   if importlib.util.find_spec("tensorboardX") is None:
     raise InputError(
       "tensorboard=True needs tensorboardX: pip install pivot_jax[tensorboard]"

@@ -50,7 +50,7 @@ ACTIVATION_RULES: tuple[tuple[str, Any], ...] = (
 
 
 def make_mesh(shape: Mapping[str, int]) -> Mesh:
-  """Returns a mesh of axes data, fsdp, tensor; -1 takes what is left.
+  """Return a mesh of axes data, fsdp, tensor; -1 takes what is left.
 
   Axis types are Auto: linen's modules fail under jax's default of Explicit.
   """
@@ -75,7 +75,7 @@ def make_mesh(shape: Mapping[str, int]) -> Mesh:
 
 
 def infer(shapes: PyTree, mesh: Mesh, rules: Sequence = PARAM_RULES) -> Any:
-  """Returns a tree of NamedShardings for a tree of arrays or shapes.
+  """Return a tree of NamedShardings for a tree of arrays or shapes.
 
   A dimension that its axis does not divide stays whole, and is logged.
   """
@@ -97,7 +97,7 @@ def infer(shapes: PyTree, mesh: Mesh, rules: Sequence = PARAM_RULES) -> Any:
 
 
 def like_params(state_shapes: PyTree, params: PyTree, mesh: Mesh) -> Any:
-  """Returns shardings for an optimizer state: its copies of parameters alike.
+  """Return shardings for an optimizer state: its copies of parameters alike.
 
   A subtree of the state whose structure and shapes are the parameters' gets the
   parameters' shardings; every other leaf is replicated.
@@ -117,22 +117,22 @@ def like_params(state_shapes: PyTree, params: PyTree, mesh: Mesh) -> Any:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-  """Returns the sharding of a value that every device holds whole."""
+  """Return the sharding of a value that every device holds whole."""
   return NamedSharding(mesh, PartitionSpec())
 
 
 def over_rows(mesh: Mesh) -> NamedSharding:
-  """Returns the sharding of a batch: its first axis over (data, fsdp)."""
+  """Return the sharding of a batch: its first axis over (data, fsdp)."""
   return NamedSharding(mesh, PartitionSpec(ROWS))
 
 
 def row_shards(mesh: Mesh) -> int:
-  """Returns over how many shards the rows of a batch are spread."""
+  """Return over how many shards the rows of a batch are spread."""
   return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
 def place_rows(tree: PyTree, mesh: Mesh) -> Any:
-  """Returns host arrays (this process's rows) placed over the mesh."""
+  """Return host arrays (this process's rows) placed over the mesh."""
   sharding = over_rows(mesh)
   return jax.tree.map(
     lambda x: jax.make_array_from_process_local_data(sharding, x), tree
@@ -146,7 +146,7 @@ def place(
   *,
   dtypes: Mapping[str, Any] | None = None,
 ) -> Any:
-  """Returns a tree of host arrays placed by the parameter rules, leaf by leaf.
+  """Return a tree of host arrays placed by the parameter rules, leaf by leaf.
 
   The arrays are copied: donating the result never deletes the caller's tree.
   `dtypes` gives leaves another dtype by path.
@@ -164,7 +164,7 @@ def place(
 def place_leaf(
   path: str, leaf: np.ndarray, mesh: Mesh, rules: Sequence = PARAM_RULES
 ) -> jax.Array:
-  """Returns one host array placed by the parameter rules.
+  """Return one host array placed by the parameter rules.
 
   The array is taken over: a CPU device may share its memory, and the caller may
   not write to it. It is on the devices when this returns.

@@ -9,5 +9,5 @@ import unicodedata
 
 
 def canonical(text: str) -> str:
-  """Returns a text in NFC, in which equal texts have equal characters."""
+  """Return a text in NFC, in which equal texts have equal characters."""
   return unicodedata.normalize("NFC", text)

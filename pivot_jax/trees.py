@@ -43,7 +43,7 @@ class Deferred:
 
 
 def flatten(tree: Tree) -> dict[str, Any]:
-  """Returns `{"a/b/c": leaf}` of a nested dict, in sorted order of paths."""
+  """Return `{"a/b/c": leaf}` of a nested dict, in sorted order of paths."""
   return dict(_leaves("", tree)) if tree else {}
 
 
@@ -58,7 +58,7 @@ def _leaves(prefix: str, node: Any) -> Iterator[tuple[str, Any]]:
 
 
 def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
-  """Returns the nested dict of `flatten`'s result."""
+  """Return the nested dict of `flatten`'s result."""
   tree: dict[str, Any] = {}
   for path, leaf in flat.items():
     *parents, last = path.split("/")
@@ -70,7 +70,7 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def subtree(tree: Tree, path: str) -> Tree:
-  """Returns the part of the tree below `path` (the whole for an empty path)."""
+  """Return the part of the tree below `path` (the whole for an empty path)."""
   node = tree
   for key in filter(None, path.split("/")):
     if not isinstance(node, Mapping) or key not in node:
@@ -81,7 +81,7 @@ def subtree(tree: Tree, path: str) -> Tree:
 
 
 def first_match(rules: Sequence[tuple[str, Any]], path: str) -> Any:
-  """Returns the value of the first rule whose pattern matches all of `path`."""
+  """Return the value of the first rule whose pattern matches all of `path`."""
   for pattern, value in rules:
     if re.fullmatch(pattern, path):
       return value
@@ -92,7 +92,7 @@ def first_match(rules: Sequence[tuple[str, Any]], path: str) -> Any:
 
 
 def match(rules: Sequence[tuple[str, Any]], tree: Tree) -> dict[str, Any]:
-  """Returns `{path: value}`; a path without a match, or a dead rule, raises."""
+  """Return `{path: value}`; a path without a match, or a dead rule, raises."""
   paths = list(flatten(tree))
   values = {path: first_match(rules, path) for path in paths}
   for pattern, _ in rules:
@@ -105,7 +105,7 @@ def match(rules: Sequence[tuple[str, Any]], tree: Tree) -> dict[str, Any]:
 
 
 def split(tree: Tree, patterns: Sequence[str]) -> tuple[Tree, Tree]:
-  """Returns (leaves that match any of the patterns, all other leaves)."""
+  """Return (leaves that match any of the patterns, all other leaves)."""
   flat = flatten(tree)
   for pattern in patterns:
     if not any(re.fullmatch(pattern, path) for path in flat):
@@ -122,7 +122,7 @@ def split(tree: Tree, patterns: Sequence[str]) -> tuple[Tree, Tree]:
 
 
 def merge(*trees: Tree) -> Tree:
-  """Returns the union of trees that share no leaf."""
+  """Return the union of trees that share no leaf."""
   union: dict[str, Any] = {}
   for tree in trees:
     flat = flatten(tree)
@@ -134,7 +134,7 @@ def merge(*trees: Tree) -> Tree:
 
 
 def diff(expected: Tree, actual: Tree) -> list[str]:
-  """Returns one line per missing, extra or misshapen leaf of `actual`."""
+  """Return one line per missing, extra or misshapen leaf of `actual`."""
   want, have = flatten(expected), flatten(actual)
   lines = [f"missing {p} {tuple(want[p].shape)}" for p in want if p not in have]
   lines += [f"extra {p} {tuple(have[p].shape)}" for p in have if p not in want]
@@ -147,12 +147,12 @@ def diff(expected: Tree, actual: Tree) -> list[str]:
 
 
 def fingerprint(tree: Tree) -> dict[str, str]:
-  """Returns `{path: CRC32 of dtype, shape and bytes, 8 hex digits}`."""
+  """Return `{path: CRC32 of dtype, shape and bytes, 8 hex digits}`."""
   return {path: leaf_crc(leaf) for path, leaf in flatten(tree).items()}
 
 
 def leaf_crc(leaf: Array | np.ndarray | np.generic | Deferred) -> str:
-  """Returns the CRC32 of one array's dtype, shape and bytes in hexadecimal."""
+  """Return the CRC32 of one array's dtype, shape and bytes in hexadecimal."""
   array = np.ascontiguousarray(jax.device_get(leaf))
   head = f"{array.dtype}{tuple(leaf.shape)}".encode()
   return (
@@ -166,7 +166,7 @@ def table(
   sources: Mapping[str, str],
   trainable: Sequence[str],
 ) -> str:
-  """Returns what a model starts from, one line a part of the tree.
+  """Return what a model starts from, one line a part of the tree.
 
   The columns: part, source, parameters, dtype, fingerprint (one CRC32 over
   those of the leaves, `prints`), and how many of the parameters train.
@@ -200,19 +200,19 @@ def table(
 
 
 def digest(values: Mapping[str, str] | Iterable[str]) -> str:
-  """Returns one CRC32 over strings, or over sorted `key=value` pairs."""
+  """Return one CRC32 over strings, or over sorted `key=value` pairs."""
   if isinstance(values, Mapping):
     values = [f"{key}={values[key]}" for key in sorted(values)]
   return f"{zlib.crc32(chr(10).join(values).encode()):08x}"
 
 
 def count(tree: Tree) -> int:
-  """Returns the number of scalars in a tree of arrays or shapes."""
+  """Return the number of scalars in a tree of arrays or shapes."""
   return sum(int(np.prod(leaf.shape)) for leaf in flatten(tree).values())
 
 
 def relative_change(before: Tree, after: Tree) -> float:
-  """Returns |after - before| / |before|, Euclidean over all leaves."""
+  """Return |after - before| / |before|, Euclidean over all leaves."""
   old, new = flatten(before), flatten(after)
   if old.keys() != new.keys():
     raise ValueError(f"trees differ: {sorted(old.keys() ^ new.keys())[:3]}")

@@ -27,7 +27,7 @@ PAIR = {"question": "which digit is shown ?", "chosen": "3", "rejected": "4"}
 
 @pytest.fixture
 def command(monkeypatch, tmp_path, capsys):
-  """Returns fn(config) -> (exit code, lines on stderr) of the command.
+  """Return fn(config) -> (exit code, lines on stderr) of the command.
 
   Flags are main_test's business: the config stands where they would put it.
   """
@@ -51,7 +51,7 @@ def command(monkeypatch, tmp_path, capsys):
 
 
 def refused(command, config, *parts):
-  """Asserts that the command leaves with one line that holds all the parts."""
+  """Assert that the command leaves with one line that holds all the parts."""
   code, lines = command(config)
   assert code == main.EXIT_INPUT
   assert [line for line in lines if line.startswith("error: ")] == lines[-1:]
@@ -69,7 +69,7 @@ def picture(tmp_path):
 
 
 def recipe(tmp_path, stage, **files):
-  """Returns the recipe on given files, cut down to one stage of two updates."""
+  """Return the recipe on given files, cut down to one stage of two updates."""
   config = pivot.get_config("files")
   config.order = (stage,)
   config.files.update(files | {"images": str(tmp_path / "images")})
@@ -89,7 +89,7 @@ def talk(**fields):
 
 
 def damaged(picture, name):
-  """Writes an image whose second half is lost."""
+  """Write an image whose second half is lost."""
   path = picture.with_name(name)
   Image.open(picture).save(path)
   path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
@@ -129,7 +129,7 @@ def test_a_row_that_its_image_makes_too_long_is_named_with_the_limit(
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-  """Returns the address of a whole model, which a score stage needs."""
+  """Return the address of a whole model, which a score stage needs."""
   return tiny_stages.save(
     tmp_path_factory.mktemp("whole"), tiny_stages.params()
   )
@@ -174,7 +174,7 @@ def test_a_line_that_is_not_utf_8_is_named_with_its_byte(
 
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory):
-  """Returns the tensors and the folder of a tiny encoder of transformers."""
+  """Return the tensors and the folder of a tiny encoder of transformers."""
   folder = tmp_path_factory.mktemp("encoder")
   config = transformers.SiglipVisionConfig(
     hidden_size=16,

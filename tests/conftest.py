@@ -76,7 +76,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 @pytest.fixture(scope="session")
 def test_data() -> pathlib.Path:
-  """Returns the folder of small real data sets, or skips the test."""
+  """Return the folder of small real data sets, or skips the test."""
   if _DATA not in os.environ:
     pytest.skip(f"set {_DATA} to the folder of small real data sets")
   folder = pathlib.Path(os.environ[_DATA])
@@ -87,7 +87,7 @@ def test_data() -> pathlib.Path:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item, call):
-  """Turns a skip of a test on real data into a failure if there is data."""
+  """Turn a skip of a test on real data into a failure if there is data."""
   report = yield
   on_data = "test_data" in item.fixturenames and _DATA in os.environ
   if (

@@ -172,7 +172,7 @@ _flash.defvjp(_forward, _backward)
 
 
 def _pretend_cudnn(monkeypatch):
-  """Stands in for the kernel, whose lowering asks the machine for its cuDNN."""
+  """Stand in for the kernel, whose lowering asks the machine for its cuDNN."""
   seen = []
 
   def kernel(q, k, v, *, implementation, **_):

@@ -46,7 +46,7 @@ ONLY_IN = {
 
 
 def imported(path: pathlib.Path) -> set[str]:
-  """Returns the dotted names a file imports, at its top or in a function."""
+  """Return the dotted names a file imports, at its top or in a function."""
   names = set()
   for node in ast.walk(ast.parse(path.read_text("utf-8"))):
     if isinstance(node, ast.Import):
@@ -64,7 +64,7 @@ def files(*folders: str) -> list[pathlib.Path]:
 
 
 def module_of(name: str) -> str:
-  """Returns the module of pivot_jax that an imported name is or lies in."""
+  """Return the module of pivot_jax that an imported name is or lies in."""
   name = name.removeprefix("pivot_jax").removeprefix(".")
   parent = name.rpartition(".")[0]
   in_file = ROOT / "pivot_jax" / f"{parent.replace('.', '/')}.py"

@@ -11,7 +11,7 @@ from pivot_jax import metrics
 
 
 def events(folder):
-  """Returns the events of the one file in a folder."""
+  """Return the events of the one file in a folder."""
   (path,) = (folder / "tensorboard").iterdir()
   data, found = path.read_bytes(), []
   while data:

@@ -15,7 +15,7 @@ WAYS = ("{}.", "It is {}.", "The statement is {}.", "I would say {}.")
 
 
 def pairs(record: dict, count: int) -> list[dict]:
-  """Returns a record as `count` pairs, ids ID-0, ID-1, ..."""
+  """Return a record as `count` pairs, ids ID-0, ID-1, ..."""
   words = [record[side].strip(".").lower() for side in ("chosen", "rejected")]
   found = []
   for number, way in enumerate(WAYS[:count]):

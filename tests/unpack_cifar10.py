@@ -14,7 +14,7 @@ import numpy as np
 
 
 def unpack(archive: pathlib.Path, to: pathlib.Path) -> None:
-  """Writes the archive's train and test pictures as train and val."""
+  """Write the archive's train and test pictures as train and val."""
   with np.load(archive, allow_pickle=False) as arrays:
     classes = [str(name) for name in arrays["classes"]]
     for theirs, ours in (("train", "train"), ("test", "val")):

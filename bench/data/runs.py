@@ -220,7 +220,7 @@ def pack(
   pixels: bool,
   threads: int,
 ) -> Found:
-  """Reads, encodes and packs updates; the first one is not timed."""
+  """Read, encodes and packs updates; the first one is not timed."""
   stream, coder = _stream(kind, path, tokenizer, pixels=pixels)
   of = dataclasses.replace(of, image_size=coder.image_size)
   found = stream.examples(range(batch * updates), threads=threads)

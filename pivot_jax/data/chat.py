@@ -67,7 +67,7 @@ def encode_conversation(
   mask: str,
   images: int = 1,
 ) -> Encoded:
-  """Encodes LLaVA turns as a prompt and one answer branch (paper.md 1.8).
+  """Encode LLaVA turns as a prompt and one answer branch (paper.md 1.8).
 
   The branch starts at the first assistant turn's `<|im_start|>` and runs to the
   end, later questions included. Template `plain` is the caption and a newline
@@ -118,7 +118,7 @@ def encode_pair(
   mask: str,
   images: int = 1,
 ) -> Encoded:
-  """Encodes a preference pair: branch 0 is chosen, branch 1 rejected.
+  """Encode a preference pair: branch 0 is chosen, branch 1 rejected.
 
   As in the paper's code the image always opens the question, which is stripped
   of white space; several stay where their tags are. The masks are those of
@@ -155,7 +155,7 @@ def encode_prompt(
   images: int = 1,
   template: str = "qwen_1_5",
 ) -> Encoded:
-  """Encodes a question for generation; it ends after the assistant's header.
+  """Encode a question for generation; it ends after the assistant's header.
 
   What was trained by `plain` is asked in `qwen_1_5`.
   """
@@ -168,7 +168,7 @@ def encode_prompt(
 
 
 def system(template: str) -> str:
-  """Returns the system prompt that goes with a template."""
+  """Return the system prompt that goes with a template."""
   return SYSTEMS["qwen_1_5" if template == "plain" else template]
 
 
@@ -195,7 +195,7 @@ def _check_answer(field: str, text: str) -> None:
 
 
 def _read_turns(conversations) -> list[tuple[str, str]]:
-  """Returns (role, content) pairs; a leading answer is dropped as in 1.8."""
+  """Return (role, content) pairs; a leading answer is dropped as in 1.8."""
   if not isinstance(conversations, Sequence) or isinstance(conversations, str):
     raise InputError("conversations: must be a list of turns")
   turns = [_read_turn(i, turn) for i, turn in enumerate(conversations)]
@@ -218,7 +218,7 @@ def _read_turn(index: int, turn) -> tuple[str, str]:
 
 
 def _place_images(turns, images: int):
-  """Gives the example one `<image>` for each image."""
+  """Give the example one `<image>` for each image."""
   asked = [content for role, content in turns if role == "user"]
   tags = sum(content.count(IMAGE) for content in asked)
   _check_count(tags, images)
@@ -285,7 +285,7 @@ def _encode_turns(tokenizer: Tokenizer, turns, mask: str):
 # Turns repeat a lot (short answers, fixed questions), so both caches pay.
 @functools.lru_cache(maxsize=2**14)
 def _encode_turn(tokenizer: Tokenizer, role: str, content: str, mask: str):
-  """Encodes `<|im_start|>{role}\\n{content}<|im_end|>\\n` as one text.
+  """Encode `<|im_start|>{role}\\n{content}<|im_end|>\\n` as one text.
 
   A special token splits the text before anything else is done to it, so the
   pieces between those of the template are encoded on their own.

@@ -54,11 +54,11 @@ class Coder:
   framed: bool = False
 
   def encode(self, row: Row) -> chat.Encoded:
-    """Returns the tokens of a row; raises InputError without its name."""
+    """Return the tokens of a row; raises InputError without its name."""
     return self._learnt(self._encode(row), row)
 
   def example(self, row: Row, *, pixels: bool = True) -> packing.Example:
-    """Returns a row as an example; without pixels, stand-ins of one pixel.
+    """Return a row as an example; without pixels, stand-ins of one pixel.
 
     Both answers of a pair are held to the limit, also where only the chosen one
     is learnt: SFT and DPO leave out, or cut, the same rows.
@@ -79,7 +79,7 @@ class Coder:
     )
 
   def _encode(self, row: Row) -> chat.Encoded:
-    """Returns a conversation, or a prompt with both answers of each pair."""
+    """Return a conversation, or a prompt with both answers of each pair."""
     style: dict[str, Any] = dict(
       template=self.template,
       mask=self.mask,
@@ -107,7 +107,7 @@ class Coder:
     return "conversations" in row and not self.pairs
 
   def _learnt(self, encoded: chat.Encoded, row: Row) -> chat.Encoded:
-    """Leaves out what this objective does not learn of a pair."""
+    """Leave out what this objective does not learn of a pair."""
     if self._talks(row):
       return encoded
     if self.pairs:
@@ -120,7 +120,7 @@ class Coder:
     )
 
   def pixels(self, image: Any) -> tuple[np.ndarray, ...]:
-    """Returns the images of a row at the size that the encoder reads.
+    """Return the images of a row at the size that the encoder reads.
 
     Several are padded to squares first (paper 1.3).
     """
@@ -172,19 +172,19 @@ def _several(field: Any) -> list[Any]:
 
 
 def blank(row: Row) -> tuple[np.ndarray, ...]:
-  """Returns stand-ins of one black pixel for the images of a row."""
+  """Return stand-ins of one black pixel for the images of a row."""
   return (np.zeros((1, 1, 3), np.uint8),) * len(records.listed(row["image"]))
 
 
 def check_fields(row: Row, *names: str) -> None:
-  """Raises InputError for the first field that a row lacks."""
+  """Raise InputError for the first field that a row lacks."""
   missing = [name for name in names if name not in row]
   if missing:
     raise InputError(f"{missing[0]!r}: the row has no such field")
 
 
 def crc(*sequences: np.ndarray) -> str:
-  """Returns a CRC32 of sequences of tokens."""
+  """Return a CRC32 of sequences of tokens."""
   value = 0
   for tokens in sequences:
     value = zlib.crc32(np.asarray(tokens, np.int32).tobytes(), value)
@@ -193,7 +193,7 @@ def crc(*sequences: np.ndarray) -> str:
 
 
 def pair_crcs(example: packing.Example) -> list[str]:
-  """Returns a CRC32 of the tokens of each pair, to key reference columns."""
+  """Return a CRC32 of the tokens of each pair, to key reference columns."""
   return [
     crc(example.prompt, *example.answers[2 * k : 2 * k + 2])
     for k in range(example.pairs)
@@ -203,7 +203,7 @@ def pair_crcs(example: packing.Example) -> list[str]:
 def with_reference(
   example: packing.Example, reference: Reference, name: str
 ) -> packing.Example:
-  """Returns an example with its pairs' log-probabilities, checked to be its own.
+  """Return an example with its pairs' log-probabilities, checked to be its own.
 
   `name` is the row's place, for messages.
   """

@@ -30,7 +30,7 @@ NAMES = ("pil", "pil_draft", "simplejpeg")
 
 
 def check(decoder: str) -> None:
-  """Raises InputError for an unknown decoder, or one that is not installed."""
+  """Raise InputError for an unknown decoder, or one that is not installed."""
   if decoder not in NAMES:
     raise InputError(f"decoder={decoder!r} is none of {', '.join(NAMES)}")
   if decoder == "simplejpeg":
@@ -38,7 +38,7 @@ def check(decoder: str) -> None:
 
 
 def can_shrink(image: Image.Image) -> bool:
-  """Returns whether an opened file is a JPEG that may be decoded smaller."""
+  """Return whether an opened file is a JPEG that may be decoded smaller."""
   # MPO is a JPEG with others behind it; the first is the picture.
   return image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L")
 
@@ -46,7 +46,7 @@ def can_shrink(image: Image.Image) -> bool:
 def shrink(
   image: Image.Image, data: bytes, *, decoder: str, times: int
 ) -> tuple[Image.Image, int]:
-  """Returns a JPEG as an image 2, 4 or 8 `times` smaller, its sides rounded up.
+  """Return a JPEG as an image 2, 4 or 8 `times` smaller, its sides rounded up.
 
   Args:
     image: the file `data` as Pillow opened it, and not yet loaded.

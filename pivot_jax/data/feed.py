@@ -88,7 +88,7 @@ def choose_layout(
   hosts: int = 1,
   start: int = 0,
 ) -> packing.Layout:
-  """Returns the static sizes for `steps` updates of `batch` examples.
+  """Return the static sizes for `steps` updates of `batch` examples.
 
   They begin at example `start` of the stream.
 
@@ -147,7 +147,7 @@ def _rows_of_one(coder, pack, batch: int, shards: int) -> packing.Layout:
 
 
 def check_processes(stream: Stream) -> None:
-  """Raises InputError unless all processes see the same rows.
+  """Raise InputError unless all processes see the same rows.
 
   They compare how many there are, and the texts of a few: a process with a file
   less, or with an old copy of one, would read another order.
@@ -176,7 +176,7 @@ def updates(
   sft_group: int,
   threads: int = 0,
 ) -> Generator[Update, None, None]:
-  """Yields placed updates from example `start` of the stream on, endlessly.
+  """Yield placed updates from example `start` of the stream on, endlessly.
 
   Each process reads and packs its own contiguous share of an update's examples,
   with `threads` that read ahead.
@@ -211,18 +211,18 @@ def updates(
 def read(
   stream: Stream, *, batch: int, start: int, share: Share, threads: int = 0
 ) -> Generator[packing.Example, None, None]:
-  """Yields a share of all updates from example `start` of the stream on."""
+  """Yield a share of all updates from example `start` of the stream on."""
   positions = _Positions(start, batch, share)
   return stream.examples(positions, threads=threads)
 
 
 def threads(workers: int) -> int:
-  """Returns how many threads read: -1 stands for one a core, 16 at most."""
+  """Return how many threads read: -1 stands for one a core, 16 at most."""
   return min(16, os.cpu_count() or 1) if workers < 0 else workers
 
 
 def _totals(stream, whole: range, share: Share, members) -> dict[str, int]:
-  """Returns the pairs and targets of a whole update."""
+  """Return the pairs and targets of a whole update."""
   if share.count == 1:
     return {}
   sizes = [stream.size(position) for position in whole]
@@ -233,7 +233,7 @@ def _totals(stream, whole: range, share: Share, members) -> dict[str, int]:
 
 
 def longest_prompt(source: Any, coder: Coder, patches: int) -> int:
-  """Returns the tokens of the longest generation prompt of a source."""
+  """Return the tokens of the longest generation prompt of a source."""
   return max(
     packing.length(_prompt(source, i, coder, pixels=False), patches)
     for i in range(len(source))
@@ -248,7 +248,7 @@ def prompts(
   tokens: int,
   patches: int,
 ) -> packing.Batch:
-  """Returns generation prompts as a batch, one a row, right padded."""
+  """Return generation prompts as a batch, one a row, right padded."""
   found = [_prompt(source, index, coder) for index in indices]
   layout = packing.Layout(
     rows=len(indices),
@@ -281,14 +281,14 @@ def _prompt(source, index, coder, *, pixels: bool = True) -> packing.Example:
 
 
 def images_and_labels(source: Any, image_size: int, resample: str = "bicubic"):
-  """Returns (uint8 [N, H, W, 3], int [N]) of a classification source."""
+  """Return (uint8 [N, H, W, 3], int [N]) of a classification source."""
   rows = [source[index] for index in range(len(source))]
   stacked = _stack([row["image"] for row in rows], image_size, resample)
   return stacked, np.asarray([row["label"] for row in rows], np.int32)
 
 
 def images_and_maps(source: Any, image_size: int, resample: str = "bicubic"):
-  """Returns (uint8 [N, H, W, 3], int32 [N, H, W]) of a segmentation source."""
+  """Return (uint8 [N, H, W, 3], int32 [N, H, W]) of a segmentation source."""
   rows = [source[index] for index in range(len(source))]
   stacked = _stack([row["image"] for row in rows], image_size, resample)
   maps = [

@@ -41,7 +41,7 @@ class Resample(NamedTuple):
 
 
 def parse_resample(text: str) -> Resample:
-  """Reads `FILTER` or `crop_FILTER[:EDGE]`, as in "crop_bicubic:248".
+  """Read `FILTER` or `crop_FILTER[:EDGE]`, as in "crop_bicubic:248".
 
   A filter alone squashes the image to the square. With `crop_` the shortest
   edge is scaled to EDGE pixels, or to the side of the square without one, and
@@ -64,7 +64,7 @@ def parse_resample(text: str) -> Resample:
 
 
 def same(one: str, other: str, size: int) -> bool:
-  """Returns whether two settings frame images of `size` pixels alike."""
+  """Return whether two settings frame images of `size` pixels alike."""
   first, second = (parse_resample(text) for text in (one, other))
   return first._replace(edge=first.edge or size) == second._replace(
     edge=second.edge or size
@@ -77,7 +77,7 @@ def resize(
   *,
   resample: str = "bicubic",
 ) -> UInt8[np.ndarray, "S S 3"]:
-  """Resizes to a square of `size` pixels and rounds to uint8, as Pillow does.
+  """Resize to a square of `size` pixels and rounds to uint8, as Pillow does.
 
   `bicubic` and `bilinear` ignore the aspect ratio (paper.md 1.3);
   `crop_bicubic` scales the image until it covers `size` and cuts the centre
@@ -98,7 +98,7 @@ def resize_labels(
   *,
   resample: str = "bicubic",
 ) -> Int32[np.ndarray, "S S"]:
-  """Resizes a label map by nearest pixel, framed as `resize` frames."""
+  """Resize a label map by nearest pixel, framed as `resize` frames."""
   how = parse_resample(resample)
   image = Image.fromarray(labels)
   return _squash_or_crop(
@@ -107,7 +107,7 @@ def resize_labels(
 
 
 def pad_square(image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "s s 3"]:
-  """Centres an image on a grey square of its longer side (paper.md 1.3).
+  """Centre an image on a grey square of its longer side (paper.md 1.3).
 
   An odd pixel of border is below the image, or right of it, as in LLaVA's
   `expand2square`.
@@ -118,7 +118,7 @@ def pad_square(image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "s s 3"]:
 def shrinkage(
   of: tuple[int, int], size: int, *, resample: str, pad: bool = False
 ) -> int:
-  """Returns how many times smaller a picture may be decoded before `frame`.
+  """Return how many times smaller a picture may be decoded before `frame`.
 
   That is 8, 4, 2 or 1: the most that leaves the picture, of width and height
   `of`, on no side smaller than `frame` makes it there. A picture that is padded
@@ -146,7 +146,7 @@ def frame(
   times: int = 1,
   pad: bool = False,
 ) -> UInt8[np.ndarray, "S S 3"]:
-  """Makes an RGB image square; see `resize` for the meaning of `resample`.
+  """Make an RGB image square; see `resize` for the meaning of `resample`.
 
   Args:
     of: width and height of the picture. They are `image`'s, but if it was

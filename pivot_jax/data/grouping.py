@@ -25,7 +25,7 @@ class Grouped:
   kind = "preference"
 
   def __init__(self, source: Any, most: int = 4):
-    """Reads every row once, as text.
+    """Read every row once, as text.
 
     Raises:
       InputError: rows that are no preference pairs, or a `most` below 1.
@@ -58,28 +58,28 @@ class Grouped:
     return len(self._starts) - 1
 
   def __getitem__(self, index: int) -> dict[str, Any]:
-    """Returns a group with the image of its first pair."""
+    """Return a group with the image of its first pair."""
     return self._joined(index, self._source[self._members(index)[0]])
 
   def text(self, index: int) -> dict[str, Any]:
-    """Returns a group without decoding its image."""
+    """Return a group without decoding its image."""
     return self._joined(index, self._source.text(self._members(index)[0]))
 
   def name(self, index: int) -> str:
-    """Returns where the first pair of a group stands."""
+    """Return where the first pair of a group stands."""
     return self._source.name(self._members(index)[0])
 
   def encoded(self, index: int) -> tuple[bytes, ...]:
-    """Returns the bytes of a group's image files."""
+    """Return the bytes of a group's image files."""
     return self._source.encoded(self._members(index)[0])
 
   def check_row(self, index: int) -> None:
-    """Raises for a pair with a wrong field, or an image not in place."""
+    """Raise for a pair with a wrong field, or an image not in place."""
     for member in self._members(index):
       self._source.check_row(member)
 
   def stamp(self) -> str:
-    """Returns what tells the source and how it is grouped."""
+    """Return what tells the source and how it is grouped."""
     inner = self._source.stamp()
     groups = zlib.crc32(self._rows.tobytes() + self._starts.tobytes())
     return inner and f"{inner} {groups:08x}"
@@ -99,7 +99,7 @@ class Grouped:
 
 
 def _key(source: Any, index: int) -> tuple[int | None, dict[str, Any]]:
-  """Returns a hash of what a pair shares, None for one that is left alone."""
+  """Return a hash of what a pair shares, None for one that is left alone."""
   try:
     row = source.text(index)
   except InputError:

@@ -52,7 +52,7 @@ _UNREADABLE = (
 def read(
   path: str | os.PathLike, *, max_pixels: int = MAX_PIXELS
 ) -> UInt8[np.ndarray, "H W 3"]:
-  """Reads an image file as RGB, at its own size.
+  """Read an image file as RGB, at its own size.
 
   Colour is defined for every kind of file: alpha is dropped (the colour below
   it stays), 16-bit grey is scaled to 8 bits and not clipped, of 16-bit colour
@@ -76,7 +76,7 @@ def decode(
   decoder: str = "pil",
   pad: bool = False,
 ) -> UInt8[np.ndarray, "H W 3"]:
-  """Decodes the bytes of an image file; see `read` for colours and errors.
+  """Decode the bytes of an image file; see `read` for colours and errors.
 
   Args:
     name: what messages call the image.
@@ -104,7 +104,7 @@ def decode(
 def read_labels(
   path: str | os.PathLike, *, max_pixels: int = MAX_PIXELS
 ) -> Int32[np.ndarray, "H W"]:
-  """Reads a label map: a PNG whose grey values or palette indices are labels.
+  """Read a label map: a PNG whose grey values or palette indices are labels.
 
   Raises:
     InputError: as `read`, or a file whose pixels are not plain indices.
@@ -115,7 +115,7 @@ def read_labels(
 def decode_labels(
   data: bytes, *, name: str, max_pixels: int = MAX_PIXELS
 ) -> Int32[np.ndarray, "H W"]:
-  """Decodes the bytes of a label map; see `read_labels`."""
+  """Decode the bytes of a label map; see `read_labels`."""
   image = _open_labels(data, name=name, max_pixels=max_pixels)
   _load(image, name=name, length=len(data))
   return np.asarray(image).astype(np.int32)
@@ -128,7 +128,7 @@ def check_header(
   max_pixels: int = MAX_PIXELS,
   labels: bool = False,
 ) -> None:
-  """Raises what can be known of an image, or label map, from its header."""
+  """Raise what can be known of an image, or label map, from its header."""
   if labels:
     _open_labels(data, name=name, max_pixels=max_pixels)
   else:
@@ -138,7 +138,7 @@ def check_header(
 def preprocess(
   images: Sequence[Image.Image | np.ndarray], size: int, *, resample: str
 ) -> UInt8[np.ndarray, "N S S 3"]:
-  """Returns the pixels an encoder reads, from images as a program has them.
+  """Return the pixels an encoder reads, from images as a program has them.
 
   Colours are those of `read`: an EXIF rotation is not applied, and an animation
   gives the frame it stands at, the first of a file just opened. Arrays are
@@ -188,12 +188,12 @@ class Pictures:
     return self._read(relative, pad=False)
 
   def read_many(self, relatives: Sequence[str]) -> list[np.ndarray]:
-    """Reads the images of a row; of several each is padded to a square."""
+    """Read the images of a row; of several each is padded to a square."""
     pad = len(relatives) > 1
     return [self._read(relative, pad=pad) for relative in relatives]
 
   def read_row(self, image: str | list[str] | None) -> Any:
-    """Reads what a row shows: nothing, one image, or a list of several."""
+    """Read what a row shows: nothing, one image, or a list of several."""
     if image is None:
       return None
     several = isinstance(image, list)
@@ -207,11 +207,11 @@ class Pictures:
     )
 
   def read_bytes(self, relative: str) -> bytes:
-    """Returns an image's file as it is on disk."""
+    """Return an image's file as it is on disk."""
     return _read_bytes(resolve(self.root, relative))
 
   def decode(self, data: bytes, *, name: str, pad: bool = False) -> np.ndarray:
-    """Decodes an image's file as `read` does, padded to a square or not."""
+    """Decode an image's file as `read` does, padded to a square or not."""
     return decode(
       data,
       name=name,
@@ -255,7 +255,7 @@ def _read_bytes(path: str | os.PathLike) -> bytes:
 def _open(
   data: bytes, *, name: str, formats: tuple[str, ...], max_pixels: int
 ) -> Image.Image:
-  """Reads the header alone and looks at the size in it."""
+  """Read the header alone and looks at the size in it."""
   with _refusing(name, len(data), formats):
     image = Image.open(io.BytesIO(data), formats=formats)
   width, height = image.size
@@ -269,7 +269,7 @@ def _open(
 
 
 def _open_labels(data: bytes, *, name: str, max_pixels: int) -> Image.Image:
-  """Reads the header of a label map, whose pixels must be plain indices."""
+  """Read the header of a label map, whose pixels must be plain indices."""
   image = _open(data, name=name, formats=("PNG",), max_pixels=max_pixels)
   if image.mode not in ("L", "P", "1") and not image.mode.startswith("I"):
     raise InputError(
@@ -292,7 +292,7 @@ def _load(image: Image.Image, *, name: str, length: int) -> None:
 
 @contextlib.contextmanager
 def _refusing(name: str, length: int, formats: tuple[str, ...]):
-  """Turns what Pillow raises about a file of `length` bytes into InputError."""
+  """Turn what Pillow raises about a file of `length` bytes into InputError."""
   try:
     yield
   except Image.UnidentifiedImageError:
@@ -337,7 +337,7 @@ def _pixels(
 
 
 def _rgb(image: Image.Image, name: str) -> Image.Image:
-  """Returns an image of any mode as RGB; `read` defines the colours."""
+  """Return an image of any mode as RGB; `read` defines the colours."""
   if image.mode == "RGB":
     return image
   if image.mode.startswith("I"):

@@ -70,7 +70,7 @@ def layout_for(
   row_tokens: int = 0,
   row_images: int = 0,
 ) -> Layout:
-  """Returns the smallest layout that holds each of the updates.
+  """Return the smallest layout that holds each of the updates.
 
   Args:
     row_tokens: tokens that a row may have; it gets as few of them as hold the
@@ -117,7 +117,7 @@ def layout_for(
 def _largest(
   sizes: Sequence[Size], row_tokens: int, row_images: int
 ) -> tuple[int, int]:
-  """Returns the most tokens and images of an example, which a row must hold."""
+  """Return the most tokens and images of an example, which a row must hold."""
   if not sizes:
     raise InputError("no examples to pack: the data is empty")
   longest = max(size.tokens for size in sizes)
@@ -144,7 +144,7 @@ def _rows(parts, tokens: int, images: int) -> int:
 
 
 def _place_all(parts, tokens: int, images: int, rows: int):
-  """Returns how many rows every part fits in, at least `rows`, and all rows."""
+  """Return how many rows every part fits in, at least `rows`, and all rows."""
   placed = []
   for part in parts:
     found = assign(part, tokens=tokens, images=images, rows=rows)
@@ -155,7 +155,7 @@ def _place_all(parts, tokens: int, images: int, rows: int):
 
 
 def _shortest(parts, tokens: int, images: int, rows: int, longest: int) -> int:
-  """Returns the fewest tokens a row needs so that every part takes `rows`."""
+  """Return the fewest tokens a row needs so that every part takes `rows`."""
   step = 128 if tokens >= _LONG else 8
   total = max(sum(size.tokens for size in part) for part in parts)
   low = max(_up(longest, step), _up(-(-total // rows), step))
@@ -169,7 +169,7 @@ def _shortest(parts, tokens: int, images: int, rows: int, longest: int) -> int:
 
 
 def place(sizes: Sequence[Size], layout: Layout) -> list[list[int]]:
-  """Returns which examples each row of a layout holds."""
+  """Return which examples each row of a layout holds."""
   return assign(
     sizes,
     tokens=layout.tokens,
@@ -187,7 +187,7 @@ def assign(
   examples: int | None = None,
   rows: int = 0,
 ) -> list[list[int]]:
-  """Returns rows of example indices, in stream order within a row.
+  """Return rows of example indices, in stream order within a row.
 
   Rows are filled evenly; where that does not work out, first fit by decreasing
   length.
@@ -229,7 +229,7 @@ class _Limits(NamedTuple):
 
 
 def _fewest(table: np.ndarray, limits: _Limits) -> int:
-  """Returns a number of rows that none can be fewer than."""
+  """Return a number of rows that none can be fewer than."""
   have = (*table.sum(axis=0).tolist(), len(table))
   return max(-(-x // max(1, limit)) for x, limit in zip(have, limits))
 
@@ -258,7 +258,7 @@ def _first_fit(sizes, order, limits: _Limits) -> list[list[int]]:
 def _balance(
   table: np.ndarray, order: Sequence[int], limits: _Limits, count: int
 ) -> list[list[int]] | None:
-  """Returns `count` rows filled evenly, None if that does not work out.
+  """Return `count` rows filled evenly, None if that does not work out.
 
   The longest example that is left goes to the emptiest row that has a place for
   it; afterwards examples are exchanged for shorter ones as long as the fullest
@@ -281,7 +281,7 @@ def _balance(
 
 
 def _exchange(weights, row_of, loads, limits: _Limits) -> bool:
-  """Relieves the fullest row as far as one exchange can; False if none does."""
+  """Relieve the fullest row as far as one exchange can; False if none does."""
   over = int(np.argmax(loads[:, 0]))
   mine = np.flatnonzero(row_of == over)
   theirs = np.flatnonzero(row_of != over)
@@ -314,7 +314,7 @@ def _shares(update: Sequence[Size], hosts: int) -> list[Sequence[Size]]:
 
 
 def _choose_images(parts, tokens: int, patches: int, step: int) -> int:
-  """Returns how many images a row should have room for."""
+  """Return how many images a row should have room for."""
   most = max(size.images for part in parts for size in part)
   if not most:
     return 0

@@ -52,7 +52,7 @@ class Table:
   bad: dict[int, str]
 
   def kept(self) -> np.ndarray:
-    """Returns the indices of the rows that can be trained on."""
+    """Return the indices of the rows that can be trained on."""
     fine = np.ones(len(self.sizes), bool)
     fine[[*self.long, *self.bad]] = False
     return np.flatnonzero(fine)
@@ -64,7 +64,7 @@ class Table:
 def measure(
   source: Any, coder: coders.Coder, *, key: str = "", processes: int = 0
 ) -> Table:
-  """Returns the sizes of all rows of a source.
+  """Return the sizes of all rows of a source.
 
   Args:
     key: what tells the source's content; "" keeps no table.
@@ -149,7 +149,7 @@ def _part(rows: range) -> Table:
 
 
 def part(source: Any, coder: coders.Coder, rows: Sequence[int]) -> Table:
-  """Returns the sizes of some rows, numbered from 0."""
+  """Return the sizes of some rows, numbered from 0."""
   sizes = np.zeros((len(rows), len(_FIELDS)), np.int32)
   long, bad = {}, {}
   for place, index in enumerate(rows):

@@ -26,7 +26,7 @@ def open_path(
   root: str | None = None,
   flawed: bool = False,
 ) -> tuple[str, Any]:
-  """Returns (kind of row, source) of a file or a folder.
+  """Return (kind of row, source) of a file or a folder.
 
   Args:
     path: .json or .jsonl of records; MMPR's meta.json; a mixture's .yaml; a
@@ -59,7 +59,7 @@ def open_path(
 
 
 def _spec(place: pathlib.Path, images: str | None) -> dict[str, Any]:
-  """Returns the config entry for a path."""
+  """Return the config entry for a path."""
   rooted = {} if images is None else {"image_root": images}
   known = opener.format_of(place)
   if known:
@@ -75,7 +75,7 @@ def _spec(place: pathlib.Path, images: str | None) -> dict[str, Any]:
 
 
 def _scenes(text: str) -> dict[str, Any]:
-  """Returns the config entry of `scenes:TASK?FIELD=VALUE&...`."""
+  """Return the config entry of `scenes:TASK?FIELD=VALUE&...`."""
   task, _, query = text.removeprefix("scenes:").partition("?")
   kinds = {"size": int, "seed": int, "turns": int, "new_fraction": float}
   fields: dict[str, Any] = {}
@@ -114,7 +114,7 @@ def _folder(place: pathlib.Path) -> dict[str, Any]:
 
 
 def _kind(place: pathlib.Path) -> str:
-  """Tells the kind of a file by its first record that is one."""
+  """Tell the kind of a file by its first record that is one."""
   found, record = json_index.File(place), {}
   for index in range(len(found)):
     try:

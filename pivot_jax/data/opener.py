@@ -48,7 +48,7 @@ TEXTS = (
 
 
 def open_source(spec: Mapping[str, Any], *, logged: bool = False) -> Any:
-  """Returns the source that a config's `data` entry describes.
+  """Return the source that a config's `data` entry describes.
 
   `kind` names it, `max_bad` is the share of rows that may be left out because
   a field or the image cannot be read (0: none, and none is looked for), `bad` a
@@ -82,7 +82,7 @@ def open_stream(
   seed: int,
   reference: coders.Reference | None = None,
 ) -> streams.Stream:
-  """Returns the stream of (entry, weight) pairs; see `streams.Stream`.
+  """Return the stream of (entry, weight) pairs; see `streams.Stream`.
 
   The rows that a mixture takes of each file go to the log.
 
@@ -106,7 +106,7 @@ def open_stream(
 
 
 def long_rows(asked: str, specs: Sequence[Mapping[str, Any]]) -> str:
-  """Returns what becomes of rows over the limit, "auto" being resolved.
+  """Return what becomes of rows over the limit, "auto" being resolved.
 
   Of a published mixture nobody can shorten a row; one's own files one can.
   """
@@ -122,7 +122,7 @@ def long_rows(asked: str, specs: Sequence[Mapping[str, Any]]) -> str:
 
 @functools.cache
 def _bad_rows(spec: str, max_bad: float) -> tuple[int, ...]:
-  """Reads a source through, once a run, and says what is left out."""
+  """Read a source through, once a run, and says what is left out."""
   source = _open(json.loads(spec))
   found = json_records.check(source, max_bad=max_bad)
   for _, message in found:
@@ -158,7 +158,7 @@ ROWS = {
 
 
 def format_of(place: pathlib.Path) -> str:
-  """Returns the kind of a file or folder that is of one format, else ""."""
+  """Return the kind of a file or folder that is of one format, else ""."""
   if place.suffix in (".yaml", ".yml"):
     return "mixture"
   shards = "*" in place.name or any(place.glob("*.parquet"))
@@ -170,7 +170,7 @@ def format_of(place: pathlib.Path) -> str:
 
 
 def _is_meta(place: pathlib.Path) -> bool:
-  """Returns whether a file is an MMPR meta.json: an object of objects."""
+  """Return whether a file is an MMPR meta.json: an object of objects."""
   if not place.is_file():
     return False
   with place.open("rb") as file:
@@ -240,7 +240,7 @@ def _check_rows(source: json_records.Source, path: str, needed: str) -> None:
 
 
 def _listed(source: Any, path: pathlib.Path) -> tuple[int, ...]:
-  """Returns the rows of a source that a file of `data check` names."""
+  """Return the rows of a source that a file of `data check` names."""
   listed = json_index.File(path)
   faults = [listed.record(i) for i in range(len(listed))]
   for number, one in enumerate(faults, 1):
@@ -264,7 +264,7 @@ def _listed(source: Any, path: pathlib.Path) -> tuple[int, ...]:
 
 
 def _real(path: str) -> str:
-  """Returns what a file is told by, however its name is composed."""
+  """Return what a file is told by, however its name is composed."""
   return texts.canonical(os.path.realpath(path))
 
 
@@ -283,15 +283,15 @@ class Readable:
     return self._source[self._kept[index]]
 
   def name(self, index: int) -> str:
-    """Returns where a row stands in the file."""
+    """Return where a row stands in the file."""
     return self._source.name(self._kept[index])
 
   def text(self, index: int) -> Row:
-    """Returns a row without decoding its image."""
+    """Return a row without decoding its image."""
     return self._source.text(self._kept[index])
 
   def encoded(self, index: int) -> tuple[bytes, ...]:
-    """Returns the bytes of a row's image files."""
+    """Return the bytes of a row's image files."""
     return self._source.encoded(self._kept[index])
 
   @property
@@ -299,11 +299,11 @@ class Readable:
     return self._source.kind
 
   def check_row(self, index: int) -> None:
-    """Raises for a wrong field, or an image that is not in place."""
+    """Raise for a wrong field, or an image that is not in place."""
     self._source.check_row(self._kept[index])
 
   def stamp(self) -> str:
-    """Returns what tells the source and which rows are kept."""
+    """Return what tells the source and which rows are kept."""
     inner, kept = self._source.stamp(), np.asarray(self._kept, np.int64)
     return inner and f"{inner} {zlib.crc32(kept.tobytes()):08x}"
 
@@ -323,20 +323,20 @@ class WithoutImages:
     return self.text(index)
 
   def name(self, index: int) -> str:
-    """Returns where a row stands."""
+    """Return where a row stands."""
     return self._source.name(index)
 
   def check_row(self, index: int) -> None:
-    """Raises for a wrong field."""
+    """Raise for a wrong field."""
     self.text(index)
 
   def stamp(self) -> str:
-    """Returns what tells the texts, which are not those with images."""
+    """Return what tells the texts, which are not those with images."""
     inner = self._source.stamp()
     return inner and f"text {inner}"
 
   def text(self, index: int) -> Row:
-    """Returns a row without its image and image tags."""
+    """Return a row without its image and image tags."""
     row = self._source.text(index)
     turns = [
       turn

@@ -89,7 +89,7 @@ class Example:
 
 
 def size(example: Example, patches: int) -> layouts.Size:
-  """Returns what an example takes in a row, its images expanded."""
+  """Return what an example takes in a row, its images expanded."""
   prompt = expanded(example.prompt, patches)
   answers = [expanded(answer, patches) for answer in example.answers]
   return layouts.Size(
@@ -103,12 +103,12 @@ def size(example: Example, patches: int) -> layouts.Size:
 
 
 def length(example: Example, patches: int) -> int:
-  """Returns the tokens an example takes in a row, its images expanded."""
+  """Return the tokens an example takes in a row, its images expanded."""
   return size(example, patches).tokens
 
 
 def targets(example: Example) -> int:
-  """Returns the number of loss positions an example takes.
+  """Return the number of loss positions an example takes.
 
   The first token of a sequence is never predicted; the targets of a prompt
   count once for each of its answers.
@@ -127,7 +127,7 @@ def layout_for(
   row_tokens: int = 0,
   max_length: int = 2048,
 ) -> Layout:
-  """Returns the smallest layout that holds each of the updates.
+  """Return the smallest layout that holds each of the updates.
 
   See `fitting.layout_for`. Raises InputError for an example over `max_length`,
   image tokens included.
@@ -145,7 +145,7 @@ def layout_for(
 
 
 def place(examples: Sequence[Example], layout: Layout) -> list[list[int]]:
-  """Returns which examples each row of a layout holds, as `pack` does it."""
+  """Return which examples each row of a layout holds, as `pack` does it."""
   sizes = [size(example, layout.patches) for example in examples]
   for example, one in zip(examples, sizes):
     _check_fits(one.tokens, layout.tokens, "tokens", example.id)
@@ -162,7 +162,7 @@ def pack(
   targets: int = 0,
   share: float = 1.0,
 ) -> Batch:
-  """Returns one update as a Batch.
+  """Return one update as a Batch.
 
   `sft_group` = 2 gives the paper's weights, a token mean in each group of two
   examples in stream order and the mean over groups (paper 2.4); 0 one token
@@ -187,7 +187,7 @@ def pack(
 
 
 def pack_in_order(examples: Sequence[Example], layout: Layout) -> Batch:
-  """Returns a batch with example i alone in row i, for generation."""
+  """Return a batch with example i alone in row i, for generation."""
   batch = empty(layout)
   for row, example in enumerate(examples):
     _check_fits(
@@ -198,7 +198,7 @@ def pack_in_order(examples: Sequence[Example], layout: Layout) -> Batch:
 
 
 def _fill_row(batch, row, members, layout, pair_weight) -> None:
-  """Writes the members of one row, one after the other."""
+  """Write the members of one row, one after the other."""
   cursor = _Cursor()
   for segment, (example, weight) in enumerate(members, 1):
     _check_fits(len(example.answers), layout.copies, "copies", example.id)
@@ -258,7 +258,7 @@ def _write_images(batch, row, example, layout, cursor) -> None:
 
 
 def _write(batch, row, part, ids, flags, offset, layout, cursor):
-  """Writes the tokens of a prompt or an answer, its images expanded.
+  """Write the tokens of a prompt or an answer, its images expanded.
 
   Image positions carry token 0: their embedding is never looked at. Returns the
   ids and target flags as written.
@@ -285,7 +285,7 @@ def _write(batch, row, part, ids, flags, offset, layout, cursor):
 
 
 def _list_sequence(batch, row, branch, prompt, own, layout, cursor) -> None:
-  """Lists a prompt and one answer as a causal sequence, both ways."""
+  """List a prompt and one answer as a causal sequence, both ways."""
   size = len(prompt) + len(own)
   _check_fits(cursor.sequence + 1, layout.sequences, "sequences")
   _check_fits(size, layout.sequence, "sequence")
@@ -298,7 +298,7 @@ def _list_sequence(batch, row, branch, prompt, own, layout, cursor) -> None:
 def _write_losses(
   batch, row, example, sequence, parts, weight, layout, cursor
 ) -> None:
-  """Writes what a sequence predicts; its first token is never predicted."""
+  """Write what a sequence predicts; its first token is never predicted."""
   ids, flags = (np.concatenate(x) for x in zip(*parts))
   position = np.flatnonzero(flags)
   position = position[position > 0]
@@ -325,7 +325,7 @@ def _write_pairs(batch, row, example, pair_weight, layout, cursor) -> None:
 
 
 def _sft_weights(examples, group, total, share) -> list[float]:
-  """Returns the weight that each target token of an example has.
+  """Return the weight that each target token of an example has.
 
   A void one keeps its part in the means: its tokens count, and weigh nothing.
   """
@@ -345,7 +345,7 @@ def _sft_weights(examples, group, total, share) -> list[float]:
 
 
 def empty(layout: Layout) -> Batch:
-  """Returns a batch of padding."""
+  """Return a batch of padding."""
   rows, tokens = layout.rows, layout.tokens
   size = layout.image_size
 
@@ -383,7 +383,7 @@ def _check_fits(needed: int, have: int, name: str, example: str = "") -> None:
 
 
 def check_length(example: Example, patches: int, limit: int) -> None:
-  """Raises InputError if one of an example's sequences is over `limit`."""
+  """Raise InputError if one of an example's sequences is over `limit`."""
   prompt = expanded(example.prompt, patches)
   longest = size(example, patches).sequence
   if longest > limit:
@@ -394,5 +394,5 @@ def check_length(example: Example, patches: int, limit: int) -> None:
 
 
 def expanded(tokens: np.ndarray, patches: int) -> int:
-  """Returns how many tokens these are with their images expanded."""
+  """Return how many tokens these are with their images expanded."""
   return len(tokens) + int((tokens == IMAGE_TOKEN).sum()) * (patches - 1)

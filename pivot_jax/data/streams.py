@@ -48,7 +48,7 @@ class Stream:
     max_bad: Sequence[float] = (),
     framed: Sequence[bool] = (),
   ):
-    """Makes a stream of (source, weight) parts.
+    """Make a stream of (source, weight) parts.
 
     Args:
       max_bad: of each source, the share of rows that may be unusable or have an
@@ -90,7 +90,7 @@ class Stream:
     )
 
   def rows(self, part: int) -> int:
-    """Returns how many rows of a source are trained on."""
+    """Return how many rows of a source are trained on."""
     kept = self._kept[part]
     return len(self._sources[part]) if kept is None else len(kept)
 
@@ -100,7 +100,7 @@ class Stream:
     return [self.rows(part) for part in range(len(self._sources))]
 
   def place(self, position: int) -> tuple[int, int]:
-    """Returns (source number, row index) at a position of the stream."""
+    """Return (source number, row index) at a position of the stream."""
     found = self._order[position]
     assert found is not None  # Only a filter would take some away.
     part, index = found
@@ -108,11 +108,11 @@ class Stream:
     return part, index if kept is None else int(kept[index])
 
   def size(self, position: int) -> layouts.Size:
-    """Returns what the example at a position takes in a row."""
+    """Return what the example at a position takes in a row."""
     return self.size_of(self.place(position))
 
   def size_of(self, place: tuple[int, int]) -> layouts.Size:
-    """Returns what a (source number, row index) takes in a row."""
+    """Return what a (source number, row index) takes in a row."""
     table = self._tables[place[0]]
     if table is not None:
       why = table.bad.get(place[1]) or table.long.get(place[1])
@@ -125,7 +125,7 @@ class Stream:
     return self._sizes[place]
 
   def digest(self) -> int:
-    """Returns a CRC32 of the tokens of a few rows of each source."""
+    """Return a CRC32 of the tokens of a few rows of each source."""
     code = 0
     for source in self._sources:
       for index in (0, len(source) // 2, len(source) - 1):
@@ -138,7 +138,7 @@ class Stream:
     return code
 
   def measure(self, count: int) -> None:
-    """Measures whole sources at once where `count` examples read most of them."""
+    """Measure whole sources at once where `count` examples read most of them."""
     if count < sum(self.counts) // 2:
       return
     for part, source in enumerate(self._sources):
@@ -146,7 +146,7 @@ class Stream:
         self._measure(part)
 
   def example(self, position: int, *, pixels: bool = True) -> packing.Example:
-    """Returns the example at a position; without pixels, stand-ins.
+    """Return the example at a position; without pixels, stand-ins.
 
     Raises:
       InputError: a row that cannot be used, by its file and place.
@@ -154,7 +154,7 @@ class Stream:
     return self.read(self.place(position), pixels=pixels)
 
   def every(self) -> list[tuple[int, int]]:
-    """Returns all (source number, row index) that are trained on, in order."""
+    """Return all (source number, row index) that are trained on, in order."""
     return [
       (part, int(index))
       for part, kept in enumerate(self._kept)
@@ -164,7 +164,7 @@ class Stream:
   def read(
     self, place: tuple[int, int], *, pixels: bool = True
   ) -> packing.Example:
-    """Returns the example of a (source number, row index); see `example`."""
+    """Return the example of a (source number, row index); see `example`."""
     part, index = place
     source = self._sources[part]
     if not pixels:
@@ -184,13 +184,13 @@ class Stream:
   def examples(
     self, positions: Sequence[int], *, threads: int = 0
   ) -> Generator[packing.Example, None, None]:
-    """Yields the examples at positions, in their order; see `read_all`."""
+    """Yield the examples at positions, in their order; see `read_all`."""
     return self.read_all(_Places(self, positions), threads=threads)
 
   def read_all(
     self, places: Sequence[tuple[int, int]], *, threads: int = 0
   ) -> Generator[packing.Example, None, None]:
-    """Yields the examples of (source number, row index) pairs, in their order.
+    """Yield the examples of (source number, row index) pairs, in their order.
 
     `threads` read at once, a few examples ahead; with 0 nothing is ahead.
     """
@@ -211,7 +211,7 @@ class Stream:
     return with_reference(found, self._reference, name)
 
   def _void(self, part: int, index: int) -> packing.Example:
-    """Returns a row whose image cannot be read: black, and without weight."""
+    """Return a row whose image cannot be read: black, and without weight."""
     source, side = self._sources[part], self._coder.image_size
     with records.located(source.name(index)):
       found = self._coder.example(source.text(index), pixels=False)
@@ -221,7 +221,7 @@ class Stream:
     )
 
   def _count(self, part: int, index: int, why: str) -> None:
-    """Notes an unreadable row, and stops where there are too many."""
+    """Note an unreadable row, and stops where there are too many."""
     with self._lock:
       bad = self._bad[part]
       if index in bad:
@@ -247,7 +247,7 @@ class Stream:
     return table
 
   def _leave_out(self, part: int) -> None:
-    """Measures all rows, and leaves out those that cannot be trained on."""
+    """Measure all rows, and leaves out those that cannot be trained on."""
     source, table = self._sources[part], self._measure(part)
     self._kept[part] = table.kept()
     if table.long and self._coder.long == "drop":

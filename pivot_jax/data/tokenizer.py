@@ -64,7 +64,7 @@ class Tokenizer:
     return hashlib.sha256(text.encode()).hexdigest()
 
   def encode(self, text: str, allow_special: bool = False) -> list[int]:
-    """Returns the ids of `text`; ChatML tokens are text unless allowed."""
+    """Return the ids of `text`; ChatML tokens are text unless allowed."""
     if not allow_special:
       return encode(self, text)[0].tolist()
     ids = []
@@ -73,7 +73,7 @@ class Tokenizer:
     return ids
 
   def decode(self, ids: Iterable[int]) -> str:
-    """Returns the text of `ids`, special tokens and `<image>` spelled out."""
+    """Return the text of `ids`, special tokens and `<image>` spelled out."""
     text, run = "", []
     for token in map(int, ids):
       if token == IMAGE_TOKEN:
@@ -83,12 +83,12 @@ class Tokenizer:
     return text + self._decode(run)
 
   def special(self, name: str) -> int:
-    """Returns the id of one of the three special tokens."""
+    """Return the id of one of the three special tokens."""
     ids = (self.im_start, self.im_end, self.end_of_text)
     return ids[SPECIALS.index(name)]
 
   def check_vocabulary(self, size: int, where: str) -> None:
-    """Raises InputError if it has ids beyond a model's `size` embeddings."""
+    """Raise InputError if it has ids beyond a model's `size` embeddings."""
     if self.vocab_size > size:
       raise InputError(
         f"{where}: the tokenizer has {self.vocab_size} tokens, the language model"
@@ -96,7 +96,7 @@ class Tokenizer:
       )
 
   def save(self, folder: str | os.PathLike) -> None:
-    """Writes a folder that `load_tokenizer` and transformers can read."""
+    """Write a folder that `load_tokenizer` and transformers can read."""
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "tokenizer.json").write_text(self.backend.to_str(), "utf-8")
@@ -107,7 +107,7 @@ class Tokenizer:
 
 
 def load_tokenizer(folder: str | os.PathLike) -> Tokenizer:
-  """Reads a local tokenizer folder, with transformers if it must be converted.
+  """Read a local tokenizer folder, with transformers if it must be converted.
 
   A folder with `tokenizer.json` needs no transformers; one with the older
   `vocab.json` and `merges.txt` does. Nothing is ever downloaded.
@@ -148,7 +148,7 @@ def load_tokenizer(folder: str | os.PathLike) -> Tokenizer:
 
 @functools.lru_cache(maxsize=2**14)
 def encode(tokenizer: Tokenizer, text: str):
-  """Returns ids, and where in `text` each token ends; both read-only."""
+  """Return ids, and where in `text` each token ends; both read-only."""
   encoding = tokenizer.backend.encode(text, add_special_tokens=False)
   ids = np.asarray(encoding.ids, np.int32)
   ends = np.asarray([end for _, end in encoding.offsets], np.int32)

@@ -22,12 +22,12 @@ class Work:
   targets: int = 0
 
   def times(self, factor: int) -> "Work":
-    """Returns that many times the work."""
+    """Return that many times the work."""
     return Work(*(factor * x for x in dataclasses.astuple(self)))
 
 
 def count(batch: packing.Batch, patches: int) -> Work:
-  """Returns what a batch of host arrays holds, its padding left out."""
+  """Return what a batch of host arrays holds, its padding left out."""
   present = batch.segments > 0
   return Work(
     images=int((batch.image_index >= 0).sum()) // patches,

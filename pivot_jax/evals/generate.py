@@ -24,7 +24,7 @@ def generate(
   eos_ids: tuple[int, ...],
   prompt_lengths: Int[Array, "R"] | None = None,
 ) -> Int[Array, "R N"]:
-  """Continues each row's prompt with its most likely tokens.
+  """Continue each row's prompt with its most likely tokens.
 
   A row holds one prompt, filled from the left: segment 1 on its tokens, 0 on
   the padding behind them, branch 0 everywhere. The answer includes the token
@@ -80,7 +80,7 @@ def _apply(model, params, method, *arguments):
 
 
 def _prefill(apply, batch, prompt_lengths, slots):
-  """Returns the logits [R, V] behind each prompt and the filled cache."""
+  """Return the logits [R, V] behind each prompt and the filled cache."""
   embeddings = apply("embed", apply("see", batch.images), batch)
   hidden, cache = apply("prefill", embeddings, batch, slots)
   last = jnp.maximum(prompt_lengths - 1, 0)[:, None, None]

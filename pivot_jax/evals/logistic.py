@@ -26,7 +26,7 @@ class Classifier(NamedTuple):
   intercepts: Float[np.ndarray, "C"]
 
   def scores(self, features: Float[np.ndarray, "N D"]):
-    """Returns the logits [N, C]."""
+    """Return the logits [N, C]."""
     return features.astype(np.float64) @ self.weights + self.intercepts
 
 
@@ -51,7 +51,7 @@ class Solution(NamedTuple):
 
 
 def principal_axes(features: Float[np.ndarray, "N D"]) -> Basis:
-  """Returns features rotated to their principal axes, in float64 throughout.
+  """Return features rotated to their principal axes, in float64 throughout.
 
   Float32 would drown the small columns of ill-scaled features in the rounding
   of the large ones.
@@ -75,7 +75,7 @@ def fit(
   tolerance: float = 1e-7,
   max_iterations: int = 1000,
 ) -> Solution:
-  """Returns the logistic regression of `labels` on the basis at one lambda.
+  """Return the logistic regression of `labels` on the basis at one lambda.
 
   Examples of weight 0 do not count, so that a fit on a part of the data and
   one on all of it share an executable. `start` warm-starts the solver. It
@@ -113,7 +113,7 @@ def fit(
 
 
 def classifier(basis: Basis, solution: Solution) -> Classifier:
-  """Returns the solution as a classifier of the original features."""
+  """Return the solution as a classifier of the original features."""
   weights = basis.axes @ solution.point[0]
   return Classifier(weights, solution.point[1] - basis.mean @ weights)
 
@@ -123,7 +123,7 @@ def _minimise(
   weights, intercepts, features, labels, share, scale, intercept_scale,
   penalty, tolerance, max_iterations,
 ):  # fmt: skip
-  """Runs L-BFGS on the scaled weights until the gradient is small.
+  """Run L-BFGS on the scaled weights until the gradient is small.
 
   Everything that differs between the points of a path is an argument, so one
   executable serves them all.

@@ -26,7 +26,7 @@ class QuestionOnly:
   by_kind: Mapping[str, str]
 
   def answer(self, question: str, kind: str) -> str:
-    """Returns the answer to a question; its kind's if it was never seen."""
+    """Return the answer to a question; its kind's if it was never seen."""
     asked = texts.canonical(question)
     if asked in self.by_question:
       return self.by_question[asked]
@@ -34,7 +34,7 @@ class QuestionOnly:
 
 
 def fit(rows: Iterable[Row]) -> QuestionOnly:
-  """Learns from rows with `question`, `kind` and `answer`."""
+  """Learn from rows with `question`, `kind` and `answer`."""
   rows = list(rows)
   return QuestionOnly(
     by_question=_most_frequent(
@@ -47,7 +47,7 @@ def fit(rows: Iterable[Row]) -> QuestionOnly:
 def accuracy(
   model: QuestionOnly, rows: Iterable[Row], *, by: str
 ) -> dict[str, tuple[int, int]]:
-  """Returns (right, asked) for each value of the column `by`.
+  """Return (right, asked) for each value of the column `by`.
 
   Args:
     model: what `fit` returned.

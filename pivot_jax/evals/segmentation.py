@@ -62,7 +62,7 @@ def patch_histogram(
   num_classes: int,
   ignore: int | None,
 ) -> Integer[np.ndarray, "N P C"]:
-  """Returns how many pixels of each class a patch holds.
+  """Return how many pixels of each class a patch holds.
 
   Pixels of the class `ignore`, and those that the patches do not cover (the
   last 6 of 384 at patch 14), count nowhere.
@@ -83,7 +83,7 @@ def patch_histogram(
 def patch_targets(
   histogram: Integer[np.ndarray, "N P C"], *, background: int | None
 ) -> Bool[np.ndarray, "N P C"]:
-  """Returns the "union" labels of paper.md 5.2.
+  """Return the "union" labels of paper.md 5.2.
 
   A class is set if it occurs in the patch; where more than one occurs, the
   background is not.
@@ -97,7 +97,7 @@ def patch_targets(
 def learning_rate(
   step: Int[Array, ""] | int, recipe: Recipe, total: int
 ) -> Float[Array, ""]:
-  """Returns the rate of update `step` (from 0), as timm's cosine schedule.
+  """Return the rate of update `step` (from 0), as timm's cosine schedule.
 
   Linear from 0 over the warmup; then the cosine, whose clock has been running
   since update 0, down to `lr_min`.
@@ -113,7 +113,7 @@ def loss(
   targets: Bool[Array, "N P C"],
   valid: Bool[Array, "N P"],
 ) -> Float[Array, ""]:
-  """Returns the cross-entropy per class and valid patch, paper.md 5.2."""
+  """Return the cross-entropy per class and valid patch, paper.md 5.2."""
   terms = optax.sigmoid_binary_cross_entropy(
     logits.astype(jnp.float32), targets.astype(jnp.float32)
   )
@@ -129,7 +129,7 @@ def train_head(
   recipe: Recipe,
   seed: int,
 ) -> Iterator[Any]:
-  """Yields the head's parameters after each epoch."""
+  """Yield the head's parameters after each epoch."""
   updates = len(features) // recipe.batch
   optimizer = _optimizer(recipe, updates * recipe.epochs)
   params = head.init(jax.random.key(seed), features[:1])["params"]
@@ -155,7 +155,7 @@ def evaluate(
   background: int | None,
   batch: int,
 ) -> Counts:
-  """Returns the counts of each image."""
+  """Return the counts of each image."""
   pieces = []
   for start in range(0, len(features), batch):
     span = slice(start, start + batch)
@@ -171,7 +171,7 @@ def predict(
   *,
   batch: int,
 ) -> Float[np.ndarray, "N P C"]:
-  """Returns the head's float32 logits for at most `batch` images."""
+  """Return the head's float32 logits for at most `batch` images."""
   logits = _apply(head, params, filled(features, batch))
   return jax.device_get(logits)[: len(features)]
 
@@ -182,7 +182,7 @@ def count(
   *,
   background: int | None,
 ) -> Counts:
-  """Returns the counts of each image; patches of ignored pixels are left out."""
+  """Return the counts of each image; patches of ignored pixels are left out."""
   valid = histogram.any(axis=-1)
   truth = patch_targets(histogram, background=background)
   said = (logits > 0) & valid[..., None]
@@ -201,12 +201,12 @@ def count(
 
 
 def total(counts: Counts) -> Counts:
-  """Returns the counts summed over images."""
+  """Return the counts summed over images."""
   return Counts(*(field.sum(axis=0) for field in counts))
 
 
 def scores(sums: Counts) -> dict[str, np.ndarray]:
-  """Returns the scores from counts summed over images.
+  """Return the scores from counts summed over images.
 
   The fields may have leading axes, of resamples. `macro_recall`, `precision`
   and `f1` are means over the classes that some patch holds (a precision of
@@ -226,7 +226,7 @@ def scores(sums: Counts) -> dict[str, np.ndarray]:
 
 
 def by_class(sums: Counts) -> dict[str, Float[np.ndarray, "C"]]:
-  """Returns recall and IoU of each class, NaN for a class that is not there."""
+  """Return recall and IoU of each class, NaN for a class that is not there."""
   held = sums.hits + sums.misses
   union = sums.predicted + sums.true - sums.shared
   recall, iou = _ratio(sums.hits, held), _ratio(sums.shared, union)
@@ -239,7 +239,7 @@ def by_class(sums: Counts) -> dict[str, Float[np.ndarray, "C"]]:
 def pixel_classes(
   logits: Float[np.ndarray, "N P C"], *, patch: int
 ) -> Int[np.ndarray, "N H W"]:
-  """Returns the best class of each pixel's patch, for a square grid."""
+  """Return the best class of each pixel's patch, for a square grid."""
   side = round(logits.shape[1] ** 0.5)
   grid = logits.argmax(axis=-1).reshape(-1, side, side)
   return grid.repeat(patch, axis=1).repeat(patch, axis=2)
@@ -248,7 +248,7 @@ def pixel_classes(
 def standard_errors(
   counts: Counts, *, resamples: int, seed: int
 ) -> dict[str, float]:
-  """Returns each score's bootstrap standard error over images."""
+  """Return each score's bootstrap standard error over images."""
   images = len(counts.right)
   draws = np.random.default_rng(seed).multinomial(
     images, np.full(images, 1 / images), size=resamples
@@ -260,7 +260,7 @@ def standard_errors(
 def filled(
   piece: Shaped[np.ndarray, "n *rest"], size: int
 ) -> Shaped[np.ndarray, "N *rest"]:
-  """Fills a batch up with zeros, so that one executable serves all."""
+  """Fill a batch up with zeros, so that one executable serves all."""
   return np.pad(
     piece, ((0, max(0, size - len(piece))), *((0, 0),) * (piece.ndim - 1))
   )

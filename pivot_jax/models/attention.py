@@ -38,7 +38,7 @@ def attend(
   v: Float[Array, "N S K H"],
   mask: Bool[Array, "N T S"] | None,
 ) -> Float[Array, "N T A H"]:
-  """Returns softmax(q k' / sqrt(H)) v with scores and softmax in float32.
+  """Return softmax(q k' / sqrt(H)) v with scores and softmax in float32.
 
   Query head a reads key/value head a // (A / K). `mask` is True where a query
   may look; None lets every query see every key. A query that may look nowhere
@@ -61,7 +61,7 @@ def attend(
 
 @jax.custom_vjp
 def _mix(scores, v):
-  """Returns softmax(scores) v; the division comes after the product.
+  """Return softmax(scores) v; the division comes after the product.
 
   It is one of H channels there and not one of S keys.
   """
@@ -82,7 +82,7 @@ def _mix_forward(scores, v):
 
 
 def _mix_backward(kept, gradient):
-  """Differentiates the softmax itself.
+  """Differentiate the softmax itself.
 
   Through the division a softmax of one key would get a gradient of rounding
   errors instead of zero.
@@ -107,7 +107,7 @@ def attend_all(
   *,
   backend: str,
 ) -> Float[Array, "N T A H"]:
-  """Lets every token see every token, as the patches of an image do."""
+  """Let every token see every token, as the patches of an image do."""
   if backend == "cudnn":
     return _cudnn(q, k, v, None)
   # On a TPU, too: an image has few patches, and their number need not be one of
@@ -123,7 +123,7 @@ def attend_causal(
   *,
   backend: str,
 ) -> Float[Array, "N T A H"]:
-  """Lets each token see itself and those before it.
+  """Let each token see itself and those before it.
 
   Tokens from `lengths` (at least 1) on are no keys, and as queries give finite
   values of no meaning.
@@ -139,7 +139,7 @@ def attend_causal(
 
 
 def _cudnn(q, k, v, lengths, *, causal=False):
-  """Runs the kernel, whose gradient asks for an even number of tokens."""
+  """Run the kernel, whose gradient asks for an even number of tokens."""
   tokens = q.shape[1]
   if tokens % 2:
     # A class token makes it odd, and so may the longest sequence of a row.
@@ -159,7 +159,7 @@ def _cudnn(q, k, v, lengths, *, causal=False):
 
 
 def _splash(q, k, v, lengths):
-  """Runs the kernel on each device's own sequences and heads."""
+  """Run the kernel on each device's own sequences and heads."""
   # Only where there is a TPU: the module is experimental and may move.
   from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
@@ -212,7 +212,7 @@ def choose(
   platform: str,
   capability: float = 0.0,
 ) -> layers.Compute:
-  """Returns `compute` with "auto" settled and the choice checked.
+  """Return `compute` with "auto" settled and the choice checked.
 
   "auto" is cudnn on a GPU where it can serve, splash on a TPU, else xla.
   `head_dims` are those of all towers, `platform` is `jax.default_backend()`,
@@ -235,7 +235,7 @@ def choose(
 
 
 def device() -> tuple[str, float]:
-  """Returns the platform of this process and its GPU's compute capability."""
+  """Return the platform of this process and its GPU's compute capability."""
   first = jax.local_devices()[0]
   if first.platform != "gpu":
     return first.platform, 0.0
@@ -245,7 +245,7 @@ def device() -> tuple[str, float]:
 
 
 def _refusal(name, dtype, head_dims, platform, capability) -> str:
-  """Returns why a backend cannot serve, or nothing."""
+  """Return why a backend cannot serve, or nothing."""
   where = {"cudnn": "gpu", "splash": "tpu"}
   if name not in where:
     return ""

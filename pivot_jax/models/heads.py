@@ -44,7 +44,7 @@ class SegmentationHead(nn.Module):
 
 
 def torch_linear_init(fan_in: int) -> nn.initializers.Initializer:
-  """Returns U(-1/sqrt(fan_in), 1/sqrt(fan_in)), for a weight or its bias."""
+  """Return U(-1/sqrt(fan_in), 1/sqrt(fan_in)), for a weight or its bias."""
   bound = fan_in**-0.5
 
   def init(rng: Array, shape: Sequence[int], dtype: DTypeLike = jnp.float32):

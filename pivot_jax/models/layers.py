@@ -72,17 +72,17 @@ class Compute:
 
 
 def quick_gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-  """Returns x * sigmoid(1.702 x), the activation of OpenAI's CLIP."""
+  """Return x * sigmoid(1.702 x), the activation of OpenAI's CLIP."""
   return x * jax.nn.sigmoid(1.702 * x)
 
 
 def gelu_erf(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-  """Returns the exact GELU, which torch calls `gelu`."""
+  """Return the exact GELU, which torch calls `gelu`."""
   return jax.nn.gelu(x, approximate=False)
 
 
 def gelu_tanh(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-  """Returns the GELU with the tanh approximation."""
+  """Return the GELU with the tanh approximation."""
   return jax.nn.gelu(x, approximate=True)
 
 
@@ -98,7 +98,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 def along_last(
   vector: Float[Array, "D"], x: Float[Array, "*batch D"]
 ) -> Float[Array, "*ones D"]:
-  """Returns a vector with the rank of `x`, along its last axis."""
+  """Return a vector with the rank of `x`, along its last axis."""
   return jnp.expand_dims(vector, tuple(range(x.ndim - 1)))
 
 
@@ -167,7 +167,7 @@ class Linear(nn.Module):
 def rotary_angles(
   positions: Int[Array, "R T"], *, head_dim: int, theta: float
 ) -> Float[Array, "R T half"]:
-  """Returns the rotation angle of each pair of channels, in float32 radians."""
+  """Return the rotation angle of each pair of channels, in float32 radians."""
   exponent = jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim
   return (
     positions[..., None].astype(jnp.float32) / (theta**exponent)[None, None]
@@ -177,7 +177,7 @@ def rotary_angles(
 def rotate(
   x: Float[Array, "R T A H"], angles: Float[Array, "R T half"]
 ) -> Float[Array, "R T A H"]:
-  """Rotates channel i with channel i + H/2 (half-split, not interleaved)."""
+  """Rotate channel i with channel i + H/2 (half-split, not interleaved)."""
   cos = jnp.cos(angles)[:, :, None, :]
   sin = jnp.sin(angles)[:, :, None, :]
   first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
@@ -190,7 +190,7 @@ def rotate(
 def resize_tokens(
   x: Float[Array, "N P D"], tokens: int
 ) -> Float[Array, "N tokens D"]:
-  """Resizes a square grid of features bilinearly, in float32.
+  """Resize a square grid of features bilinearly, in float32.
 
   As torch's `interpolate` without aligned corners and without antialiasing,
   which the paper's code calls (paper.md 1.4).
@@ -204,7 +204,7 @@ def resize_tokens(
 
 
 def _bilinear(old: int, new: int) -> np.ndarray:
-  """Returns the matrix [new, old] that resizes one axis."""
+  """Return the matrix [new, old] that resizes one axis."""
   centre = np.maximum((np.arange(new) + 0.5) * old / new - 0.5, 0)
   low = np.floor(centre).astype(int)
   high = np.minimum(low + 1, old - 1)
@@ -217,7 +217,7 @@ def _bilinear(old: int, new: int) -> np.ndarray:
 def stack(
   block: type[nn.Module], *, compute: Compute, length: int, in_axes: tuple
 ) -> Callable[..., nn.Module]:
-  """Returns the module class of `length` blocks, parameters stacked on axis 0.
+  """Return the module class of `length` blocks, parameters stacked on axis 0.
 
   A block maps (carry, *inputs) to (carry, output); `in_axes` says for each
   input whether all blocks share it (nn.broadcast) or axis 0 counts the blocks.
@@ -243,5 +243,5 @@ def stack(
 def logical_rules(
   rules: Sequence[tuple[str, str | tuple[str, ...] | None]],
 ) -> contextlib.AbstractContextManager[None]:
-  """Returns a context in which logical axes mean the given mesh axes."""
+  """Return a context in which logical axes mean the given mesh axes."""
   return nn.logical_axis_rules(rules)

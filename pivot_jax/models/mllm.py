@@ -63,7 +63,7 @@ class MLLM(nn.Module):
     nn.share_scope(self, self.parts)
 
   def encode(self, images: UInt8[Array, "N H W 3"]) -> Float[Array, "N P D"]:
-    """Returns the patch features of the layer that the config names."""
+    """Return the patch features of the layer that the config names."""
     return self.parts.vision(images)
 
   def project(
@@ -75,7 +75,7 @@ class MLLM(nn.Module):
   def see(
     self, images: UInt8[Array, "R I H W 3"]
   ) -> Float[Array, "R IP E"] | None:
-    """Encodes and projects a batch's images; None for a text-only batch."""
+    """Encode and projects a batch's images; None for a text-only batch."""
     rows, count = images.shape[:2]
     if count == 0 or self.vision is None:
       return None
@@ -85,7 +85,7 @@ class MLLM(nn.Module):
   def embed(
     self, visual: Float[Array, "R IP E"] | None, batch: Rows
   ) -> Float[Array, "R T E"]:
-    """Returns token embeddings with image features at the image positions.
+    """Return token embeddings with image features at the image positions.
 
     A position with image_index >= 0 takes that entry of its row's `visual`;
     padding (segment 0) is zero.
@@ -104,7 +104,7 @@ class MLLM(nn.Module):
   def decode(
     self, embeddings: Float[Array, "R T E"], batch: Rows
   ) -> Float[Array, "R T E"]:
-    """Returns the hidden states after the final norm, never the logits."""
+    """Return the hidden states after the final norm, never the logits."""
     return self.parts.llm(
       embeddings,
       positions=batch.positions,
@@ -112,13 +112,13 @@ class MLLM(nn.Module):
     )
 
   def head(self) -> Float[Array, "E V"]:
-    """Returns the matrix from hidden states to logits."""
+    """Return the matrix from hidden states to logits."""
     return self.parts.llm.head()
 
   def prefill(
     self, embeddings: Float[Array, "R T E"], batch: Rows, cache_len: int
   ) -> tuple[Float[Array, "R T E"], qwen2.Cache]:
-    """Decodes the prompts and keeps their keys and values in slots 0..T-1.
+    """Decode the prompts and keeps their keys and values in slots 0..T-1.
 
     Rows hold one example each. `cache_len` counts all slots, at least T.
     """
@@ -143,7 +143,7 @@ class MLLM(nn.Module):
     index: Int[Array, ""],
     cache: qwen2.Cache,
   ) -> tuple[Float[Array, "R V"], qwen2.Cache]:
-    """Appends one token to each row, in slot `index`; returns next logits."""
+    """Append one token to each row, in slot `index`; returns next logits."""
     cache = cache.replace(valid=cache.valid.at[:, index].set(True))
     hidden, cache = self.parts.llm.extend(
       self.parts.llm.embed(tokens[:, None]),
@@ -155,11 +155,11 @@ class MLLM(nn.Module):
     return self.parts.llm.logits(hidden[:, 0]), cache
 
   def logits(self, hidden: Float[Array, "R E"]) -> Float[Array, "R V"]:
-    """Returns float32 logits of one hidden state per row."""
+    """Return float32 logits of one hidden state per row."""
     return self.parts.llm.logits(hidden)
 
   def __call__(self, batch: Rows) -> Float[Array, "..."]:
-    """Touches every parameter, for `init`; returns the hidden states.
+    """Touch every parameter, for `init`; returns the hidden states.
 
     Without a language model it returns the features [R, I, P, D].
     """
@@ -191,7 +191,7 @@ class _Parts(nn.Module):
 
 
 def _visible(batch, backend):
-  """Returns what says which tokens see which: a mask or causal sequences.
+  """Return what says which tokens see which: a mask or causal sequences.
 
   XLA computes every score of either, so it is given whichever has fewer.
   """
@@ -206,7 +206,7 @@ def _visible(batch, backend):
 def attention_mask(
   segments: Int[Array, "R T"], branches: Int[Array, "R T"]
 ) -> Bool[Array, "R T T"]:
-  """Says which tokens i (axis 1) may look at which tokens j (axis 2).
+  """Say which tokens i (axis 1) may look at which tokens j (axis 2).
 
   i sees j if j is not later, both belong to the same example, and j is of the
   prompt (branch 0) or of i's own answer. Padding sees nothing.
@@ -221,7 +221,7 @@ def attention_mask(
 
 
 def settled(model: MLLM) -> MLLM:
-  """Returns the model with its attention backend chosen for this device.
+  """Return the model with its attention backend chosen for this device.
 
   Raises InputError where the backend that is asked for cannot serve.
   """
@@ -236,7 +236,7 @@ def settled(model: MLLM) -> MLLM:
 
 
 def init_params(model: MLLM, rng: jax.Array) -> PyTree:
-  """Returns fresh float32 parameters.
+  """Return fresh float32 parameters.
 
   A part's values depend on `rng` and the part's own configuration, not on
   which other parts exist. Under `jax.eval_shape` it gives the shapes alone.

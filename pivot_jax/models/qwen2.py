@@ -93,11 +93,11 @@ class Qwen2(nn.Module):
       self.lm_head = Head(config)
 
   def embed(self, tokens: Int[Array, "R T"]) -> Float[Array, "R T E"]:
-    """Looks token ids up; an id outside the vocabulary gives NaN."""
+    """Look token ids up; an id outside the vocabulary gives NaN."""
     return self.embed_tokens(tokens).astype(self.compute.dtype)
 
   def head(self) -> Float[Array, "E V"]:
-    """Returns the output matrix in the compute dtype."""
+    """Return the output matrix in the compute dtype."""
     if self.config.tie_word_embeddings:
       kernel = self.embed_tokens.table().T
     else:
@@ -105,7 +105,7 @@ class Qwen2(nn.Module):
     return kernel.astype(self.compute.dtype)
 
   def logits(self, hidden: Float[Array, "R E"]) -> Float[Array, "R V"]:
-    """Returns float32 logits; for generation, where only one token is read."""
+    """Return float32 logits; for generation, where only one token is read."""
     return jnp.einsum(
       "RE,EV->RV", hidden, self.head(), preferred_element_type=jnp.float32
     )
@@ -117,7 +117,7 @@ class Qwen2(nn.Module):
     positions: Int[Array, "R T"],
     visible: Bool[Array, "R T T"] | sequences.Sequences,
   ) -> Float[Array, "R T E"]:
-    """Returns the hidden states after the final norm.
+    """Return the hidden states after the final norm.
 
     `visible` is a mask of what a token may look at, or the causal sequences
     that say it.
@@ -134,7 +134,7 @@ class Qwen2(nn.Module):
     index: Int[Array, ""],
     cache: Cache,
   ) -> tuple[Float[Array, "R T E"], Cache]:
-    """Writes T tokens to the slots from `index` on and decodes them.
+    """Write T tokens to the slots from `index` on and decodes them.
 
     `mask` is over the slots of the cache, the new tokens' own included. The
     caller keeps `cache.valid`.
@@ -145,7 +145,7 @@ class Qwen2(nn.Module):
     return self.norm(x), cache.replace(keys=keys, values=values)
 
   def empty_cache(self, rows: int, slots: int) -> Cache:
-    """Returns a cache without tokens."""
+    """Return a cache without tokens."""
     config = self.config
     shape = (
       config.num_hidden_layers,
@@ -185,7 +185,7 @@ class Embedding(nn.Module):
     return jnp.take(self.embedding, tokens, axis=0)
 
   def table(self) -> Float[Array, "V E"]:
-    """Returns all vectors."""
+    """Return all vectors."""
     return self.embedding
 
 

@@ -46,7 +46,7 @@ class Sequences(flax.struct.PyTreeNode):
 def unpack(
   x: Float[Array, "R T A H"], sequences: Sequences
 ) -> Float[Array, "RS L A H"]:
-  """Copies the tokens of a row to its sequences.
+  """Copy the tokens of a row to its sequences.
 
   Places behind the end of a sequence hold the row's first token.
   """
@@ -76,7 +76,7 @@ unpack.defvjp(_unpack_forward, _unpack_backward)
 def repack(
   y: Float[Array, "RS L A H"], sequences: Sequences
 ) -> Float[Array, "R T A H"]:
-  """Reads each token's result from the first of its copies; padding is zero."""
+  """Read each token's result from the first of its copies; padding is zero."""
   rows = len(sequences.index)
   flat = y.reshape(rows, -1, *y.shape[2:])
   return _take_present(flat, sequences.copies[..., 0])
@@ -105,6 +105,6 @@ def _take(x, index):
 
 
 def _take_present(x, index):
-  """Takes along axis 1, zeros where the index is -1."""
+  """Take along axis 1, zeros where the index is -1."""
   present = (index >= 0)[..., None, None]
   return jnp.where(present, _take(x, jnp.maximum(index, 0)), 0)

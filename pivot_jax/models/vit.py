@@ -173,7 +173,7 @@ class ViT(nn.Module):
 def normalize(
   images: UInt8[Array, "N H W C"], config: VisionConfig
 ) -> Float[Array, "N H W C"]:
-  """Returns (images / 255 - mean) / std in float32."""
+  """Return (images / 255 - mean) / std in float32."""
   mean = jnp.asarray(config.image_mean, jnp.float32)
   std = jnp.asarray(config.image_std, jnp.float32)
   x = images.astype(jnp.float32) / 255.0

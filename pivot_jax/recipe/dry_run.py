@@ -23,7 +23,7 @@ _Configs = dict[str, Any]
 
 
 def describe(planned: plan.Plan) -> str:
-  """Returns the plan with what can be known of each stage beforehand."""
+  """Return the plan with what can be known of each stage beforehand."""
   lines = [plan.describe(planned), ""]
   models: dict[str, _Configs] = {}
   for step in planned.steps:
@@ -39,7 +39,7 @@ def describe(planned: plan.Plan) -> str:
 
 
 def label_gaps(step: run_folder.Step) -> list[str]:
-  """Returns warnings of label maps whose numbers have a gap."""
+  """Return warnings of label maps whose numbers have a gap."""
   config = step.config
   if step.kind != "segment_probe" or config.num_classes:
     return []
@@ -60,7 +60,7 @@ def _rows(step: run_folder.Step) -> list[str]:
 
 
 def _train(step: run_folder.Step, models: dict[str, _Configs]) -> list[str]:
-  """Returns parameters and state bytes of a training stage, from shapes.
+  """Return parameters and state bytes of a training stage, from shapes.
 
   Raises:
     InputError: rules that match no parameter, or leave one out.
@@ -83,7 +83,7 @@ def _train(step: run_folder.Step, models: dict[str, _Configs]) -> list[str]:
 
 
 def _state_bytes(shapes: trees.Tree, config: ConfigDict) -> int:
-  """Returns the bytes that a training holds from update to update.
+  """Return the bytes that a training holds from update to update.
 
   Parameters, gradients, the optimizer's state, and kernels as the products take
   them.
@@ -116,7 +116,7 @@ def _state_bytes(shapes: trees.Tree, config: ConfigDict) -> int:
 
 
 def _sizes(model: _Configs, batch: int) -> str:
-  """Returns the shapes that pass through a model, as one line."""
+  """Return the shapes that pass through a model, as one line."""
   vision, llm = model["vision"], model["llm"]
   found = []
   if vision is not None:
@@ -130,7 +130,7 @@ def _sizes(model: _Configs, batch: int) -> str:
 
 
 def _shapes(step: run_folder.Step, models: dict[str, _Configs]) -> Any:
-  """Returns the shapes of a stage's model and notes its configs for later."""
+  """Return the shapes of a stage's model and notes its configs for later."""
   config = step.config.copy_and_resolve_references()
   tokenizer = load_tokenizer(checkpoint.tokenizer_folder(config.tokenizer))
   outside = {}

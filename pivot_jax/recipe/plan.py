@@ -47,7 +47,7 @@ class Plan:
 
 
 def resolve(config: ConfigDict) -> ConfigDict:
-  """Returns a copy of a config with what follows from its tokenizer."""
+  """Return a copy of a config with what follows from its tokenizer."""
   # A deep copy, as inputs of stages refer to fields that change here.
   config = copy.deepcopy(config)
   if config.tokenizer != "package:toy" and config.llm.init == "package:toy:llm":
@@ -57,7 +57,7 @@ def resolve(config: ConfigDict) -> ConfigDict:
 
 
 def expand(config: ConfigDict, workdir: pathlib.Path) -> Plan:
-  """Returns the stages that will run, seeds repeated, missing data left out.
+  """Return the stages that will run, seeds repeated, missing data left out.
 
   A stage is left out if its data is not given, if a stage that it needs is left
   out, or if it only makes weights that are given. Raises InputError for an edge
@@ -103,7 +103,7 @@ def expand(config: ConfigDict, workdir: pathlib.Path) -> Plan:
 
 
 def run(plan: Plan, workdir: pathlib.Path, config: ConfigDict) -> None:
-  """Runs the plan; raises what a stage raises, having kept what is finished."""
+  """Run the plan; raises what a stage raises, having kept what is finished."""
   run_folder.check_folders(workdir, plan.steps)
   try:
     workdir.mkdir(parents=True, exist_ok=True)
@@ -130,7 +130,7 @@ def run(plan: Plan, workdir: pathlib.Path, config: ConfigDict) -> None:
 
 
 def describe(plan: Plan) -> str:
-  """Returns the plan as lines a person reads before starting it."""
+  """Return the plan as lines a person reads before starting it."""
   lines = [f"{len(plan.steps)} stages"]
   for step in plan.steps:
     given = ", ".join(f"{k}={v}" for k, v in sorted(step.inputs.items()))
@@ -141,7 +141,7 @@ def describe(plan: Plan) -> str:
 
 
 def _given(config: ConfigDict) -> dict[str, str]:
-  """Returns the stages whose shipped result is what they would make.
+  """Return the stages whose shipped result is what they would make.
 
   A stage that names one in `shipped` runs all the same if it, its data, the
   tokenizer or the weights before it are not those that made it.
@@ -156,7 +156,7 @@ def _given(config: ConfigDict) -> dict[str, str]:
 
 
 def _made_alike(config: ConfigDict, address: str) -> bool:
-  """Returns whether the stages that led to a shipped result are unchanged."""
+  """Return whether the stages that led to a shipped result are unchanged."""
   folder = addresses.parse(address).path
   made = folder / "made.json"
   if not made.exists():
@@ -171,7 +171,7 @@ def _made_alike(config: ConfigDict, address: str) -> bool:
 
 
 def _as_recorded(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
-  """Returns whether settings are still those that were recorded.
+  """Return whether settings are still those that were recorded.
 
   A setting that came later, with its default, is in no record and decides
   nothing. What is free counts in no record either; another input always does.
@@ -193,7 +193,7 @@ def _holds(recorded: Any, now: Any) -> bool:
 
 
 def shipped_settings(config: ConfigDict, name: str) -> dict[str, Any]:
-  """Returns what decides a stage's result, but for the weights it starts from.
+  """Return what decides a stage's result, but for the weights it starts from.
 
   `run_folder.FREE_KEYS` are skipped, except the precision: a shipped result is taken
   unasked, so it has to be what the run itself would make. Where vision and llm
@@ -212,7 +212,7 @@ def shipped_settings(config: ConfigDict, name: str) -> dict[str, Any]:
 
 
 def _reason(config, name, left_out, used, given) -> str:
-  """Returns why a stage does not run, empty if it does."""
+  """Return why a stage does not run, empty if it does."""
   section = config[name]
   for source in _sources(section):
     if source not in config.sources:
@@ -234,7 +234,7 @@ def _reason(config, name, left_out, used, given) -> str:
 def _step(
   config, name, seed, workdir, steps, left_out, given
 ) -> run_folder.Step:
-  """Returns a stage with its inputs resolved to addresses."""
+  """Return a stage with its inputs resolved to addresses."""
   section = config[name]
   folders = {step.name: step.folder for step in steps}
   inputs = {}
@@ -273,7 +273,7 @@ def _step(
 
 
 def _common(config: ConfigDict, section: ConfigDict) -> dict[str, Any]:
-  """Returns what every stage gets beside its own section."""
+  """Return what every stage gets beside its own section."""
   names = _sources(section)
   shared = (
     "tokenizer",
@@ -294,14 +294,14 @@ def _common(config: ConfigDict, section: ConfigDict) -> dict[str, Any]:
 
 
 def _sources(section: ConfigDict) -> list[str]:
-  """Returns the names of the sources that a stage reads."""
+  """Return the names of the sources that a stage reads."""
   data = section.get("data") or ()
   names = [data] if isinstance(data, str) else [name for name, _ in data]
   return names + ([section.blind] if section.get("blind") else [])
 
 
 def _target(edge: str) -> str | None:
-  """Returns the stage an edge names, None for an address."""
+  """Return the stage an edge names, None for an address."""
   found = re.fullmatch(r"@([^:]+)(:.*)?", edge or "")
   return found[1] if found else None
 
@@ -311,7 +311,7 @@ def _named(name: str, seed: int) -> str:
 
 
 def _edges(config: ConfigDict) -> set[str]:
-  """Returns the stages that any stage of the order reads."""
+  """Return the stages that any stage of the order reads."""
   edges = (
     e for n in config.order if n in config for e in config[n].inputs.values()
   )

@@ -52,7 +52,7 @@ _CHOICES = {
 
 
 def check(steps: Iterable[run_folder.Step]) -> None:
-  """Raises InputError for the first stage that could not run as it is set."""
+  """Raise InputError for the first stage that could not run as it is set."""
   steps = list(steps)
   for step in steps:
     _check_numbers(step)
@@ -116,7 +116,7 @@ def _check_numbers(step: run_folder.Step) -> None:
 
 
 def _check_rules(step: run_folder.Step, field: str) -> None:
-  """Checks ordered rules (pattern, value): pairs, and no negative value."""
+  """Check ordered rules (pattern, value): pairs, and no negative value."""
   for rule in step.config[field]:
     pair = isinstance(rule, (tuple, list)) and len(rule) == 2
     if not pair or not isinstance(rule[1], numbers.Real) or rule[1] < 0:
@@ -160,7 +160,7 @@ def _check_choices(step: run_folder.Step) -> None:
 
 
 def _check_weights(steps: Iterable[run_folder.Step]) -> None:
-  """Opens the weights that no earlier stage makes, before the first stage runs."""
+  """Open the weights that no earlier stage makes, before the first stage runs."""
   steps = list(steps)
   made = {step.folder for step in steps}
   seen = set()
@@ -182,7 +182,7 @@ def _check_weights(steps: Iterable[run_folder.Step]) -> None:
 
 
 def _check_sources(steps: Iterable[run_folder.Step]) -> None:
-  """Opens every source once: files there, records readable, images in place."""
+  """Open every source once: files there, records readable, images in place."""
   steps, sizes = list(steps), {}
   for step in steps:
     for spec in step.config.get("sources", {}).values():
@@ -203,7 +203,7 @@ def _check_sources(steps: Iterable[run_folder.Step]) -> None:
 
 
 def _check_batch(step: run_folder.Step, sizes: dict[str, int]) -> None:
-  """Raises for a training whose rows are fewer than those of one update."""
+  """Raise for a training whose rows are fewer than those of one update."""
   if step.kind != "train":
     return
   data = step.config.data
@@ -221,7 +221,7 @@ def _check_batch(step: run_folder.Step, sizes: dict[str, int]) -> None:
 
 
 def _check_source(fields: dict[str, Any]) -> int:
-  """Returns the number of rows of a source that can be opened."""
+  """Return the number of rows of a source that can be opened."""
   root = fields.get("image_root")
   if root and not pathlib.Path(root).is_dir():
     raise InputError(f"{root}: no such folder of images")

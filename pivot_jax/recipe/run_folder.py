@@ -68,7 +68,7 @@ class Inputs:
     self._stamps: dict[str, str] = {}
 
   def of(self, step: Step) -> dict[str, str]:
-    """Returns a hash per input and per file or folder of a source.
+    """Return a hash per input and per file or folder of a source.
 
     A stage counts by its results, an artifact by its fingerprint, files by
     their content. In a folder images count by name and size.
@@ -113,13 +113,13 @@ class Inputs:
 
 
 def _lists(spec: ConfigDict) -> bool:
-  """Returns whether a path names other files that hold the rows."""
+  """Return whether a path names other files that hold the rows."""
   path = pathlib.Path(spec.path)
   return "*" in path.name or opener.format_of(path) in ("mixture", "mmpr")
 
 
 def _mark(file: pathlib.Path, *, listed: bool) -> str | int:
-  """Returns the size of an image in a folder, the hash of any other file.
+  """Return the size of an image in a folder, the hash of any other file.
 
   A file of gigabytes counts by its size and its ends.
   """
@@ -141,7 +141,7 @@ def _short_hash(content: bytes) -> str:
 
 
 def free_keys(kind: str, *, begun: bool = False) -> tuple[str, ...]:
-  """Returns the settings that do not tell two stages of a kind apart.
+  """Return the settings that do not tell two stages of a kind apart.
 
   `begun`: the stage is not finished, so that the rest of a training may be made
   of other batches.
@@ -151,19 +151,19 @@ def free_keys(kind: str, *, begun: bool = False) -> tuple[str, ...]:
 
 
 def fingerprint(kind: str, fields: Mapping[str, Any]) -> str:
-  """Returns the hash of the settings that decide a stage's result."""
+  """Return the hash of the settings that decide a stage's result."""
   text = json.dumps(_deciding(fields, free_keys(kind)), sort_keys=True)
   return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _deciding(fields: Mapping[str, Any], free: Sequence[str]) -> dict[str, Any]:
-  """Returns the settings that count, as they are read back from JSON."""
+  """Return the settings that count, as they are read back from JSON."""
   kept = {key: value for key, value in fields.items() if key not in free}
   return json.loads(json.dumps(kept, default=list))
 
 
 def finished(step: Step, inputs: Inputs) -> bool:
-  """Returns whether a stage is done; raises if it was done otherwise."""
+  """Return whether a stage is done; raises if it was done otherwise."""
   path = step.folder / _DONE
   if not path.exists():
     return False
@@ -194,7 +194,7 @@ def finished(step: Step, inputs: Inputs) -> bool:
 
 
 def check_folders(workdir: pathlib.Path, steps: Iterable[Step]) -> None:
-  """Raises InputError if a stage's folder holds what no run has put there.
+  """Raise InputError if a stage's folder holds what no run has put there.
 
   Nothing is touched. A folder is the run's if a begun or finished stage is in
   it; an empty one may become so.
@@ -215,7 +215,7 @@ def _check_place(folder: pathlib.Path, name: str) -> None:
 
 
 def _check_own(step: Step) -> None:
-  """Raises InputError unless the stage's folder is absent, empty or its own."""
+  """Raise InputError unless the stage's folder is absent, empty or its own."""
   folder = step.folder
   _check_place(folder, step.name)
   if not folder.exists() or any(
@@ -233,7 +233,7 @@ def _check_own(step: Step) -> None:
 
 
 def _is_record(path: pathlib.Path) -> bool:
-  """Returns whether a file is begun.json or done.json as a run writes them."""
+  """Return whether a file is begun.json or done.json as a run writes them."""
   if path.is_symlink() or not path.is_file():
     return False
   try:
@@ -244,7 +244,7 @@ def _is_record(path: pathlib.Path) -> bool:
 
 
 def begin(step: Step, inputs: Inputs) -> None:
-  """Clears half a result, keeping committed checkpoints of the same making."""
+  """Clear half a result, keeping committed checkpoints of the same making."""
   _check_own(step)
   step.folder.mkdir(parents=True, exist_ok=True)
   claim = step.folder / _BEGUN
@@ -265,7 +265,7 @@ def begin(step: Step, inputs: Inputs) -> None:
 
 
 def _check_begun(step: Step, inputs: Mapping[str, str]) -> None:
-  """Raises if a stage with checkpoints was begun from something else."""
+  """Raise if a stage with checkpoints was begun from something else."""
   before = files.read_json(step.folder / "config.json")
   free, now = free_keys(step.kind, begun=True), step.config.to_dict()
   other = ""
@@ -285,7 +285,7 @@ def _check_begun(step: Step, inputs: Mapping[str, str]) -> None:
 def finish(
   step: Step, inputs: Inputs, metrics: Mapping[str, Any], seconds: float
 ) -> None:
-  """Commits a result: `done.json` last, and only then the checkpoints go."""
+  """Commit a result: `done.json` last, and only then the checkpoints go."""
   files.write_json(
     step.folder / _DONE,
     {
@@ -305,7 +305,7 @@ def finish(
 
 
 def _checksums(folder: pathlib.Path) -> dict[str, str]:
-  """Returns a hash per result file; parameters have a fingerprint of theirs."""
+  """Return a hash per result file; parameters have a fingerprint of theirs."""
   sums, about = {}, (_DONE, _BEGUN, "config.json")
   for path in sorted(folder.iterdir()):
     if path.is_file() and path.name not in about:
@@ -314,7 +314,7 @@ def _checksums(folder: pathlib.Path) -> dict[str, str]:
 
 
 def claim(workdir: pathlib.Path, config: ConfigDict) -> None:
-  """Writes the run's config, or refuses a workdir of another configuration."""
+  """Write the run's config, or refuses a workdir of another configuration."""
   path = workdir / "config.json"
   now = json.loads(json.dumps(config.to_dict(), default=list))
   if path.exists():
@@ -341,7 +341,7 @@ def _without(node: Any, keys: Sequence[str]) -> Any:
 def _difference(
   before: Mapping[str, Any], now: Mapping[str, Any], free: Sequence[str]
 ) -> str:
-  """Returns the first few settings that differ, as `key: old -> new`."""
+  """Return the first few settings that differ, as `key: old -> new`."""
   old = _leaves(_without(before, free))
   new = _leaves(_without(json.loads(json.dumps(now, default=list)), free))
   changed = [
@@ -363,7 +363,7 @@ def _leaves(node: Any, prefix: str = "") -> dict[str, Any]:
 
 @contextlib.contextmanager
 def lock(workdir: pathlib.Path) -> Iterator[None]:
-  """Holds the run's lock file; two runs of one workdir would mix."""
+  """Hold the run's lock file; two runs of one workdir would mix."""
   with (workdir / "lock").open("w") as file:
     try:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -29,7 +29,7 @@ COMMAND = "python -m pivot_jax.main --config=configs/pivot.py:from_scratch"
 
 
 def main(argv: Sequence[str]) -> None:
-  """Ships what the flags say; a mistake is one line."""
+  """Ship what the flags say; a mistake is one line."""
   del argv
   try:
     _ship()
@@ -39,7 +39,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _ship() -> None:
-  """Writes params.safetensors, model.json, fingerprint.json and made.json."""
+  """Write params.safetensors, model.json, fingerprint.json and made.json."""
   run, to = pathlib.Path(_FROM.value), files.local_path(_TO.value, "--to")
   vision = checkpoint.load(f"{run / 'stage0_vision'}:vision")
   llm = checkpoint.load(f"{run / 'stage0_llm'}:llm")
@@ -78,7 +78,7 @@ def _meta(vision, llm, *, parts: list[str]) -> dict[str, Any]:
 
 
 def _record(run: pathlib.Path, name: str) -> dict[str, Any]:
-  """Returns the settings, seconds, metrics and versions of a finished stage."""
+  """Return the settings, seconds, metrics and versions of a finished stage."""
   done = files.read_json(run / name / "done.json")
   return {
     key: done[key] for key in ("fields", "seconds", "metrics", "versions")

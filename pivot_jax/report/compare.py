@@ -58,7 +58,7 @@ Stages = Mapping[str, Mapping[str, Any]]
 
 
 def by_seed(inputs: Mapping[str, str]) -> dict[int, dict[str, dict[str, Any]]]:
-  """Returns per seed the stages' records, by names without their seed."""
+  """Return per seed the stages' records, by names without their seed."""
   found: dict[int, dict[str, dict[str, Any]]] = {}
   for name, address in inputs.items():
     match = re.fullmatch(r"(?:seed(\d+)/)?(.+)", name)
@@ -72,7 +72,7 @@ def by_seed(inputs: Mapping[str, str]) -> dict[int, dict[str, dict[str, Any]]]:
 def compare_stage2(
   seeds: Mapping[int, Stages],
 ) -> dict[str, dict[str, str]]:
-  """Returns rows and start of the two arms; raises if they are not the same."""
+  """Return rows and start of the two arms; raises if they are not the same."""
   found = {}
   for seed, stages in seeds.items():
     if "stage2_sft" not in stages or "stage2_dpo" not in stages:
@@ -91,7 +91,7 @@ def compare_stage2(
 
 
 def results(seeds: Mapping[int, Stages]) -> dict[str, Any]:
-  """Returns every number of the report, without times."""
+  """Return every number of the report, without times."""
   first = next(iter(seeds.values()), {})
   return {
     "arms": over_seeds([arms(x, MEASURED_BY) for x in seeds.values()]),
@@ -127,7 +127,7 @@ def results(seeds: Mapping[int, Stages]) -> dict[str, Any]:
 
 
 def verdict(found: Mapping[str, Any]) -> str:
-  """Returns in plain words how DPO compares with SFT, from the numbers."""
+  """Return in plain words how DPO compares with SFT, from the numbers."""
   measured = found["differences"].get("dpo-sft", {})
   groups: dict[str, list[str]] = {"higher": [], "lower": [], "none": []}
   for key, name in HEADLINES.items():
@@ -150,7 +150,7 @@ def verdict(found: Mapping[str, Any]) -> str:
 
 
 def arms(stages: Stages, kinds: Mapping[str, str]) -> dict[str, Measures]:
-  """Returns what was measured, by arm and "GROUP/metric" name."""
+  """Return what was measured, by arm and "GROUP/metric" name."""
   found: dict[str, Measures] = {}
   for arm in ARMS:
     for group, stage in kinds.items():
@@ -167,7 +167,7 @@ def arms(stages: Stages, kinds: Mapping[str, str]) -> dict[str, Measures]:
 def differences(
   stages: Stages, kinds: Mapping[str, str]
 ) -> dict[str, Measures]:
-  """Returns paired differences by "A-B" and measure."""
+  """Return paired differences by "A-B" and measure."""
   compare = {
     "vqa": _answers_differ,
     "mllm": _answers_differ,
@@ -189,7 +189,7 @@ def differences(
 def paired(
   one: Float[np.ndarray, "N"], other: Float[np.ndarray, "N"]
 ) -> metrics.Measured:
-  """Returns the mean of one - other, its SE that of the items' differences."""
+  """Return the mean of one - other, its SE that of the items' differences."""
   values = np.asarray(one, np.float64) - np.asarray(other, np.float64)
   values = values[np.isfinite(values)]
   error = None
@@ -200,7 +200,7 @@ def paired(
 
 
 def is_shown(difference: Mapping[str, Any]) -> bool:
-  """Returns whether a difference is over two standard errors.
+  """Return whether a difference is over two standard errors.
 
   Without an error, or with one of zero (every item or seed the same), nothing
   is known of chance and no difference is shown.
@@ -210,7 +210,7 @@ def is_shown(difference: Mapping[str, Any]) -> bool:
 
 
 def judged(found: Mapping[str, Measures]) -> dict[str, Measures]:
-  """Returns differences with `shown`."""
+  """Return differences with `shown`."""
   return {
     pair: {k: v | {"shown": is_shown(v)} for k, v in measures.items()}
     for pair, measures in found.items()
@@ -218,7 +218,7 @@ def judged(found: Mapping[str, Measures]) -> dict[str, Measures]:
 
 
 def over_seeds(found: list[dict[str, Measures]]) -> dict[str, Measures]:
-  """Returns means over the seeds that hold a measure, with standard errors.
+  """Return means over the seeds that hold a measure, with standard errors.
 
   With two seeds or more the error is the larger of that across the seeds and
   that over the items. The former is widened by Student's t, so that two of it
@@ -244,13 +244,13 @@ def over_seeds(found: list[dict[str, Measures]]) -> dict[str, Measures]:
 
 
 def json_lines(path: pathlib.Path) -> list[dict[str, Any]]:
-  """Returns the objects of a JSON-lines file."""
+  """Return the objects of a JSON-lines file."""
   lines = path.read_text(encoding="utf-8").split("\n")
   return [json.loads(line) for line in lines if line]
 
 
 def _answers_differ(one: pathlib.Path, other: pathlib.Path) -> Measures:
-  """Compares two `predictions.jsonl`, as evaluate.summarize groups them."""
+  """Compare two `predictions.jsonl`, as evaluate.summarize groups them."""
   left, right = (
     {row["id"]: row for row in json_lines(folder / "predictions.jsonl")}
     for folder in (one, other)
@@ -291,7 +291,7 @@ def _labels_differ(one: pathlib.Path, other: pathlib.Path) -> Measures:
 
 
 def _maps_differ(one: pathlib.Path, other: pathlib.Path) -> Measures:
-  """Bootstraps the images, the same ones for both arms."""
+  """Bootstrap the images, the same ones for both arms."""
   left, right = _arrays(one, other, "counts.npz")
   _check_same(left["id"].tolist(), right["id"].tolist(), one, other)
   images = len(left["id"])
@@ -340,7 +340,7 @@ def _arrays(one, other, name: str) -> list[dict[str, np.ndarray]]:
 
 
 def _majority(stages: Stages) -> Measures:
-  """Returns the majority's shares, under the names of what they compare with."""
+  """Return the majority's shares, under the names of what they compare with."""
   shares = {
     f"vqa/category/{name}": value
     for name, value in _baseline(stages, "majority/").items()
@@ -349,7 +349,7 @@ def _majority(stages: Stages) -> Measures:
 
 
 def _blind(stages: Stages) -> Measures:
-  """Returns what the question alone answers, by what it compares with."""
+  """Return what the question alone answers, by what it compares with."""
   shares = {
     f"vqa/{name}": value for name, value in _baseline(stages, "blind/").items()
   }
@@ -357,7 +357,7 @@ def _blind(stages: Stages) -> Measures:
 
 
 def _baseline(stages: Stages, prefix: str) -> Measures:
-  """Returns the shares of a baseline from the first evaluation that has it."""
+  """Return the shares of a baseline from the first evaluation that has it."""
   for done in stages.values():
     if done["kind"] == "evaluate":
       shares = {
@@ -380,7 +380,7 @@ def _mean_of_categories(shares: Measures) -> Measures:
 
 
 def _changes(stages: Stages) -> dict[str, Measures]:
-  """Returns how far each stage's parts moved, as numbers without an error."""
+  """Return how far each stage's parts moved, as numbers without an error."""
   found: dict[str, Measures] = {}
   for name in ("stage1_full", "stage2_sft", "stage2_dpo"):
     measured = stages.get(name, {"metrics": {}})["metrics"]
@@ -395,7 +395,7 @@ def _changes(stages: Stages) -> dict[str, Measures]:
 
 
 def _lambdas(measured: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-  """Returns by feature kind the lambda of a linear probe and its choice."""
+  """Return by feature kind the lambda of a linear probe and its choice."""
   found: dict[str, dict[str, Any]] = {}
   for name, value in measured.items():
     kind, _, field = name.partition("/")
@@ -405,6 +405,6 @@ def _lambdas(measured: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def _listed(names: Sequence[str]) -> str:
-  """Returns "a, b and c"."""
+  """Return "a, b and c"."""
   *most, last = names
   return f"{', '.join(most)} and {last}" if most else last

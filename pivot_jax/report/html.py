@@ -74,12 +74,12 @@ class Column(NamedTuple):
 
 
 def text(value: str | int | float | np.generic | None) -> str:
-  """Returns a value as text that no browser reads as markup."""
+  """Return a value as text that no browser reads as markup."""
   return html.escape(str(value), quote=True)
 
 
 def page(title: str, sections: Iterable[str]) -> str:
-  """Returns a whole document; sections are already HTML."""
+  """Return a whole document; sections are already HTML."""
   return (
     '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
     f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
@@ -92,7 +92,7 @@ def page(title: str, sections: Iterable[str]) -> str:
 
 
 def section(title: str, *parts: str, note: str = "") -> str:
-  """Returns a headed section; empty where it has nothing to show."""
+  """Return a headed section; empty where it has nothing to show."""
   body = "\n".join(part for part in parts if part)
   if not body:
     return ""
@@ -103,7 +103,7 @@ def section(title: str, *parts: str, note: str = "") -> str:
 def measures(
   rows: Mapping[str, Mapping[str, Any]], columns: Sequence[Column]
 ) -> str:
-  """Returns a table of measured values, rows by their names.
+  """Return a table of measured values, rows by their names.
 
   Columns that no row holds are left out; the heads show the sample size.
   """
@@ -113,12 +113,12 @@ def measures(
 def differences(
   rows: Mapping[str, Mapping[str, Any]], columns: Sequence[Column]
 ) -> str:
-  """Returns a table of differences; those not shown by the data say so."""
+  """Return a table of differences; those not shown by the data say so."""
   return _table(rows, columns, _difference)
 
 
 def plain_table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-  """Returns a table of plain values."""
+  """Return a table of plain values."""
   top = "".join(f"<th>{text(name)}</th>" for name in head)
   body = "".join(
     "<tr>" + "".join(f"<td>{text(cell)}</td>" for cell in row) + "</tr>"
@@ -131,7 +131,7 @@ def plain_table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 
 def details(title: str, content: Mapping[str, Any]) -> str:
-  """Returns a folded block of JSON."""
+  """Return a folded block of JSON."""
   shown = json.dumps(content, indent=2, sort_keys=True, default=str)
   return f"<details><summary>{text(title)}</summary><pre>{text(shown)}</pre></details>"
 
@@ -139,7 +139,7 @@ def details(title: str, content: Mapping[str, Any]) -> str:
 def chart(
   title: str, series: Mapping[str, Sequence[tuple[float, float]]]
 ) -> str:
-  """Returns a line chart as SVG, with axes, ticks and a legend.
+  """Return a line chart as SVG, with axes, ticks and a legend.
 
   Points that are not finite are left out; over 200 points of a series are
   averaged in groups.
@@ -197,7 +197,7 @@ def chart(
 
 
 def legend(entries: Iterable[tuple[str, str]]) -> str:
-  """Returns names beside squares of their "#rrggbb" colours."""
+  """Return names beside squares of their "#rrggbb" colours."""
   return (
     '<div class="note">'
     + "".join(
@@ -211,7 +211,7 @@ def legend(entries: Iterable[tuple[str, str]]) -> str:
 def thin(
   points: Sequence[tuple[float, float]], limit: int = 200
 ) -> list[tuple[float, float]]:
-  """Returns at most `limit` points, means of neighbours; finite ones only."""
+  """Return at most `limit` points, means of neighbours; finite ones only."""
   kept = [(x, y) for x, y in points if math.isfinite(y)]
   size = -(-len(kept) // limit) or 1
   groups = (kept[i : i + size] for i in range(0, len(kept), size))
@@ -222,7 +222,7 @@ def thin(
 
 
 def ticks(low: float, high: float, about: int = 5) -> list[float]:
-  """Returns round numbers that enclose low..high; at least two."""
+  """Return round numbers that enclose low..high; at least two."""
   if high <= low:
     low, high = low - 0.5, low + 0.5
   power = 10.0 ** math.floor(math.log10((high - low) / about))
@@ -234,7 +234,7 @@ def ticks(low: float, high: float, about: int = 5) -> list[float]:
 
 
 def picture(pixels: UInt8[np.ndarray, "H W 3"], caption: str) -> str:
-  """Returns a captioned picture, inline as a PNG and enlarged without blur."""
+  """Return a captioned picture, inline as a PNG and enlarged without blur."""
   factor = max(1, round(PICTURE / max(pixels.shape[:2])))
   large = pixels.repeat(factor, axis=0).repeat(factor, axis=1)
   file = io.BytesIO()
@@ -247,12 +247,12 @@ def picture(pixels: UInt8[np.ndarray, "H W 3"], caption: str) -> str:
 
 
 def picture_row(*pictures: str) -> str:
-  """Returns pictures side by side."""
+  """Return pictures side by side."""
   return f'<div class="row">{"".join(pictures)}</div>'
 
 
 def example(lines: Mapping[str, str], *rows: str) -> str:
-  """Returns an example: named texts, then its rows of pictures."""
+  """Return an example: named texts, then its rows of pictures."""
   said = "<br>".join(
     f"<b>{text(name)}</b> {text(value)}" for name, value in lines.items()
   )
@@ -262,7 +262,7 @@ def example(lines: Mapping[str, str], *rows: str) -> str:
 def overlay(
   image: UInt8[np.ndarray, "H W 3"], values: Float[np.ndarray, "g g"]
 ) -> UInt8[np.ndarray, "h w 3"]:
-  """Returns a map in 0..1 drawn over the darkened image, cut to its patches."""
+  """Return a map in 0..1 drawn over the darkened image, cut to its patches."""
   patch = max(1, image.shape[0] // len(values))
   large = np.asarray(values, np.float64).repeat(patch, 0).repeat(patch, 1)
   base = 0.6 * image[: large.shape[0], : large.shape[1]]
@@ -271,7 +271,7 @@ def overlay(
 
 
 def ramp(values: Float[np.ndarray, "H W"]) -> Float[np.ndarray, "H W 3"]:
-  """Returns the colours of values in 0..1, beyond which they are clipped."""
+  """Return the colours of values in 0..1, beyond which they are clipped."""
   at = np.linspace(0, 1, len(_RAMP))
   clipped = np.clip(np.nan_to_num(values), 0, 1)
   return np.stack([np.interp(clipped, at, c) for c in _RAMP.T], axis=-1)
@@ -280,7 +280,7 @@ def ramp(values: Float[np.ndarray, "H W"]) -> Float[np.ndarray, "H W 3"]:
 def spotlight(
   image: UInt8[np.ndarray, "H W 3"], mask: np.ndarray
 ) -> UInt8[np.ndarray, "H W 3"]:
-  """Returns the image with a mask kept bright and the rest darkened."""
+  """Return the image with a mask kept bright and the rest darkened."""
   shown = image.astype(np.float64)
   return np.where(mask.astype(bool)[..., None], shown, 0.3 * shown).astype(
     np.uint8
@@ -288,7 +288,7 @@ def spotlight(
 
 
 def class_colours(count: int) -> UInt8[np.ndarray, "C 3"]:
-  """Returns colours of classes, far apart in hue; class 0 is dark grey."""
+  """Return colours of classes, far apart in hue; class 0 is dark grey."""
   hues = np.arange(count) * 0.618034 % 1
   wheel = np.abs((hues[:, None] * 6 + np.array([0, 4, 2])) % 6 - 3) - 1
   light = np.where(np.arange(count) % 2, 235, 175)[:, None]
@@ -300,14 +300,14 @@ def class_colours(count: int) -> UInt8[np.ndarray, "C 3"]:
 def class_map(
   labels: Int[np.ndarray, "H W"], colours: UInt8[np.ndarray, "C 3"]
 ) -> UInt8[np.ndarray, "H W 3"]:
-  """Returns a label map in colours; what is no class is black."""
+  """Return a label map in colours; what is no class is black."""
   known = (labels >= 0) & (labels < len(colours))
   shown = colours[np.where(known, labels, 0)]
   return np.where(known[..., None], shown, 0).astype(np.uint8)
 
 
 def hexadecimal(colour: Iterable[int]) -> str:
-  """Returns "#rrggbb"."""
+  """Return "#rrggbb"."""
   return "#" + "".join(f"{int(part):02x}" for part in colour)
 
 

@@ -66,14 +66,14 @@ def run(
 
 
 def normalize(answer: str) -> str:
-  """Returns an answer in the form that is compared."""
+  """Return an answer in the form that is compared."""
   words = " ".join(texts.canonical(answer).lower().split())
   # Lower case of a composed character may be two that compose again.
   return texts.canonical(words.removesuffix(".").rstrip())
 
 
 def summarize(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-  """Returns shares with n and SE: "category/…", "kind/…", "all" (a mean).
+  """Return shares with n and SE: "category/…", "kind/…", "all" (a mean).
 
   "all" is the mean of the categories, as the paper averages (6.1); "majority/…"
   is the share of a category's most frequent answer, which needs no image.
@@ -104,7 +104,7 @@ def summarize(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _check_rows(source, tokenizer, config) -> None:
-  """Raises if a row cannot be scored, before anything is generated."""
+  """Raise if a row cannot be scored, before anything is generated."""
   for index in range(len(source)):
     row = source.text(index)
     for name in ("question", "answer", "category", "kind"):
@@ -124,7 +124,7 @@ def _check_rows(source, tokenizer, config) -> None:
 
 
 def _blind(config, records) -> dict[str, Any]:
-  """Returns what the question alone answers: "blind/category/…", "blind/kind/…".
+  """Return what the question alone answers: "blind/category/…", "blind/kind/…".
 
   The most frequent answer to each question, learnt from the rows that
   `config.blind` names; nothing without it.
@@ -143,7 +143,7 @@ def _blind(config, records) -> dict[str, Any]:
 
 
 def _answers(config, model, source, mesh) -> list[str]:
-  """Returns what the model says to each row of a source."""
+  """Return what the model says to each row of a source."""
   tokenizer, patches = model.tokenizer, model.mllm.vision.num_patches
   coder = feed.Coder(
     tokenizer=tokenizer,
@@ -185,7 +185,7 @@ def _answers(config, model, source, mesh) -> list[str]:
 
 
 def _decode(tokenizer, ids) -> list[str]:
-  """Returns the text of each row up to its first stop token."""
+  """Return the text of each row up to its first stop token."""
   found = []
   for row in np.asarray(ids):
     stops = np.flatnonzero(np.isin(row, tokenizer.eos_ids))

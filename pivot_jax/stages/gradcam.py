@@ -58,7 +58,7 @@ class Scene(NamedTuple):
 def row_gradients(
   model: mllm.MLLM, params: trees.Params, batch: packing.Batch, *, chunk: int
 ) -> Gradients:
-  """Returns d(summed log-probability of a row's targets) / d(its features).
+  """Return d(summed log-probability of a row's targets) / d(its features).
 
   Each row holds one example with one image, so one backward pass gives every
   row its own gradient.
@@ -84,7 +84,7 @@ def row_gradients(
 def loss_maps(
   gradients: Gradients, margin: Float[Array, "B"], *, beta: float
 ) -> dict[str, Float[Array, "B P"]]:
-  """Returns the maps sum_d |dL/dA_d| by "TAP/LOSS" of the per-scene losses.
+  """Return the maps sum_d |dL/dA_d| by "TAP/LOSS" of the per-scene losses.
 
   Rows come in three blocks of B: chosen with the supervised targets, chosen
   and rejected with those of DPO. With s the summed log-probabilities, the SFT
@@ -107,14 +107,14 @@ def loss_maps(
 
 
 def magnitude(gradient: Float[Array, "B P D"]) -> Float[Array, "B P"]:
-  """Returns the L1 norm over the width, patch by patch."""
+  """Return the L1 norm over the width, patch by patch."""
   return jnp.abs(gradient).sum(axis=-1)
 
 
 def patch_share(
   mask: np.ndarray, *, patch: int, grid: int
 ) -> Float[np.ndarray, "P"]:
-  """Returns the share of each patch's pixels that a mask [H, W] covers."""
+  """Return the share of each patch's pixels that a mask [H, W] covers."""
   cut = mask[: grid * patch, : grid * patch].astype(np.float64)
   return cut.reshape(grid, patch, grid, patch).mean(axis=(1, 3)).reshape(-1)
 
@@ -122,7 +122,7 @@ def patch_share(
 def localisation(
   maps: Float[np.ndarray, "B P"], share: Float[np.ndarray, "B P"]
 ) -> Float[np.ndarray, "B"]:
-  """Returns the gradient's share inside the mask over the mask's own share.
+  """Return the gradient's share inside the mask over the mask's own share.
 
   1 is a map that does not look for the object, NaN a map that is zero.
   """
@@ -138,7 +138,7 @@ def localisation(
 
 
 def mean_and_error(values: Float[np.ndarray, "B"]) -> metrics.Measured:
-  """Returns the mean over the finite values with its standard error."""
+  """Return the mean over the finite values with its standard error."""
   kept = values[np.isfinite(values)]
   if not len(kept):
     raise InputError("every gradient map is zero: the weights are not finite")
@@ -149,7 +149,7 @@ def mean_and_error(values: Float[np.ndarray, "B"]) -> metrics.Measured:
 def picture(
   values: Float[np.ndarray, "P"], *, rng: np.random.Generator
 ) -> Float[np.ndarray, "g g"]:
-  """Returns a map as the paper draws it, in 0..1 (paper.md 5.3).
+  """Return a map as the paper draws it, in 0..1 (paper.md 5.3).
 
   The border, where transformers keep artefacts, is replaced from one or two
   rows or columns further in, at random for each of its cells; then min-max
@@ -169,7 +169,7 @@ def picture(
 
 
 def _cell(config, vision, grid: int) -> int:
-  """Returns the pixels of a side of a feature, which may not be a patch."""
+  """Return the pixels of a side of a feature, which may not be a patch."""
   if not vision.feature_tokens:
     return vision.patch_size
   if vision.image_size % grid:
@@ -182,7 +182,7 @@ def _cell(config, vision, grid: int) -> int:
 
 
 def grid_size(patches: int) -> int:
-  """Returns the side of a square grid of patches, of at least 3."""
+  """Return the side of a square grid of patches, of at least 3."""
   side = round(patches**0.5)
   if side * side != patches or side < 3:
     raise ValueError(f"{patches} patches are not a square grid of 3 or more")
@@ -192,7 +192,7 @@ def grid_size(patches: int) -> int:
 def run(
   config: ConfigDict, inputs: Mapping[str, str], out: pathlib.Path
 ) -> dict[str, Any]:
-  """Measures the gradient maps of `inputs["init"]` on preference scenes.
+  """Measure the gradient maps of `inputs["init"]` on preference scenes.
 
   Rows need `object_mask`; those with an empty mask are left out. Returns by
   "TAP/LOSS" (encoder, projector; sft, dpo_chosen, dpo_total) the mean ratio
@@ -227,7 +227,7 @@ def run(
 
 
 def read_scenes(config, model, source) -> tuple[list[Scene], int]:
-  """Returns the scenes with an object, and the number of those without.
+  """Return the scenes with an object, and the number of those without.
 
   The supervised example has the answer's tokens as targets; those of DPO are
   the answer's by the config's mask, as in training.
@@ -261,7 +261,7 @@ def read_scenes(config, model, source) -> tuple[list[Scene], int]:
 
 
 def _object_mask(row, coder) -> Bool[np.ndarray, "H W"]:
-  """Returns the mask of the asked-about object, framed as the encoder's image."""
+  """Return the mask of the asked-about object, framed as the encoder's image."""
   if "object_mask" not in row:
     raise InputError("'object_mask': the row has no such field")
   if row["image"] is None:
@@ -278,7 +278,7 @@ def _object_mask(row, coder) -> Bool[np.ndarray, "H W"]:
 
 
 def _lay_out(row, supervised, coder) -> tuple[packing.Example, ...]:
-  """Returns the chosen answer twice and the rejected one, an image each."""
+  """Return the chosen answer twice and the rejected one, an image each."""
   images = coder.pixels(row["image"])
   pair = coder.encode(row)
   alone = [
@@ -292,7 +292,7 @@ def _lay_out(row, supervised, coder) -> tuple[packing.Example, ...]:
 
 
 def _all_maps(config, model, scenes, mesh) -> dict[str, np.ndarray]:
-  """Returns the raw maps [B, P] of all scenes by "TAP/LOSS"."""
+  """Return the raw maps [B, P] of all scenes by "TAP/LOSS"."""
   vision = model.mllm.vision
   shards = sharding.row_shards(mesh)
   batch = -(-config.batch // shards) * shards
@@ -336,7 +336,7 @@ def _scene_maps(model, params, batch, *, beta, chunk):
 
 
 def _write_examples(out, scenes: Sequence[Scene], maps, seed: int) -> None:
-  """Writes images, masks, raw and cleaned maps and the texts of a few scenes."""
+  """Write images, masks, raw and cleaned maps and the texts of a few scenes."""
   arrays = {
     "images": np.stack([scene.examples[0].images[0] for scene in scenes]),
     "masks": np.stack([scene.mask for scene in scenes]),

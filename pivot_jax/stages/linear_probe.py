@@ -40,7 +40,7 @@ def prototypes(
   *,
   num_classes: int,
 ) -> logistic.Classifier:
-  """Returns the nearest-class-mean classifier, paper.md 5.1.
+  """Return the nearest-class-mean classifier, paper.md 5.1.
 
   The class means are the linear weights, and minus half their squared norms
   the intercepts, so the highest score is the nearest mean. A class without
@@ -57,7 +57,7 @@ def prototypes(
 def ranks(
   scores: Float[np.ndarray, "N C"], labels: Int[np.ndarray, "N"]
 ) -> Int[np.ndarray, "N"]:
-  """Returns how many classes are placed before the true one (0 = top-1).
+  """Return how many classes are placed before the true one (0 = top-1).
 
   Equal scores are placed in the order of their class numbers, as argmax does.
   """
@@ -69,7 +69,7 @@ def ranks(
 def validation_split(
   labels: Int[np.ndarray, "N"], *, fraction: float, seed: int
 ) -> Bool[np.ndarray, "N"]:
-  """Returns which training examples are held out to choose lambda.
+  """Return which training examples are held out to choose lambda.
 
   Of each class `fraction` is held out, one example at least, and one at least
   stays; a class of one example stays as a whole.
@@ -93,7 +93,7 @@ def probe(
   tolerance: float,
   max_iterations: int,
 ) -> tuple[logistic.Classifier, dict]:
-  """Returns the classifier at the best lambda, and the path that chose it.
+  """Return the classifier at the best lambda, and the path that chose it.
 
   The path runs from the strongest penalty to the weakest, each fit starting
   from the last, on the examples that are not held out. The lambda of the
@@ -138,7 +138,7 @@ def probe(
 def run(
   config: ConfigDict, inputs: Mapping[str, str], out: pathlib.Path
 ) -> dict[str, Any]:
-  """Probes the encoder, and the projector if there is one, of `inputs["init"]`.
+  """Probe the encoder, and the projector if there is one, of `inputs["init"]`.
 
   Returns per feature kind ("encoder", "projector") `KIND/top1`, `KIND/top5`
   (from five classes on) and `KIND/prototype_top1`, and of the choice of lambda
@@ -197,7 +197,7 @@ def accuracies(
   prototype: Int[np.ndarray, "N"],
   num_classes: int,
 ) -> dict[str, metrics.Measured]:
-  """Returns a kind's metrics from the ranks of the true classes."""
+  """Return a kind's metrics from the ranks of the true classes."""
   found = {f"{kind}/top1": metrics.share(int((rank == 0).sum()), len(rank))}
   # Among fewer classes the five best always hold the true one.
   if num_classes >= 5:
@@ -208,7 +208,7 @@ def accuracies(
 
 
 def _features(config, model, spec, mesh):
-  """Returns ({kind: float32 [N, D]}, labels [N]) of a classification source."""
+  """Return ({kind: float32 [N, D]}, labels [N]) of a classification source."""
   source = opener.open_source(spec)
   if len(source) == 0:
     raise errors.InputError(f"{config.name}: the data {spec} is empty")
@@ -241,7 +241,7 @@ def _features(config, model, spec, mesh):
 
 @functools.partial(jax.jit, static_argnums=0)
 def _pooled(model, params, images):
-  """Returns {kind: float32 [N, D]}, the means over an image's patches.
+  """Return {kind: float32 [N, D]}, the means over an image's patches.
 
   The model is an argument, so that the arms of a recipe share an executable.
   """
@@ -274,7 +274,7 @@ def _path_entry(
 def _best(
   scores: Sequence[float | None], grid: Sequence[float]
 ) -> tuple[int, str]:
-  """Returns the place of the lambda to take, and what chose it."""
+  """Return the place of the lambda to take, and what chose it."""
   if len(grid) == 1:
     return 0, "given"
   if len(set(scores)) > 1:
@@ -283,7 +283,7 @@ def _best(
 
 
 def _warn(chosen: Mapping[str, Any], tolerance: float) -> None:
-  """Logs what makes the chosen lambda, or a fit of its path, doubtful."""
+  """Log what makes the chosen lambda, or a fit of its path, doubtful."""
   lam, path = chosen["lambda"], chosen["path"]
   score = path[0]["validation_top1"]
   if chosen["chosen_by"] == "default" and score is None:

@@ -37,7 +37,7 @@ SHORT = {
 def run(
   config: ConfigDict, inputs: Mapping[str, str], out: pathlib.Path
 ) -> dict[str, Any]:
-  """Writes the report of the stages in `inputs` (name -> folder).
+  """Write the report of the stages in `inputs` (name -> folder).
 
   Returns the number of stages and of seeds. `report.json` holds `results`
   (numbers alone, the same for the same run), `left_out`, `stages`, `config`,
@@ -73,7 +73,7 @@ def run(
 def page(
   title: str, lead: str, record: Mapping[str, Any], stages: compare.Stages
 ) -> str:
-  """Returns the whole document; `lead` is what it says first."""
+  """Return the whole document; `lead` is what it says first."""
   found, seeds = record["results"], record["seeds"]
   error = (
     f"(the larger of that across {seeds} seeds and that over the items)"
@@ -119,7 +119,7 @@ def page(
 
 
 def _columns(found: Mapping[str, Any]) -> list[html.Column]:
-  """Returns the main table's columns; those without numbers are not shown."""
+  """Return the main table's columns; those without numbers are not shown."""
   names = {name for one in found["arms"].values() for name in one}
   vqa = "Re-assembled MLLM: VQA, %"
   linear, segment = "Linear probe, %", "Segmentation, %"
@@ -142,12 +142,12 @@ def _columns(found: Mapping[str, Any]) -> list[html.Column]:
 
 
 def _named(found) -> dict[str, Any]:
-  """Returns the rows of a table of arms, under the names a reader knows."""
+  """Return the rows of a table of arms, under the names a reader knows."""
   return {LABELS[arm]: measures for arm, measures in found.items()}
 
 
 def _baselines(found) -> dict[str, Any]:
-  """Returns the rows of what needs no image; those without numbers are absent."""
+  """Return the rows of what needs no image; those without numbers are absent."""
   rows = {
     "majority answer": found["majority"],
     "question alone": found["blind"],
@@ -163,7 +163,7 @@ def _pairs(found) -> dict[str, Any]:
 
 
 def _mllms(found: Mapping[str, Any]) -> str:
-  """Returns the tables of the MLLMs that the encoders were cut out of."""
+  """Return the tables of the MLLMs that the encoders were cut out of."""
   names = {name for one in found["mllms"].values() for name in one}
   columns = [
     html.Column(name, group, name.split("/", 2)[2], 100, 1)
@@ -200,7 +200,7 @@ def _changes_table(change: Mapping[str, Any]) -> str:
 
 
 def _lambdas_table(found: Mapping[str, Any]) -> str:
-  """Returns which lambda each linear probe took; empty without a probe."""
+  """Return which lambda each linear probe took; empty without a probe."""
   rows = [
     (
       stage,
@@ -235,7 +235,7 @@ def _left_out(reasons: Mapping[str, str]) -> str:
 
 
 def _curves(stages: compare.Stages) -> str:
-  """Returns the charts of stages 1 and 2, from their metrics.jsonl."""
+  """Return the charts of stages 1 and 2, from their metrics.jsonl."""
   lines = {
     name: metrics.read(stages[name]["folder"])
     for name in ("stage1_proj", "stage1_full", "stage2_sft", "stage2_dpo")
@@ -275,7 +275,7 @@ def _curves(stages: compare.Stages) -> str:
 
 
 def _gradient_examples(stages: compare.Stages, count: int = 4) -> list[str]:
-  """Returns examples with each arm's maps, of as many kinds as there are."""
+  """Return examples with each arm's maps, of as many kinds as there are."""
   runs = _pictures(stages, "gradcam")
   if not runs:
     return []
@@ -320,7 +320,7 @@ def _gradient_examples(stages: compare.Stages, count: int = 4) -> list[str]:
 
 
 def _segment_examples(stages: compare.Stages, count: int = 6) -> list[str]:
-  """Returns a few images with their true and predicted class maps."""
+  """Return a few images with their true and predicted class maps."""
   runs = _pictures(stages, "segment_probe")
   if not runs:
     return []
@@ -354,7 +354,7 @@ def _segment_examples(stages: compare.Stages, count: int = 6) -> list[str]:
 
 
 def _class_names(stages: compare.Stages, count: int) -> list[str]:
-  """Returns the scenes' class names, of other data the numbers."""
+  """Return the scenes' class names, of other data the numbers."""
   fields = next(
     done["fields"]
     for done in stages.values()
@@ -368,7 +368,7 @@ def _class_names(stages: compare.Stages, count: int) -> list[str]:
 
 
 def _pictures(stages: compare.Stages, kind: str) -> dict[str, Any]:
-  """Returns the arrays of `maps.npz` by arm."""
+  """Return the arrays of `maps.npz` by arm."""
   found = {}
   for arm in compare.ARMS:
     if f"{kind}_{arm}" in stages:
@@ -395,13 +395,13 @@ def _what_ran(record: Mapping[str, Any]) -> str:
 
 
 def _run_config(config: ConfigDict, out: pathlib.Path) -> Any:
-  """Returns the run's config, or the report's own where there is none."""
+  """Return the run's config, or the report's own where there is none."""
   path = out.parent / "config.json"
   return files.read_json(path) if path.exists() else _plain(config)
 
 
 def _versions(seeds: Mapping[int, compare.Stages]) -> dict[str, str]:
-  """Returns each package's version, all of them where stages differ."""
+  """Return each package's version, all of them where stages differ."""
   found: dict[str, set[str]] = {}
   for stages in seeds.values():
     for done in stages.values():
@@ -411,5 +411,5 @@ def _versions(seeds: Mapping[int, compare.Stages]) -> dict[str, str]:
 
 
 def _plain(section: Any) -> Any:
-  """Returns a config section as a dict."""
+  """Return a config section as a dict."""
   return section.to_dict() if isinstance(section, ConfigDict) else dict(section)

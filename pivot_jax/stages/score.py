@@ -61,7 +61,7 @@ def run(
 
 
 def _columns(config, model, coder, stream, mesh) -> dict[str, np.ndarray]:
-  """Returns the columns id, logps and crc over all pairs of a source."""
+  """Return the columns id, logps and crc over all pairs of a source."""
   batch, places = config.batch, stream.every()
   stream.measure(len(places))
   sizes = [stream.size_of(place) for place in places]

@@ -56,7 +56,7 @@ class Epoch(NamedTuple):
 def run(
   config: ConfigDict, inputs: Mapping[str, str], out: pathlib.Path
 ) -> dict[str, Any]:
-  """Trains and scores the head on the encoder of `inputs["init"]`.
+  """Train and scores the head on the encoder of `inputs["init"]`.
 
   Returns `macro_recall`, `accuracy`, `precision`, `f1` and `miou` of the last
   epoch, n being images; and `macro_recall_best_epoch` with `best_epoch` (from
@@ -104,7 +104,7 @@ def run(
 
 
 def _train(config, head, recipe, train: Split, test: Split):
-  """Returns the last parameters of the head, and all epochs' evaluations."""
+  """Return the last parameters of the head, and all epochs' evaluations."""
   background = _optional(config.background)
   epochs: list[Epoch] = []
   for params in segmentation.train_head(
@@ -132,7 +132,7 @@ def _train(config, head, recipe, train: Split, test: Split):
 def summarize(
   epochs: Sequence[Epoch], *, resamples: int, seed: int
 ) -> dict[str, Any]:
-  """Returns the metrics of the last epoch, and those of the best beside."""
+  """Return the metrics of the last epoch, and those of the best beside."""
 
   def measured(epoch, name, errors_):
     images = len(epoch.counts.right)
@@ -159,7 +159,7 @@ def extract(
   spec: Mapping[str, Any],
   mesh: jax.sharding.Mesh,
 ) -> Split:
-  """Returns the encoder's features and the patch labels of a source."""
+  """Return the encoder's features and the patch labels of a source."""
   source = opener.open_source(spec)
   if len(source) == 0:
     raise errors.InputError(f"{config.name}: the data {spec} is empty")
@@ -207,7 +207,7 @@ def _encode(model, params, images):
 
 
 def _write(out, test, predicted, epochs) -> None:
-  """Writes the counts, the epochs and the example maps of a run."""
+  """Write the counts, the epochs and the example maps of a run."""
   counts = epochs[-1].counts
   np.savez_compressed(
     out / "counts.npz", id=np.array(test.ids), **counts._asdict()
@@ -228,19 +228,19 @@ def _write(out, test, predicted, epochs) -> None:
 
 
 def _nullable(values):
-  """Returns a list with None for NaN, which JSON does not have."""
+  """Return a list with None for NaN, which JSON does not have."""
   return [None if np.isnan(value) else float(value) for value in values]
 
 
 def _optional(index: int | str) -> int | None:
-  """Returns a class index of the config, None where it is -1 or "none"."""
+  """Return a class index of the config, None where it is -1 or "none"."""
   if index == "none":
     return None
   return None if int(index) < 0 else int(index)
 
 
 def _counted(config: ConfigDict) -> ConfigDict:
-  """Returns the config with `num_classes`, where it is 0, read off the data."""
+  """Return the config with `num_classes`, where it is 0, read off the data."""
   if config.num_classes:
     return config
   found: set[int] = set()

@@ -47,7 +47,7 @@ _SAMPLES = 8
 def run(
   config: ConfigDict, inputs: Mapping[str, str], out: pathlib.Path
 ) -> dict[str, Any]:
-  """Trains, saves the artifact and returns what was measured."""
+  """Train, saves the artifact and returns what was measured."""
   tokenizer = load_tokenizer(checkpoint.tokenizer_folder(config.tokenizer))
   start = starting_model.assemble(config, inputs, tokenizer)
   prints = trees.fingerprint(start.params)
@@ -74,7 +74,7 @@ def run(
 def make_coder(
   config: ConfigDict, tokenizer: chat.Tokenizer, model: mllm.MLLM
 ) -> feed.Coder:
-  """Returns how rows become examples for a model."""
+  """Return how rows become examples for a model."""
   return feed.Coder(
     tokenizer=tokenizer,
     template=config.template,
@@ -93,14 +93,14 @@ def make_stream(
   coder: feed.Coder,
   logps: coders.Reference | None = None,
 ) -> feed.Stream:
-  """Returns the stage's stream; `data` is one name or (name, weight) pairs."""
+  """Return the stage's stream; `data` is one name or (name, weight) pairs."""
   return opener.open_stream(
     specs(config), coder, seed=config.data_seed, reference=logps
   )
 
 
 def specs(config: ConfigDict) -> list[tuple[dict[str, Any], float]]:
-  """Returns the (entry, weight) pairs of a stage's data."""
+  """Return the (entry, weight) pairs of a stage's data."""
   mix = ((config.data, 1.0),) if isinstance(config.data, str) else config.data
   return [(config.sources[name].to_dict(), weight) for name, weight in mix]
 
@@ -111,7 +111,7 @@ def read_reference(
   config: ConfigDict,
   tokenizer: chat.Tokenizer,
 ) -> coders.Reference | None:
-  """Returns the columns of the score stage, None where none are needed."""
+  """Return the columns of the score stage, None where none are needed."""
   if config.objective != "dpo":
     return None
   if "reference" not in inputs:
@@ -129,7 +129,7 @@ def check_moved(
   trained: Mapping[str, Any],
   lines: Sequence[Mapping[str, float]],
 ) -> None:
-  """Raises InputError for a part that trains and is as it was, and why.
+  """Raise InputError for a part that trains and is as it was, and why.
 
   A part whose rates are all 0, and a stage all of whose updates have a rate of
   0 (the first of a warmup), are asked for, and are a warning.
@@ -171,7 +171,7 @@ def _why_still(
   leaves: Mapping[str, Any],
   lines: Sequence[Mapping[str, float]],
 ) -> str:
-  """Returns why a part did not move, as its gradients tell, and what to do."""
+  """Return why a part did not move, as its gradients tell, and what to do."""
   name = f"grad_norm/{part}"
   # A run that an older version began has lines without it.
   norms = [line[name] for line in lines if name in line]
@@ -189,7 +189,7 @@ def _why_still(
 
 
 def _rule(rules: Sequence[tuple[str, float]], path: str) -> tuple[str, float]:
-  """Returns the learning-rate rule of a parameter."""
+  """Return the learning-rate rule of a parameter."""
   return trees.first_match([(rule[0], tuple(rule)) for rule in rules], path)
 
 
@@ -200,7 +200,7 @@ def save_model(
   config: ConfigDict,
   tokenizer: chat.Tokenizer,
 ) -> None:
-  """Writes the artifact: parameters, model.json, tokenizer."""
+  """Write the artifact: parameters, model.json, tokenizer."""
   meta = start.meta | {
     "parts": list(config.parts),
     "preprocessing": {
@@ -224,7 +224,7 @@ class _Job:
     self.stream, self.coder, self.mesh = stream, coder, mesh
 
   def run(self) -> tuple[loop.TrainState, str]:
-    """Returns the last state and the digest of the rows seen, in order."""
+    """Return the last state and the digest of the rows seen, in order."""
     config = self.config
     state, tx = loop.make_state(
       self.start.params,
@@ -338,7 +338,7 @@ class _Job:
     )
 
   def _samples(self) -> list[tuple[str, tuple, str]]:
-    """Returns the first rows of the run as they are learnt."""
+    """Return the first rows of the run as they are learnt."""
     found = []
     for example in self.stream.examples(range(_SAMPLES)):
       answers = map(self.coder.tokenizer.decode, example.answers)
@@ -348,7 +348,7 @@ class _Job:
     return found
 
   def _log_memory(self, state, layout: packing.Layout) -> None:
-    """Says what an update will take, before anything is compiled."""
+    """Say what an update will take, before anything is compiled."""
     found = memory.estimate(
       state,
       self._loss,

@@ -40,7 +40,7 @@ PEAKS: tuple[tuple[str, float], ...] = (
 def update(
   model: mllm.MLLM, trainable: Sequence[str], work: counting.Work
 ) -> dict[str, int]:
-  """Returns the operations of an update by part: vision, projector, llm, head.
+  """Return the operations of an update by part: vision, projector, llm, head.
 
   `trainable` holds the paths of the parameters that train. A part has a backward
   pass if anything in it or before it trains.
@@ -88,7 +88,7 @@ class _Part:
 
 
 def _parts(model: mllm.MLLM, work: counting.Work) -> dict[str, _Part]:
-  """Returns the parts in the order in which an update goes through them."""
+  """Return the parts in the order in which an update goes through them."""
   found = {}
   if model.vision is not None:
     found["vision"] = _vision(model.vision, work.images)
@@ -163,7 +163,7 @@ def _head(config, trainable, work, backward) -> int:
 
 
 def peak(kind: str, devices: int) -> float | None:
-  """Returns the bfloat16 peak of all devices, None for a kind not known."""
+  """Return the bfloat16 peak of all devices, None for a kind not known."""
   # A slice of a GPU has a share of its peak that the name does not say.
   if "MIG" in kind:
     return None

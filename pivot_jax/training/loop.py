@@ -47,18 +47,18 @@ class Hook(Protocol):
   def metrics(
     self, step: int, values: Host, update: feed.Update, wait: float
   ) -> None:
-    """Sees the metrics of update `step`, up to one update late; may raise.
+    """See the metrics of update `step`, up to one update late; may raise.
 
     `wait` is the seconds that the loop waited for the update's batch.
     """
     ...
 
   def due(self, step: int) -> bool:
-    """Returns whether `state` is to be called after update `step`."""
+    """Return whether `state` is to be called after update `step`."""
     ...
 
   def state(self, state: TrainState, step: int) -> None:
-    """Sees the state after update `step`, its metrics having been seen."""
+    """See the state after update `step`, its metrics having been seen."""
     ...
 
 
@@ -74,7 +74,7 @@ _STOP = threading.Event()
 
 
 def stop_on_sigterm() -> None:
-  """Makes SIGTERM (preemption) end training after the running update.
+  """Make SIGTERM (preemption) end training after the running update.
 
   A second SIGTERM ends the process at once.
   """
@@ -90,12 +90,12 @@ def stop_on_sigterm() -> None:
 
 
 def stop_requested() -> bool:
-  """Returns whether SIGTERM has come."""
+  """Return whether SIGTERM has come."""
   return _STOP.is_set()
 
 
 def stop_if_requested(name: str) -> None:
-  """Raises Stopped if SIGTERM has come; for loops that keep no checkpoint."""
+  """Raise Stopped if SIGTERM has come; for loops that keep no checkpoint."""
   if stop_requested():
     raise Stopped(f"{name} stopped; the same command runs it again")
 
@@ -109,7 +109,7 @@ def make_state(
   seed: int,
   dtype: str = "float32",
 ) -> tuple[TrainState, optax.GradientTransformation]:
-  """Returns the first state, placed on the mesh, and its optimizer.
+  """Return the first state, placed on the mesh, and its optimizer.
 
   `tx` makes the optimizer from the trainable parameters: there is no state for
   what is frozen, whose kernels are held in `dtype`, that of the products. The
@@ -142,7 +142,7 @@ def make_train_step(
   shardings: PyTree = None,
   dtype: str = "float32",
 ) -> Callable[[TrainState, packing.Batch], tuple[TrainState, losses.Metrics]]:
-  """Returns the jitted update; the state is donated.
+  """Return the jitted update; the state is donated.
 
   Kernels are cast to `dtype`, that of the products, once an update. The rows are split into `accum` parts that run one after the other; since a
   loss is a sum whose weights cover the whole update, gradients add. Metrics are
@@ -182,7 +182,7 @@ def make_train_step(
 
 
 def _part_norms(grads: Mapping[str, Any]) -> losses.Metrics:
-  """Returns the norm of each part's gradient, of what trains in it alone."""
+  """Return the norm of each part's gradient, of what trains in it alone."""
   return {
     f"grad_norm/{part}": (optax.global_norm(own), jnp.ones(()))
     for part, own in grads.items()
@@ -190,7 +190,7 @@ def _part_norms(grads: Mapping[str, Any]) -> losses.Metrics:
 
 
 def _gradients(loss_fn: Callable, accum: int, dtype: str) -> Callable:
-  """Returns f(state, batch, rng) -> ((loss, metrics), float32 gradients)."""
+  """Return f(state, batch, rng) -> ((loss, metrics), float32 gradients)."""
 
   def value(trainable, frozen, batch, rng):
     return loss_fn(trees.merge(trainable, frozen), batch, rng)
@@ -223,7 +223,7 @@ def _gradients(loss_fn: Callable, accum: int, dtype: str) -> Callable:
 
 
 def cast_kernels(params: trees.Params, dtype: str) -> Any:
-  """Returns the tree with kernels in the dtype of the products they enter.
+  """Return the tree with kernels in the dtype of the products they enter.
 
   The embedding table stays in float32: it is looked up, and its gradient is a
   sum over tokens.
@@ -235,7 +235,7 @@ def cast_kernels(params: trees.Params, dtype: str) -> Any:
 
 
 def kernel_dtypes(params: trees.Params, dtype: str) -> dict[str, Any]:
-  """Returns the dtype of each leaf by path: `dtype` for float32 kernels."""
+  """Return the dtype of each leaf by path: `dtype` for float32 kernels."""
 
   def of(path: str, held: np.dtype) -> np.dtype:
     cast = path.endswith("/kernel") and held == jnp.float32
@@ -255,7 +255,7 @@ def fit(
   should_stop: Callable[[], bool] = lambda: False,
   trace: monitor.Trace | None = None,
 ) -> TrainState:
-  """Runs updates until `num_steps` and returns the last state.
+  """Run updates until `num_steps` and returns the last state.
 
   Metrics are read one update late, so that the host prepares the next batch
   while the devices work; before a hook is shown the state they are caught up
@@ -305,7 +305,7 @@ def _loop(state, step_fn, batches, num_steps, hooks, should_stop, trace):
 
 
 def means(metrics: losses.Metrics) -> dict[str, float]:
-  """Returns sum / count of every metric that counted anything."""
+  """Return sum / count of every metric that counted anything."""
   return {
     name: float(total) / float(count)
     for name, (total, count) in metrics.items()
@@ -314,12 +314,12 @@ def means(metrics: losses.Metrics) -> dict[str, float]:
 
 
 def params_of(state: TrainState) -> Any:
-  """Returns all parameters of a state, trainable and frozen, as one tree."""
+  """Return all parameters of a state, trainable and frozen, as one tree."""
   return trees.merge(state.trainable, state.frozen)
 
 
 def _parts(batch: packing.Batch, accum: int) -> packing.Batch:
-  """Returns the batch with rows [accum, R/accum], rows staying on their shard.
+  """Return the batch with rows [accum, R/accum], rows staying on their shard.
 
   Splitting the row axis the other way round and transposing keeps the sharded
   axis major, so that no row moves between devices.

@@ -24,7 +24,7 @@ def token_logps(
   *,
   chunk: int,
 ) -> Float[Array, "R M"]:
-  """Returns log p(target) at each position without holding `[R, M, V]`.
+  """Return log p(target) at each position without holding `[R, M, V]`.
 
   Logits, log-softmax and the result are float32 whatever the inputs are. At
   most `chunk` positions (or one a row, if that is more) have logits at a time,
@@ -42,7 +42,7 @@ def token_logps(
 
 
 def _logps_and_norm(hidden, head, targets):
-  """Returns log p(target), and the logarithm of the softmax's denominator."""
+  """Return log p(target), and the logarithm of the softmax's denominator."""
   logits = _logits(hidden, head)
   chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
   norm = jax.nn.logsumexp(logits, axis=-1)
@@ -76,7 +76,7 @@ def _chunked_forward(hidden, head, targets, width):
 
 
 def _chunked_backward(width, kept, gradient):
-  """Computes d logits = gradient * (one-hot - softmax), chunk by chunk.
+  """Compute d logits = gradient * (one-hot - softmax), chunk by chunk.
 
   Automatic differentiation of the loop would sum the head's gradient in the
   dtype of the head: in bfloat16 small contributions of late chunks are lost.
@@ -111,7 +111,7 @@ _chunked_logps.defvjp(_chunked_forward, _chunked_backward)
 
 
 def _blocks(x, width):
-  """Returns [R, M, ...] as [M/width, R, width, ...], filled up with zeros.
+  """Return [R, M, ...] as [M/width, R, width, ...], filled up with zeros.
 
   Each block holds positions of every row, so that rows stay on their devices.
   """
@@ -122,7 +122,7 @@ def _blocks(x, width):
 
 
 def _rows(blocks, positions):
-  """Returns blocks as [R, M, ...] again."""
+  """Return blocks as [R, M, ...] again."""
   x = jnp.swapaxes(blocks, 0, 1)
   return x.reshape(len(x), -1, *blocks.shape[3:])[:, :positions]
 
@@ -130,7 +130,7 @@ def _rows(blocks, positions):
 def sft(
   logps: Float[Array, "M"], weight: Float[Array, "M"]
 ) -> tuple[Float[Array, ""], Metrics]:
-  """Returns the supervised loss, the weighted negative log-likelihood.
+  """Return the supervised loss, the weighted negative log-likelihood.
 
   With weights of 1/(targets of the group) per group of examples this is the
   paper's mean of per-micro-batch token means (paper 2.4).
@@ -151,7 +151,7 @@ def dpo(
   beta: float,
   label_smoothing: float = 0.0,
 ) -> tuple[Float[Array, ""], Metrics]:
-  """Returns the DPO loss, eq. 7 of Rafailov et al. 2023.
+  """Return the DPO loss, eq. 7 of Rafailov et al. 2023.
 
   Column 0 holds the log-probabilities of the chosen answers, column 1 of the
   rejected ones, each *summed* over the tokens of the answer in float32.

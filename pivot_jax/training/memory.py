@@ -59,7 +59,7 @@ def estimate(
   chunk: int,
   available: int | None,
 ) -> Estimate:
-  """Returns what one device holds while it makes an update.
+  """Return what one device holds while it makes an update.
 
   Args:
     state: TrainState of arrays on their devices.
@@ -105,7 +105,7 @@ def estimate(
 
 
 def _one_block(kept, state, objective, model, batch) -> int:
-  """Returns the bytes of a block whose activations are computed again.
+  """Return the bytes of a block whose activations are computed again.
 
   One block at a time has all that it would keep without recomputation.
   """
@@ -122,7 +122,7 @@ def _one_block(kept, state, objective, model, batch) -> int:
 def activations(
   loss_fn: Callable, state: PyTree, batch: PyTree, dtype: str = "float32"
 ) -> int:
-  """Returns the bytes that the forward pass leaves for the backward pass.
+  """Return the bytes that the forward pass leaves for the backward pass.
 
   `dtype` is that of kernels in products: they are counted as parameters.
   """
@@ -153,7 +153,7 @@ def activations(
 
 
 def available() -> int | None:
-  """Returns the bytes of the first device; of a CPU those of the machine."""
+  """Return the bytes of the first device; of a CPU those of the machine."""
   device = jax.local_devices()[0]
   stats = device.memory_stats()
   if stats and "bytes_limit" in stats:
@@ -164,7 +164,7 @@ def available() -> int | None:
 
 
 def advice(found: Estimate) -> str:
-  """Returns what to change where an estimate does not fit."""
+  """Return what to change where an estimate does not fit."""
   largest = max(found.parts, key=found.parts.__getitem__)
   if largest == "activations":
     return (
@@ -178,14 +178,14 @@ def advice(found: Estimate) -> str:
 
 
 def rows_at_once(batch: PyTree, rows: int) -> Any:
-  """Returns the shapes of a batch with another number of rows."""
+  """Return the shapes of a batch with another number of rows."""
   return jax.tree.map(
     lambda x: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype), batch
   )
 
 
 def _on_one_device(tree: Any) -> int:
-  """Returns the bytes of one device's shards."""
+  """Return the bytes of one device's shards."""
   return sum(
     int(np.prod(x.sharding.shard_shape(x.shape))) * x.dtype.itemsize
     for x in jax.tree.leaves(tree)

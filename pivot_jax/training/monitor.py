@@ -54,7 +54,7 @@ class Window:
   memory: int
 
   def metrics(self) -> dict[str, float]:
-    """Returns the numbers that are known, named for a log."""
+    """Return the numbers that are known, named for a log."""
     fields = dataclasses.asdict(self).items()
     return {f"speed/{k}": v for k, v in fields if v is not None}
 
@@ -78,17 +78,17 @@ class Meter:
     self._restart()
 
   def add(self, *, tokens: int, examples: int, flops: float, wait: float):
-    """Adds an update that is done, and the seconds its batch was waited for."""
+    """Add an update that is done, and the seconds its batch was waited for."""
     self._sums = [
       a + b for a, b in zip(self._sums, (1, tokens, examples, flops, wait))
     ]
 
   def skip(self) -> None:
-    """Forgets what was added: a window that compiled says nothing of speed."""
+    """Forget what was added: a window that compiled says nothing of speed."""
     self._restart()
 
   def window(self) -> Window | None:
-    """Returns the rates since the last call, None if there was no update."""
+    """Return the rates since the last call, None if there was no update."""
     seconds = self._clock() - self._since
     updates, tokens, examples, flops, wait = self._sums
     self._restart()
@@ -112,7 +112,7 @@ class Meter:
 
 
 def peak_memory() -> int:
-  """Returns the most bytes held so far: by the first device, else the process."""
+  """Return the most bytes held so far: by the first device, else the process."""
   stats = jax.local_devices()[0].memory_stats()
   if stats and "peak_bytes_in_use" in stats:
     return stats["peak_bytes_in_use"]
@@ -124,7 +124,7 @@ def peak_memory() -> int:
 def ahead(
   items: Iterator[Item], *, depth: int = 2
 ) -> Generator[Item, None, None]:
-  """Yields the items of an iterator, the next `depth` being made meanwhile.
+  """Yield the items of an iterator, the next `depth` being made meanwhile.
 
   They are made one after the other in one thread, so that their order and what
   they raise stay as they are.
@@ -144,7 +144,7 @@ def ahead(
 
 @functools.cache
 def _compilations() -> list[float]:
-  """Returns a list that grows by one for everything that jax compiles."""
+  """Return a list that grows by one for everything that jax compiles."""
   seen: list[float] = []
 
   def listen(event: str, duration_secs: float, **_: str | int) -> None:
@@ -162,7 +162,7 @@ class CompileWatch:
     self._updates, self._last = 0, {}
 
   def call(self, step_fn: Callable, state: PyTree, batch: PyTree) -> Any:
-    """Returns step_fn(state, batch)."""
+    """Return step_fn(state, batch)."""
     before = len(_compilations())
     shapes = _shapes(batch)
     result = step_fn(state, batch)
@@ -207,19 +207,19 @@ class Trace:
     self._folder, self._on = folder, False
 
   def before(self, step: int) -> None:
-    """Begins the trace if update step + 1 is its first."""
+    """Begin the trace if update step + 1 is its first."""
     if self._first <= step < self._last and not self._on:
       jax.profiler.start_trace(self._folder)
       self._on = True
 
   def after(self, step: int, result: PyTree) -> None:
-    """Ends the trace if update `step` was its last."""
+    """End the trace if update `step` was its last."""
     if self._on and step >= self._last:
       jax.block_until_ready(result)
       self.close()
 
   def close(self) -> None:
-    """Ends a trace that is still written."""
+    """End a trace that is still written."""
     if self._on:
       jax.profiler.stop_trace()
       LOG.info("profile in %s", self._folder)
@@ -233,7 +233,7 @@ class Trace:
 
 
 def window_of(steps: str) -> tuple[int, int]:
-  """Returns (first, last) of "first:last", (0, 0) of ""."""
+  """Return (first, last) of "first:last", (0, 0) of ""."""
   if not steps:
     return 0, 0
   found = re.fullmatch(r"(\d+):(\d+)", steps)

@@ -28,7 +28,7 @@ CHUNK = 4096
 def features(
   model: mllm.MLLM, params: trees.Params, batch: packing.Batch
 ) -> Float[Array, "N P D"] | None:
-  """Returns the vision features [R*I, P, D] of a batch, None without images."""
+  """Return the vision features [R*I, P, D] of a batch, None without images."""
   rows, images = batch.images.shape[:2]
   if images == 0:
     return None
@@ -42,7 +42,7 @@ def project(
   visual: Float[Array, "N P D"] | None,
   batch: packing.Batch,
 ) -> Float[Array, "R IP E"] | None:
-  """Returns projected features [R, I*P, E], None without images."""
+  """Return projected features [R, I*P, E], None without images."""
   if visual is None:
     return None
   projected = _apply(model, params, visual, method="project")
@@ -57,7 +57,7 @@ def logps_from_visual(
   *,
   chunk: int = CHUNK,
 ) -> Float[Array, "R M"]:
-  """Returns log p(target) in float32 at every loss position of the batch."""
+  """Return log p(target) in float32 at every loss position of the batch."""
   embedded = _apply(model, params, visual, batch, method="embed")
   hidden = _apply(model, params, embedded, batch, method="decode")
   picked = jnp.take_along_axis(hidden, batch.loss_source[..., None], axis=1)
@@ -76,7 +76,7 @@ def logps(
   *,
   chunk: int = CHUNK,
 ) -> Float[Array, "R M"]:
-  """Returns log p(target) in float32 at every loss position of the batch."""
+  """Return log p(target) in float32 at every loss position of the batch."""
   visual = project(model, params, features(model, params, batch), batch)
   return logps_from_visual(model, params, visual, batch, chunk=chunk)
 
@@ -84,7 +84,7 @@ def logps(
 def answer_logps(
   token_logps: Float[Array, "R M"], batch: packing.Batch
 ) -> Float[Array, "R Q 2"]:
-  """Returns the summed log-probability of (chosen, rejected) of each pair."""
+  """Return the summed log-probability of (chosen, rejected) of each pair."""
   rows, pairs = batch.pair_weight.shape
   answers = jnp.arange(2 * pairs)
   member = batch.loss_answer[..., None] == answers[None, None]
@@ -96,7 +96,7 @@ def answer_logps(
 def sft_from_logps(
   token_logps: Float[Array, "R M"], batch: packing.Batch
 ) -> Loss:
-  """Returns (loss, metrics) of SFT from the log-probabilities of a batch."""
+  """Return (loss, metrics) of SFT from the log-probabilities of a batch."""
   return losses.sft(token_logps.reshape(-1), batch.loss_weight.reshape(-1))
 
 
@@ -107,7 +107,7 @@ def dpo_from_logps(
   beta: float,
   label_smoothing: float = 0.0,
 ) -> Loss:
-  """Returns (loss, metrics) of DPO from the log-probabilities of a batch."""
+  """Return (loss, metrics) of DPO from the log-probabilities of a batch."""
   policy = answer_logps(token_logps, batch)
   return losses.dpo(
     policy.reshape(-1, 2),
@@ -119,7 +119,7 @@ def dpo_from_logps(
 
 
 def sft(model: mllm.MLLM, *, chunk: int = CHUNK) -> LossFn:
-  """Returns the supervised objective (paper 3.1)."""
+  """Return the supervised objective (paper 3.1)."""
 
   def loss_fn(
     params: trees.Params, batch: packing.Batch, rng: jax.Array | None
@@ -137,7 +137,7 @@ def dpo(
   label_smoothing: float = 0.0,
   chunk: int = CHUNK,
 ) -> LossFn:
-  """Returns the DPO objective (paper 3.2): no SFT term, summed log-probs."""
+  """Return the DPO objective (paper 3.2): no SFT term, summed log-probs."""
 
   def loss_fn(
     params: trees.Params, batch: packing.Batch, rng: jax.Array | None
@@ -152,7 +152,7 @@ def dpo(
 
 
 def pair_logps(model: mllm.MLLM, *, chunk: int = CHUNK):
-  """Returns fn(params, batch) -> [R, Q, 2], what the score stage stores."""
+  """Return fn(params, batch) -> [R, Q, 2], what the score stage stores."""
 
   def score(params: trees.Params, batch: packing.Batch):
     return answer_logps(logps(model, params, batch, chunk=chunk), batch)

@@ -24,7 +24,7 @@ MOMENTS = ("float32", "bfloat16")
 
 
 def schedule(name: str, *, steps: int, warmup: float) -> Schedule:
-  """Returns the factor on the learning rate at update t = 0, 1, ...
+  """Return the factor on the learning rate at update t = 0, 1, ...
 
   `cosine` is the paper's (2.2): t/W for t < W, then half a cosine to 0, with
   W = ceil(warmup * steps). The very first update has factor 0.
@@ -55,7 +55,7 @@ def adamw(
   eps: float = 1e-8,
   moments: str = "float32",
 ) -> optax.GradientTransformation:
-  """Returns clipping by global norm, then AdamW with a rate for each path.
+  """Return clipping by global norm, then AdamW with a rate for each path.
 
   `moments` in bfloat16 take half the memory (`_bfloat16_adam`).
   `lr` and `weight_decay` are ordered rules (pattern, value); the first full
@@ -115,7 +115,7 @@ def _bfloat16_adam(
 def round_at_random(
   x: Float[Array, "*shape"], key: jax.Array
 ) -> Float[Array, "*shape"]:
-  """Returns finite float32 as bfloat16, rounded so that the mean stays.
+  """Return finite float32 as bfloat16, rounded so that the mean stays.
 
   Adding random low bits carries into the high ones in proportion to what the
   low bits hold.
@@ -127,7 +127,7 @@ def round_at_random(
 
 
 def _values(rules, tree) -> dict[str, float]:
-  """Returns `{path: value}`, tolerating rules for what does not train."""
+  """Return `{path: value}`, tolerating rules for what does not train."""
   paths = trees.flatten(tree)
   return {path: float(trees.first_match(rules, path)) for path in paths}
 
@@ -135,7 +135,7 @@ def _values(rules, tree) -> dict[str, float]:
 def check_rules(
   rules: Sequence[tuple[str, Any]], tree: trees.Params, field: str
 ) -> None:
-  """Raises InputError where a rule matches no parameter of the whole model."""
+  """Raise InputError where a rule matches no parameter of the whole model."""
   paths = list(trees.flatten(tree))
   for pattern, _ in rules:
     if not any(re.fullmatch(pattern, path) for path in paths):
@@ -165,7 +165,7 @@ def _decay(decays: Mapping[str, float]) -> optax.GradientTransformation:
 
 
 def _rates(rates: Mapping[str, float], factor: Schedule):
-  """Multiplies by -rate * factor(step); the rates live in the state."""
+  """Multiply by -rate * factor(step); the rates live in the state."""
 
   def init(params):
     return {"count": jnp.zeros((), jnp.int32), "rates": _like(rates, params)}

@@ -19,7 +19,7 @@ from pivot_jax.errors import InputError
 def made_with(
   prints: Mapping[str, str], tokenizer: chat.Tokenizer, config: ConfigDict
 ) -> dict[str, str]:
-  """Returns what log-probabilities depend on, beside the rows.
+  """Return what log-probabilities depend on, beside the rows.
 
   `prints` are the fingerprints of the parameters (`trees.fingerprint`).
   """
@@ -35,7 +35,7 @@ def made_with(
 def write(
   folder: pathlib.Path, columns: Mapping[str, np.ndarray], made: Mapping
 ) -> None:
-  """Writes the columns id, logps and crc, and what they were made with."""
+  """Write the columns id, logps and crc, and what they were made with."""
   folder.mkdir(parents=True, exist_ok=True)
   np.savez(
     folder / "reference.npz",
@@ -49,7 +49,7 @@ def write(
 def read(
   folder: pathlib.Path, made: Mapping[str, str]
 ) -> dict[str, tuple[tuple[float, float], str]]:
-  """Returns {id: (log-probabilities, crc)}.
+  """Return {id: (log-probabilities, crc)}.
 
   Raises InputError if they were made with anything else than `made`.
   """

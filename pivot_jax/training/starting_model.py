@@ -27,7 +27,7 @@ LOG = logging.getLogger("pivot_jax")
 def assemble(
   config: ConfigDict, inputs: Mapping[str, str], tokenizer: chat.Tokenizer
 ) -> checkpoint.Model:
-  """Returns the model a stage starts from, its parts from where inputs say.
+  """Return the model a stage starts from, its parts from where inputs say.
 
   `init` gives a whole model; `vision`, `projector` and `llm` give one part; a
   part in `config.parts` that no input gives starts at random.
@@ -79,7 +79,7 @@ def assemble(
 def log_start(
   config: ConfigDict, start: checkpoint.Model, prints: Mapping[str, str]
 ) -> None:
-  """Says which weights a training starts from, and what of them trains."""
+  """Say which weights a training starts from, and what of them trains."""
   sources = start.meta["sources"]
   where = {
     part: sources.get(part) or sources.get("init", "random")
@@ -112,7 +112,7 @@ def check_given(
   config: ConfigDict,
   tokenizer: chat.Tokenizer,
 ) -> None:
-  """Raises InputError for given weights that do not go with the settings."""
+  """Raise InputError for given weights that do not go with the settings."""
   if name in ("init", "vision") and "vision" in loaded.params:
     _check_resample(address, loaded, config)
   if name in ("init", "llm") and "llm" in loaded.params:
@@ -120,7 +120,7 @@ def check_given(
 
 
 def _check_resample(address, loaded, config) -> None:
-  """Raises if an encoder is known to have seen images resized otherwise."""
+  """Raise if an encoder is known to have seen images resized otherwise."""
   known = checkpoint.resample(loaded.meta)
   size = loaded.vision.image_size
   if known and not framing.same(known, config.resample, size):
@@ -131,7 +131,7 @@ def _check_resample(address, loaded, config) -> None:
 
 
 def _check_tokenizer(address, loaded, config, tokenizer) -> None:
-  """Raises if an LLM is known to have been trained with another tokenizer."""
+  """Raise if an LLM is known to have been trained with another tokenizer."""
   known = loaded.meta.get("tokenizer")
   folder = loaded.folder
   names = ("tokenizer.json", "vocab.json")
@@ -151,7 +151,7 @@ def _check_tokenizer(address, loaded, config, tokenizer) -> None:
 
 
 def _complete(model: mllm.MLLM, given, seed: int):
-  """Returns full parameters: given parts checked, absent ones initialised."""
+  """Return full parameters: given parts checked, absent ones initialised."""
   shapes = jax.eval_shape(
     functools.partial(mllm.init_params, model), jax.random.PRNGKey(0)
   )

@@ -53,7 +53,7 @@ class Pretrained:
     *inputs: PyTree,
     method: str | None = None,
   ) -> Float[Array, "..."]:
-    """Applies the model; a pure function of `variables` and `inputs`.
+    """Apply the model; a pure function of `variables` and `inputs`.
 
     A vision encoder: images uint8 [N, H, W, 3], H = W = image_size, to features
     [N, P, D], those that an MLLM reads (the layer and norm of model.json).
@@ -80,7 +80,7 @@ class Pretrained:
     return self._logits(variables, *inputs)
 
   def preprocess(self, pictures: Sequence[Any]) -> UInt8[np.ndarray, "N H W 3"]:
-    """Returns PIL images (or uint8 arrays [h, w, 3]) as the encoder reads them.
+    """Return PIL images (or uint8 arrays [h, w, 3]) as the encoder reads them.
 
     Pixel for pixel what the image processor of the weights does in transformers
     on PIL images, before it scales them, which happens on the device; other
@@ -177,7 +177,7 @@ def load(
   mesh: jax.sharding.Mesh | None = None,
   compute: layers.Compute | None = None,
 ) -> tuple[Pretrained, Any]:
-  """Returns (model, params) of an address; see `pivot_jax.load`."""
+  """Return (model, params) of an address; see `pivot_jax.load`."""
   address = os.fspath(address)
   loaded = checkpoint.load(address, dtype=dtype, mesh=mesh)
   model = loaded.model(compute or layers.Compute(attention="auto"))
@@ -193,7 +193,7 @@ def save(
   dtype: str,
   source: str | None,
 ) -> None:
-  """Writes a model's parameters; see `pivot_jax.save`."""
+  """Write a model's parameters; see `pivot_jax.save`."""
   if format not in ("pivot_jax", *export.FORMATS):
     raise InputError(
       f"format {format!r}: choose one of pivot_jax, {', '.join(export.FORMATS)}"
@@ -219,7 +219,7 @@ def save(
 
 
 def _checked(model: Pretrained, host: Any) -> Any:
-  """Returns parameters that are those of the model; parts may be left out."""
+  """Return parameters that are those of the model; parts may be left out."""
   shapes = jax.eval_shape(
     lambda: mllm.init_params(model.mllm, jax.random.key(0))
   )

@@ -26,7 +26,7 @@ _PROBLEMS = (OSError, KeyError, TypeError, RuntimeError, ValueError)
 def save(
   path: pathlib.Path, params: trees.Params, *, meta: Mapping[str, Any]
 ) -> None:
-  """Writes `params/`, `model.json` and `fingerprint.json` into a folder."""
+  """Write `params/`, `model.json` and `fingerprint.json` into a folder."""
   path.mkdir(parents=True, exist_ok=True)
   host = jax.device_get(params)
   with ocp.PyTreeCheckpointer() as saver:
@@ -40,7 +40,7 @@ def save(
 def save_packaged(
   path: pathlib.Path, params: trees.Params, *, meta: Mapping[str, Any]
 ) -> None:
-  """Writes an artifact as bfloat16 safetensors, for shipping."""
+  """Write an artifact as bfloat16 safetensors, for shipping."""
   path.mkdir(parents=True, exist_ok=True)
   flat = {
     name: np.asarray(jax.device_get(leaf)).astype(ml_dtypes.bfloat16)
@@ -62,7 +62,7 @@ def open_folder(
   dict[str, tuple[int, ...]],
   Callable[[str, Any], np.ndarray],
 ]:
-  """Returns model.json, the leaves' shapes, and what reads one, verified.
+  """Return model.json, the leaves' shapes, and what reads one, verified.
 
   Raises:
     InputError: no artifact, or a damaged one; what reads a leaf raises it, too.
@@ -121,7 +121,7 @@ def _packaged(path: pathlib.Path):
 
 
 def _restorer(folder: pathlib.Path):
-  """Restores one leaf at a time, so that memory holds one."""
+  """Restore one leaf at a time, so that memory holds one."""
   path = folder.absolute() / "params"
   if not path.is_dir():
     raise InputError(

@@ -20,7 +20,7 @@ def text(
   name: str,
   use: str,
 ) -> str:
-  """Returns the card.
+  """Return the card.
 
   Args:
     meta: model.json.
@@ -171,7 +171,7 @@ class _Run(NamedTuple):
   done: Mapping[str, Mapping[str, Any]]
 
   def edges(self, stage: str) -> Mapping[str, str]:
-    """Returns the inputs of a stage, as the recipe names them."""
+    """Return the inputs of a stage, as the recipe names them."""
     return (self.config.get(stage) or {}).get("inputs", {})
 
 

@@ -54,7 +54,7 @@ class Loaded:
     return configs(self.meta)[1]
 
   def model(self, compute: layers.Compute | None = None) -> mllm.MLLM:
-    """Returns the module of the parts that are there."""
+    """Return the module of the parts that are there."""
     model = mllm.MLLM(
       llm=self.llm if "llm" in self.params else None,
       vision=self.vision if "vision" in self.params else None,
@@ -84,7 +84,7 @@ def load(
   mesh: jax.sharding.Mesh | None = None,
   deferred: bool = False,
 ) -> Loaded:
-  """Returns the parameters at an address; of an artifact each leaf is verified.
+  """Return the parameters at an address; of an artifact each leaf is verified.
 
   Published weights are checked whole before any is read. A subtree after the
   last colon restores that part alone, under its own name: "DIR:vision" gives
@@ -139,7 +139,7 @@ def load(
 def unread(
   meta: Mapping[str, Any], *, source: str | None = None
 ) -> tuple[dict[str, np.ndarray] | None, dict[str, Any] | None]:
-  """Returns the published tower's tensors that an artifact does not carry.
+  """Return the published tower's tensors that an artifact does not carry.
 
   They are read from the address the artifact names, or from `source` if that
   has moved or came without some of them (an encoder cut out of an MLLM by
@@ -202,7 +202,7 @@ def load_model(
   needs: Sequence[str] = (),
   compute: layers.Compute | None = None,
 ) -> Model:
-  """Returns the model at an address with every part it holds.
+  """Return the model at an address with every part it holds.
 
   `needs` names what the caller cannot do without, of "vision", "projector",
   "llm" and "tokenizer"; raises InputError for the first that is not there.
@@ -224,7 +224,7 @@ def load_model(
 def configs(
   meta: Mapping[str, Any],
 ) -> tuple[vit.VisionConfig | None, qwen2.LLMConfig | None]:
-  """Returns the configurations that model.json holds."""
+  """Return the configurations that model.json holds."""
   return (
     _config(vit.VisionConfig, meta["vision"]),
     _config(qwen2.LLMConfig, meta["llm"]),
@@ -232,12 +232,12 @@ def configs(
 
 
 def resample(meta: Mapping[str, Any]) -> str | None:
-  """Returns how images are framed by model.json, None if it does not say."""
+  """Return how images are framed by model.json, None if it does not say."""
   return (meta.get("preprocessing") or {}).get("resample")
 
 
 def tokenizer_folder(address: str) -> pathlib.Path:
-  """Returns the tokenizer folder of an artifact address or a plain folder."""
+  """Return the tokenizer folder of an artifact address or a plain folder."""
   folder = addresses.parse(address).path
   nested = folder / "tokenizer"
   return nested if nested.is_dir() else folder
@@ -256,7 +256,7 @@ class Resumable:
     self._manager = _manager(self._folder, keep)
 
   def save(self, step: int, state: PyTree, note: Mapping[str, Any]) -> None:
-    """Commits a state; returns when it is on disk."""
+    """Commit a state; returns when it is on disk."""
     _check_free(self._folder, state)
     crcs = trees.fingerprint(_named(jax.device_get(state)))
     self._manager.save(
@@ -269,7 +269,7 @@ class Resumable:
     self._manager.wait_until_finished()
 
   def restore(self, target: PyTree) -> tuple[int, Any, dict[str, Any]] | None:
-    """Returns (step, state, note) of the newest sound checkpoint, or None.
+    """Return (step, state, note) of the newest sound checkpoint, or None.
 
     `target` is a state of shapes with shardings. None: there is no checkpoint. A
     damaged one is named, set aside as `STEP.bad`, and the one before it is taken.
@@ -308,7 +308,7 @@ class Resumable:
       self._manager = _manager(self._folder, 2)
 
   def close(self) -> None:
-    """Releases the manager's threads."""
+    """Release the manager's threads."""
     self._manager.close()
 
   def _read(self, step: int, target: Any) -> tuple[Any, str | None]:
@@ -340,7 +340,7 @@ def _manager(folder: pathlib.Path, keep: int) -> ocp.CheckpointManager:
 
 
 def _named(state: Any) -> dict[str, Any]:
-  """Returns `{key path: leaf}` of any pytree, flat."""
+  """Return `{key path: leaf}` of any pytree, flat."""
   leaves, _ = jax.tree_util.tree_flatten_with_path(state)
   return {
     jax.tree_util.keystr(path, simple=True, separator="."): leaf
@@ -370,7 +370,7 @@ def _config(kind, fields):
 def _meta(
   opened: source.Source, address: str, where: addresses.Address
 ) -> dict[str, Any]:
-  """Returns what model.json says of published weights."""
+  """Return what model.json says of published weights."""
 
   def fields(config):
     return None if config is None else dataclasses.asdict(config)

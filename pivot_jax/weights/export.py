@@ -65,7 +65,7 @@ def export(
   dtype: str = "float32",
   source: str | None = None,
 ) -> pathlib.Path:
-  """Writes the weights at an address in another format; returns the folder.
+  """Write the weights at an address in another format; returns the folder.
 
   Raises:
     InputError: the folder is there, the address does not hold what the format
@@ -98,7 +98,7 @@ def export(
 
 
 def parts_of(params: Mapping[str, Any], format: str) -> dict[str, Any]:
-  """Returns the parts of a model that a format holds."""
+  """Return the parts of a model that a format holds."""
   wanted = _PARTS[format]
   if format == "hf" and "vision" not in params:
     wanted = ("llm",)
@@ -106,7 +106,7 @@ def parts_of(params: Mapping[str, Any], format: str) -> dict[str, Any]:
 
 
 def write(job: Job, to: str | os.PathLike, *, format: str) -> pathlib.Path:
-  """Writes a job's folder aside and renames it into place."""
+  """Write a job's folder aside and renames it into place."""
   from pivot_jax.weights import card
 
   out = files.local_path(to, "--to")
@@ -127,7 +127,7 @@ def write(job: Job, to: str | os.PathLike, *, format: str) -> pathlib.Path:
 
 @contextlib.contextmanager
 def aside(out: pathlib.Path) -> Iterator[pathlib.Path]:
-  """Gives a folder beside `out` that is renamed to it if nothing is raised."""
+  """Give a folder beside `out` that is renamed to it if nothing is raised."""
   try:
     out.parent.mkdir(parents=True, exist_ok=True)
     folder = pathlib.Path(
@@ -232,7 +232,7 @@ def _llava(job: Job, out: pathlib.Path) -> str:
 
 
 def _template(job: Job) -> str:
-  """Returns the template that the model was trained with."""
+  """Return the template that the model was trained with."""
   return job.meta.get("template", "qwen_1_5")
 
 
@@ -264,7 +264,7 @@ def _big_vision(job: Job, out: pathlib.Path) -> str:
 
 
 def main(argv: Sequence[str]) -> None:
-  """Exports what the flags say."""
+  """Export what the flags say."""
   del argv
   os.environ.setdefault("JAX_PLATFORMS", "cpu")
   logging.set_verbosity(logging.WARNING)
@@ -277,7 +277,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def run() -> None:
-  """Parses flags, answering a wrong one in a line, and runs `main`."""
+  """Parse flags, answering a wrong one in a line, and runs `main`."""
   # Not when the module is imported: a program that calls `pivot_jax.load` may
   # have flags of these names.
   for flag, text in _FLAGS.items():

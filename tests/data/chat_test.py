@@ -26,7 +26,7 @@ def qwen(test_data) -> chat.Tokenizer:
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory):
-  """Returns a folder with a byte-level tokenizer of 256 + 3 tokens."""
+  """Return a folder with a byte-level tokenizer of 256 + 3 tokens."""
   backend = tokenizers.Tokenizer(tokenizers.models.BPE(_bytes(), []))
   backend.normalizer = tokenizers.normalizers.NFC()
   backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(

@@ -74,7 +74,7 @@ def test_what_is_not_decoded_smaller_has_the_pixels_of_pillow(
 
 
 def _outcome(data, decoder):
-  """Returns the message of a refusal, or None for an image."""
+  """Return the message of a refusal, or None for an image."""
   try:
     _decoded(data, decoder, size=8)
   except InputError as error:

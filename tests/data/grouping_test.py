@@ -15,7 +15,7 @@ from tests.fixtures import published
 
 
 def grouped_rows(tmp_path, counts):
-  """Writes groups of pairs on one image and question each, shuffled."""
+  """Write groups of pairs on one image and question each, shuffled."""
   Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save(tmp_path / "a.png")
   rows = [
     dict(

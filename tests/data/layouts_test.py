@@ -16,7 +16,7 @@ def size(tokens, images=1, pairs=1):
 
 
 def like_mmpr(count, seed=0, patches=576):
-  """Returns sizes of pairs whose texts are as long as MMPR's are on average.
+  """Return sizes of pairs whose texts are as long as MMPR's are on average.
 
   Log-normal lengths, sigma 0.6; 91 tokens of question, 280 and 309 of answers.
   """

@@ -36,7 +36,7 @@ def coder(kind):
 
 @pytest.fixture(params=SETS)
 def found(request, tmp_path):
-  """Returns (name, what was written, kind, the source of its path)."""
+  """Return (name, what was written, kind, the source of its path)."""
   make, wanted = SETS[request.param]
   made = make(tmp_path)
   images = None

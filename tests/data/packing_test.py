@@ -43,7 +43,7 @@ TOLERANCE = 2e-5
 
 
 def _sequences(examples):
-  """Returns one padded row for each (prompt, answer), in stream order."""
+  """Return one padded row for each (prompt, answer), in stream order."""
   width = LAYOUT.sequence
   tokens = np.zeros((SEQUENCES, width), np.int32)
   patch = np.full((SEQUENCES, width), -1, np.int32)
@@ -78,7 +78,7 @@ def _sequences(examples):
 
 
 def _reference_logps(params, tokens, patch, valid, images):
-  """Returns log p(token i | tokens before i) [N, L-1] for i = 1, 2, ..."""
+  """Return log p(token i | tokens before i) [N, L-1] for i = 1, 2, ..."""
   variables = {"params": params}
   batch = types.SimpleNamespace(
     tokens=tokens,
@@ -149,7 +149,7 @@ def _packed(kind):
 
 
 def _error(found, wanted):
-  """Returns the largest relative error of the loss and of any gradient leaf.
+  """Return the largest relative error of the loss and of any gradient leaf.
 
   A leaf whose gradient is zero by symmetry is held to a thousandth of the norm
   of the whole gradient.
@@ -217,7 +217,7 @@ def updates(draw, answers):
 
 
 def _full_row(answers):
-  """Returns examples of which pairs fill three rows to their last tokens."""
+  """Return examples of which pairs fill three rows to their last tokens."""
   rng = np.random.default_rng(7)
   # 96 tokens a row, as 52 + 44; the images are four tokens each.
   sizes = [(8, (40,), True), (4, (40,), False), (5, (40,), True)]

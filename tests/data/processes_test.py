@@ -24,7 +24,7 @@ print(json.dumps([one.id for one in itertools.islice(found, 30)]))
 
 
 def run(sizes):
-  """Returns [(exit status, output, errors)] of a process for each size."""
+  """Return [(exit status, output, errors)] of a process for each size."""
   with socket.socket() as probe:
     probe.bind(("localhost", 0))
     port = probe.getsockname()[1]

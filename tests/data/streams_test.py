@@ -62,7 +62,7 @@ def stream(size=40, **fields):
 
 
 def ids(start, threads, batch=BATCH, share=None):
-  """Yields the ids of updates from an example on."""
+  """Yield the ids of updates from an example on."""
   found = feed.read(
     stream(),
     batch=batch,

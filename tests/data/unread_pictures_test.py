@@ -43,7 +43,7 @@ PNG = _png()
 
 @pytest.fixture
 def folder(tmp_path):
-  """Returns a folder whose `images` has goat.png and hen.png."""
+  """Return a folder whose `images` has goat.png and hen.png."""
   (tmp_path / "images").mkdir()
   for name in ("goat.png", "hen.png"):
     (tmp_path / "images" / name).write_bytes(PNG)
@@ -51,7 +51,7 @@ def folder(tmp_path):
 
 
 def _write(path, *rows):
-  """Writes rows as a list or as lines; returns the path."""
+  """Write rows as a list or as lines; returns the path."""
   if path.suffix == ".json":
     path.write_text(json.dumps(rows))
     return path
@@ -59,7 +59,7 @@ def _write(path, *rows):
 
 
 def _open(folder, name, **fields):
-  """Returns a source of one row of a form with further fields."""
+  """Return a source of one row of a form with further fields."""
   kind, row = FORMS[name]
   return kind(_write(folder / name, row | fields), folder / "images")
 

@@ -64,7 +64,7 @@ def _heads(tokens, *, queries=4, keys=2, dim=8, rows=3):
 
 
 def _by_hand(q, k, v, length):
-  """Attends token by token, in float64."""
+  """Attend token by token, in float64."""
   q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
   found = np.zeros(q.shape)
   for token in range(length):
@@ -124,7 +124,7 @@ def test_the_gpu_kernel_is_given_an_even_number_of_tokens(
 
 @pytest.fixture
 def interpreted(monkeypatch):
-  """Runs the TPU's kernel by its interpreter."""
+  """Run the TPU's kernel by its interpreter."""
   made = functools.partial(splash_attention.make_splash_mha, interpret=True)
   monkeypatch.setattr(splash_attention, "make_splash_mha", made)
 

@@ -103,7 +103,7 @@ class Subject:
 
 
 def open_folder(case: Case, folder: pathlib.Path, **choices: Any) -> Subject:
-  """Reads what `case.save` wrote, as anybody would."""
+  """Read what `case.save` wrote, as anybody would."""
   given = {**case.choices, **choices}
   query = "&".join(f"{name}={value}" for name, value in given.items())
   found, params = pivot_jax.load(
@@ -137,7 +137,7 @@ MOCO = dict(DINOV2, save=foreign.save_with_statistics)
 
 
 def made(build, **sizes):
-  """Returns what makes a model of these sizes."""
+  """Return what makes a model of these sizes."""
   return functools.partial(build, **sizes)
 
 

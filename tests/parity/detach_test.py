@@ -18,7 +18,7 @@ from tests.weights.convert import folders
 
 @pytest.fixture(scope="module")
 def case(tmp_path_factory):
-  """Returns (folders, images, torch's hidden states, our features)."""
+  """Return (folders, images, torch's hidden states, our features)."""
   torch.manual_seed(0)
   theirs = transformers.SiglipVisionModel(
     transformers.SiglipVisionConfig(**foreign.VISION)

@@ -46,7 +46,7 @@ CLIP = (image_utils.OPENAI_CLIP_MEAN, image_utils.OPENAI_CLIP_STD)
 
 
 def roughen(model, seed, *, embeddings=0.03, matrices=1.0):
-  """Puts noise on the vectors and scales the matrices, in place.
+  """Put noise on the vectors and scales the matrices, in place.
 
   `embeddings` is the scale of the image embeddings, `matrices` that of the
   blocks. What has no gradient, a fixed table of positions, stays as it is.
@@ -232,7 +232,7 @@ def save_with_statistics(model, folder):
 
 
 def save_official(model, folder):
-  """Writes a Llava in the layout of LLaVA-NeXT and of the paper's code.
+  """Write a Llava in the layout of LLaVA-NeXT and of the paper's code.
 
   The tower stands under two prefixes and lacks the block behind its features;
   whole, and with its config.json, it is in a folder of its own.

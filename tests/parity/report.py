@@ -107,7 +107,7 @@ class Row:
 
 
 def measure(case: cases.Case) -> Row:
-  """Runs torch, us and the mutants."""
+  """Run torch, us and the mutants."""
   sys.stderr.write(f"{case.name}\n")
   with tempfile.TemporaryDirectory() as name:
     folder = pathlib.Path(name)
@@ -191,7 +191,7 @@ def _processor() -> str:
 
 
 def page(small, wide, language, *, minutes: float) -> str:
-  """Returns docs/parity.md of three lists of rows."""
+  """Return docs/parity.md of three lists of rows."""
   rows = [*small, *wide, *language]
   names = ("jax", "flax", "torch", "transformers")
   versions = [f"{x} {importlib.metadata.version(x)}" for x in names]

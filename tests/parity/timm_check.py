@@ -186,7 +186,7 @@ def write(folder, model, case):
 
 
 def check(name, case, folder):
-  """Reads timm's folder and gives it back; returns the facts and the verdict."""
+  """Read timm's folder and gives it back; returns the facts and the verdict."""
   theirs = build(case)
   images = np.random.default_rng(0).integers(0, 256, (2, PIXELS, PIXELS, 3))
   images = images.astype(np.uint8)
@@ -243,7 +243,7 @@ def full_size(name):
 
 
 def main(folder):
-  """Prints the tables; returns 1 if something differs."""
+  """Print the tables; returns 1 if something differs."""
   said, sound = [], True
   say = said.append
   versions = ", ".join(

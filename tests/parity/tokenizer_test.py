@@ -13,7 +13,7 @@ from tests.parity import transformers_4_57 as tiny
 def exported(
   root: pathlib.Path, tokenizer: chat.Tokenizer, form: str
 ) -> tuple[pathlib.Path, dict[str, list]]:
-  """Returns a folder with a tokenizer, and the tokens it has to give."""
+  """Return a folder with a tokenizer, and the tokens it has to give."""
   size = -(-tokenizer.vocab_size // 512) * 512
   sizes = dict(vocab_size=size, hidden_size=16, num_attention_heads=2)
   model = (

@@ -161,7 +161,7 @@ def features(model, pixel_values):
 
 
 def change_what_is_not_read(model):
-  """Puts other numbers into the last block, the last norm and the head."""
+  """Put other numbers into the last block, the last norm and the head."""
   last = model.config.vision_config.num_hidden_layers - 1
   parts = (f"encoder.layers.{last}.", "post_layernorm", "vision_model.head.")
   parts = (*parts, "vision_tower.head.")
@@ -175,7 +175,7 @@ def change_what_is_not_read(model):
 
 
 def write(folder):
-  """Makes and exports the models; writes what we compute of them."""
+  """Make and exports the models; writes what we compute of them."""
   # Not for the second step, which has none of them.
   from pivot_jax.data.tokenizer import load_tokenizer
   from pivot_jax.weights import checkpoint
@@ -203,7 +203,7 @@ def write(folder):
 
 
 def _export_languages(name, tokenizer, folder):
-  """Exports a language model and a Llava with a tokenizer, to look at that."""
+  """Export a language model and a Llava with a tokenizer, to look at that."""
   size = -(-tokenizer.vocab_size // 512) * 512
   llava = multimodal(
     "siglip",
@@ -222,7 +222,7 @@ def _export_languages(name, tokenizer, folder):
 
 
 def export_tokenizer(model, tokenizer, source, out, form):
-  """Exports a model of transformers with a tokenizer; returns its tokens."""
+  """Export a model of transformers with a tokenizer; returns its tokens."""
   from pivot_jax.weights import export
   from pivot_jax.weights.convert import llava_files
 
@@ -298,7 +298,7 @@ def answer(model, params, prompt, pixels, count=NEW_TOKENS):
 
 
 def read(folder):
-  """Loads every folder and prints a line about it."""
+  """Load every folder and prints a line about it."""
   today = datetime.date.today().isoformat()
   _say(
     f"transformers {transformers.__version__}, torch {torch.__version__},"

@@ -14,7 +14,7 @@ from pivot_jax.recipe import dry_run, plan
 def describe(
   workdir: pathlib.Path, order: tuple[str, ...], **changed: object
 ) -> str:
-  """Returns what a dry run of these stages says, `a__b` being a.b."""
+  """Return what a dry run of these stages says, `a__b` being a.b."""
   config = pivot.get_config()
   config.order = order
   for key, value in changed.items():

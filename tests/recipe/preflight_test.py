@@ -12,7 +12,7 @@ from pivot_jax.training import loop
 
 
 def steps(tmp_path, name="", **changed):
-  """Returns the steps of a recipe with settings changed, `a__b` being a.b."""
+  """Return the steps of a recipe with settings changed, `a__b` being a.b."""
   config = pivot.get_config(name)
   for key, value in changed.items():
     config.update_from_flattened_dict({key.replace("__", "."): value})

@@ -41,7 +41,7 @@ def run(step: run_folder.Step) -> None:
 
 
 def interrupt(step: run_folder.Step) -> None:
-  """Leaves what a training that was killed after its checkpoint leaves."""
+  """Leave what a training that was killed after its checkpoint leaves."""
   run_folder.begin(step, run_folder.Inputs())
   for name in ("checkpoints/2", "tensorboard", "profile"):
     (step.folder / name).mkdir(parents=True)

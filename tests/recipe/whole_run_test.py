@@ -37,7 +37,7 @@ def get_config():
 
 @pytest.fixture(scope="module")
 def command(tmp_path_factory):
-  """Returns fn(workdir) -> the started command."""
+  """Return fn(workdir) -> the started command."""
   config = tmp_path_factory.mktemp("config") / "small.py"
   config.write_text(CONFIG)
   environment = os.environ | {"XLA_FLAGS": "", "PYTHONPATH": str(ROOT)}
@@ -57,7 +57,7 @@ def command(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def whole(command, tmp_path_factory):
-  """Returns the folder of a finished run."""
+  """Return the folder of a finished run."""
   workdir = tmp_path_factory.mktemp("runs") / "whole"
   finish(command(workdir))
   return workdir

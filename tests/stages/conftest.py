@@ -19,13 +19,13 @@ ARM = dict(
 
 @pytest.fixture(scope="session")
 def init(tmp_path_factory):
-  """Returns the address of the model that both arms start from."""
+  """Return the address of the model that both arms start from."""
   return tiny_stages.save(tmp_path_factory.mktemp("init"), tiny_stages.params())
 
 
 @pytest.fixture(scope="session")
 def reference(init, tmp_path_factory):
-  """Returns the folder of the log-probabilities under `init`."""
+  """Return the folder of the log-probabilities under `init`."""
   out = tmp_path_factory.mktemp("reference")
   score.run(tiny_stages.config("score", ROWS), {"init": init}, out)
   return out
@@ -33,7 +33,7 @@ def reference(init, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def arm(init, reference):
-  """Returns fn(objective, ...) -> (config, inputs) of one arm."""
+  """Return fn(objective, ...) -> (config, inputs) of one arm."""
 
   def make(objective, **fields):
     inputs = {"init": init}
@@ -47,7 +47,7 @@ def arm(init, reference):
 
 @pytest.fixture(scope="session")
 def finished(arm, tmp_path_factory):
-  """Returns {objective: (what the stage reports, its folder)}."""
+  """Return {objective: (what the stage reports, its folder)}."""
   found = {}
   for objective in ("sft", "dpo"):
     out = tmp_path_factory.mktemp(objective)

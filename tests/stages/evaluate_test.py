@@ -31,7 +31,7 @@ def source():
 
 @pytest.fixture(scope="module")
 def talkative(tmp_path_factory):
-  """Returns the address of a model whose answers end, early or late."""
+  """Return the address of a model whose answers end, early or late."""
   params = jax.tree.map(np.copy, tiny_stages.params(MODEL, scale=12.0))
   # A long column of the head wins where it points the right way.
   params["llm"]["lm_head"]["kernel"][:, tiny_stages.TOKENIZER.im_end] *= 6
@@ -45,7 +45,7 @@ def config(**fields):
 
 @pytest.fixture(scope="module")
 def finished(talkative, tmp_path_factory):
-  """Returns (what the stage reports, its predictions)."""
+  """Return (what the stage reports, its predictions)."""
   out = tmp_path_factory.mktemp("evaluate")
   found = evaluate.run(config(), {"init": talkative}, out)
   lines = (out / "predictions.jsonl").read_text("utf-8").splitlines()
@@ -54,7 +54,7 @@ def finished(talkative, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def greedy(talkative, source):
-  """Returns the tokens of each answer, every one from a whole forward pass."""
+  """Return the tokens of each answer, every one from a whole forward pass."""
   params = checkpoint.load(talkative).params
   found, pictures = [], []
   for index in range(SIZE):

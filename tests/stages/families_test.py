@@ -24,7 +24,7 @@ FAMILIES = {
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def case(request, tmp_path_factory):
-  """Returns (folder of the encoder, trained artifact, what the stage says)."""
+  """Return (folder of the encoder, trained artifact, what the stage says)."""
   name = request.param
   family = name.partition("_gated")[0]
   fields = dict(families.CHOICES[family])

@@ -15,7 +15,7 @@ COUNTS = (1, 4, 2, 3)
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory):
-  """Returns the config entry of ten pairs on four images and questions."""
+  """Return the config entry of ten pairs on four images and questions."""
   folder = tmp_path_factory.mktemp("rows")
   rng = np.random.default_rng(0)
   records = []
@@ -38,7 +38,7 @@ def rows(tmp_path_factory):
 
 
 def trained(rows, init, folder, **fields):
-  """Returns the metrics of one update on all pairs."""
+  """Return the metrics of one update on all pairs."""
   inputs = {"init": init}
   if fields["objective"] == "dpo":
     # Scored one by one: columns belong to pairs.

@@ -93,7 +93,7 @@ def test_every_class_keeps_an_image_and_holds_one_out_if_it_has_two():
 
 
 def few(shots, seed, classes=12, width=24):
-  """Returns a few images a class, scales far apart, and many to test on."""
+  """Return a few images a class, scales far apart, and many to test on."""
   rng = np.random.default_rng(seed)
   centres, scale = (
     3 * rng.normal(size=(classes, width)),
@@ -110,7 +110,7 @@ def few(shots, seed, classes=12, width=24):
 
 @pytest.fixture
 def warned(caplog, monkeypatch):
-  """Returns fn() -> the messages of warnings since the test began."""
+  """Return fn() -> the messages of warnings since the test began."""
   monkeypatch.setattr(logging.getLogger("pivot_jax"), "propagate", True)
   return lambda: [r.getMessage() for r in caplog.records if r.levelno >= 30]
 

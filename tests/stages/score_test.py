@@ -24,7 +24,7 @@ def source():
 
 
 def scored(init, out, **fields):
-  """Returns (what the stage reports, its columns, its fingerprint)."""
+  """Return (what the stage reports, its columns, its fingerprint)."""
   found = score.run(
     tiny_stages.config("score", ROWS, **fields), {"init": init}, out
   )
@@ -35,7 +35,7 @@ def scored(init, out, **fields):
 
 @pytest.fixture(scope="module")
 def columns(init, tmp_path_factory):
-  """Returns the columns by batch size: all rows at once, and four at a time."""
+  """Return the columns by batch size: all rows at once, and four at a time."""
   return {
     batch: scored(init, tmp_path_factory.mktemp("score"), batch=batch)
     for batch in (16, 4)
@@ -43,7 +43,7 @@ def columns(init, tmp_path_factory):
 
 
 def alone(source):
-  """Returns (tokens, image start, answer start) of each answer, and images."""
+  """Return (tokens, image start, answer start) of each answer, and images."""
   found, pictures = [], []
   for index in range(SIZE):
     row = source[index]
@@ -58,7 +58,7 @@ def alone(source):
 
 @pytest.fixture(scope="module")
 def plain(init, source):
-  """Returns [rows, 2]: one causal sequence an answer, softmax in float64."""
+  """Return [rows, 2]: one causal sequence an answer, softmax in float64."""
   params = checkpoint.load(init).params
   found, pictures = alone(source)
   batch = tiny_stages.sequences([f[:2] for f in found], pictures, width=128)

@@ -202,7 +202,7 @@ OTHER = dict(template="plain", mask="answer", resample="bilinear")
 
 
 def other_tokenizer(folder):
-  """Writes the shipped tokenizer with two letters exchanged."""
+  """Write the shipped tokenizer with two letters exchanged."""
   tiny_stages.TOKENIZER.save(folder)
   rules = json.loads((folder / "tokenizer.json").read_text("utf-8"))
   vocab = rules["model"]["vocab"]
@@ -265,7 +265,7 @@ def test_a_loss_that_is_not_finite_names_its_rows_and_keeps_the_checkpoint(
 
 
 def texts_only(arm, **fields):
-  """Returns (config, inputs) of a training of all parts without an image."""
+  """Return (config, inputs) of a training of all parts without an image."""
   pack = dict(tokens=256, losses=240, images=1)
   config, inputs = arm("sft", trainable=(".*",), pack=pack, **fields)
   config.sources.rows = tiny_stages.source("text", 40)

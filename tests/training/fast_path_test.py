@@ -21,7 +21,7 @@ PLAIN = layers.Compute()
 
 
 def _pairs(rng):
-  """Returns pairs of ragged answers, one without an image."""
+  """Return pairs of ragged answers, one without an image."""
   lengths = [((9, 4), True), ((1, 12), True), ((6, 6), False), ((2, 3), True)]
   return [
     tiny.example(rng, prompt=5 + i, answers=answers, image=image, name=str(i))
@@ -30,7 +30,7 @@ def _pairs(rng):
 
 
 def _answers(rng):
-  """Returns supervised examples, two of them without an image."""
+  """Return supervised examples, two of them without an image."""
   lengths = [(9, True), (1, False), (12, True), (4, False), (7, True)]
   return [
     tiny.example(rng, prompt=4 + i, answers=(n,), image=image, name=str(i))

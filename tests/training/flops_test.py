@@ -60,7 +60,7 @@ def _shapes():
 
 
 def _computed(batch):
-  """Returns the work that a program of this batch's shapes does, padding too."""
+  """Return the work that a program of this batch's shapes does, padding too."""
   rows, tokens = batch.tokens.shape
   return work.Work(
     images=rows,

@@ -21,7 +21,7 @@ ALL = (".*",)
 
 @pytest.fixture(scope="module")
 def update():
-  """Returns eight rows of unequal size, as host arrays."""
+  """Return eight rows of unequal size, as host arrays."""
   rng = np.random.default_rng(3)
   examples = [
     tiny.example(rng, prompt=p, answers=[a], image=i, name=str(n))
@@ -57,7 +57,7 @@ def _loss():
 
 
 def _run(update, *, mesh, accum=1, trainable=ALL, tx=_sgd, steps=1):
-  """Returns (host state before, state after, host metrics of each step).
+  """Return (host state before, state after, host metrics of each step).
 
   Whatever the mesh and the number of steps, the update is compiled once.
   """
@@ -84,12 +84,12 @@ def _run(update, *, mesh, accum=1, trainable=ALL, tx=_sgd, steps=1):
 
 @pytest.fixture(scope="module")
 def whole(update):
-  """Returns one SGD update of all rows at once on one device."""
+  """Return one SGD update of all rows at once on one device."""
   return _run(update, mesh=_one_device())
 
 
 def _difference(found, wanted):
-  """Returns |found - wanted| / |wanted| over all leaves."""
+  """Return |found - wanted| / |wanted| over all leaves."""
   return trees.relative_change(jax.device_get(wanted), jax.device_get(found))
 
 
@@ -152,7 +152,7 @@ def _adamw(tree):
 
 @pytest.fixture(scope="module")
 def projector_run(update):
-  """Returns three AdamW updates of the projector alone."""
+  """Return three AdamW updates of the projector alone."""
   return _run(
     update,
     mesh=_one_device(),
@@ -177,7 +177,7 @@ def test_frozen_leaves_stay_bitwise_and_have_no_optimizer_state(projector_run):
 
 
 def _norms(update):
-  """Returns the norm of each part's gradient, in float64 from the leaves."""
+  """Return the norm of each part's gradient, in float64 from the leaves."""
   params = tiny.params()
   grads = jax.grad(lambda p: _loss()(p, update, None)[0])(params)
   flat = {p: np.float64(x) for p, x in trees.flatten(grads).items()}
@@ -378,7 +378,7 @@ class _Losses:
 
 
 def _fit_guarded(update, place):
-  """Runs two updates where implicit transfers raise; returns the hook.
+  """Run two updates where implicit transfers raise; returns the hook.
 
   On a CPU that is the way of arrays to the devices; reading one back copies
   nothing there, and is not noticed.

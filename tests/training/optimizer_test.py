@@ -164,7 +164,7 @@ def test_rounding_at_random_keeps_the_mean_and_the_nearest_two():
 
 
 def _descend(moments, steps=400):
-  """Returns how near Adam comes to the minimum of a noisy square."""
+  """Return how near Adam comes to the minimum of a noisy square."""
   target = jnp.linspace(-1, 1, 64)
   params = {"a": {"w": jnp.zeros(64)}}
   factor = optimizer.schedule("cosine", steps=steps, warmup=0.0)

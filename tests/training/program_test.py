@@ -62,7 +62,7 @@ def _state(mesh, **settings):
 
 @functools.cache
 def _compiled(**compute):
-  """Returns (program, memory, state) of a compiled DPO update."""
+  """Return (program, memory, state) of a compiled DPO update."""
   mesh = _one_device()
   model = tiny.MODEL.clone(compute=layers.Compute(**compute))
   state, tx = _state(mesh)
@@ -73,7 +73,7 @@ def _compiled(**compute):
 
 
 def _products(jaxpr, times=1):
-  """Yields (shapes of both operands, how often) of every matrix product."""
+  """Yield (shapes of both operands, how often) of every matrix product."""
   for equation in jaxpr.eqns:
     repeats = times * equation.params.get("length", 1)
     if equation.primitive.name == "dot_general":
@@ -88,7 +88,7 @@ def _products(jaxpr, times=1):
 
 
 def _count(left, right, *, scan):
-  """Returns how often an update multiplies matrices of these shapes."""
+  """Return how often an update multiplies matrices of these shapes."""
   model = tiny.MODEL.clone(compute=layers.Compute(attention="xla", scan=scan))
   state, tx = _state(_one_device())
   loss_fn = objectives.dpo(model, beta=0.1, chunk=CHUNK)
@@ -254,7 +254,7 @@ def test_kernels_are_cast_once_an_update_and_nothing_changes():
 
 
 def _casts(jaxpr, shape, inside=False):
-  """Yields whether a loop holds it, for each cast of this shape to bfloat16."""
+  """Yield whether a loop holds it, for each cast of this shape to bfloat16."""
   for equation in jaxpr.eqns:
     if (
       equation.primitive.name == "convert_element_type"

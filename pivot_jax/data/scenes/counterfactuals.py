@@ -18,7 +18,7 @@ from pivot_jax.data.scenes import descriptions, questions
 def describe(
   description: descriptions.Description, rng: np.random.Generator
 ) -> questions.Question:
-  """Asks for the caption; the rejected one is wrong in one detail."""
+  """Ask for the caption; the rejected one is wrong in one detail."""
   wrong, owners = misname(description, rng)
   return questions.Question(
     kind="describe",
@@ -35,7 +35,7 @@ def think(
   asked: questions.Question,
   rng: np.random.Generator,
 ) -> questions.Question:
-  """Returns a question whose answers both open with a thought.
+  """Return a question whose answers both open with a thought.
 
   The thought reads everything in the scene aloud, between `<think>` and
   `</think>`, words that occur in no other row; that of the wrong answer reads
@@ -58,7 +58,7 @@ def believed(
   asked: questions.Question,
   rng: np.random.Generator,
 ) -> descriptions.Description:
-  """Returns a scene in which the wrong answer to a question would be right.
+  """Return a scene in which the wrong answer to a question would be right.
 
   For all kinds but "describe", which has no one answer, and "fact", which no
   picture shows.
@@ -69,7 +69,7 @@ def believed(
 def misname(
   description: descriptions.Description, rng: np.random.Generator
 ) -> tuple[descriptions.Description, tuple[int, ...]]:
-  """Returns a scene that differs in one detail, and the things it is about.
+  """Return a scene that differs in one detail, and the things it is about.
 
   A detail that this scene lacks falls back on one that every scene has: the
   chance of adding an object must not depend on what else is there.
@@ -82,7 +82,7 @@ def misname(
 
 
 def _exchange(description, rng, field, options):
-  """Gives an object another value; whoever had that value takes the old."""
+  """Give an object another value; whoever had that value takes the old."""
   i = int(rng.integers(len(description.objects)))
   old = _fields(description.objects[i])[field]
   return _give(description, i, field, questions.other(rng, options, old))
@@ -117,7 +117,7 @@ def _change_texture(description, rng):
 
 
 def _change_size(description, rng):
-  """Makes another object the large one."""
+  """Make another object the large one."""
   objects = list(description.objects)
   if len(objects) == 1:
     return None
@@ -129,7 +129,7 @@ def _change_size(description, rng):
 
 
 def _change_place(description, rng):
-  """Moves an object, a sign or the chart to a free cell."""
+  """Move an object, a sign or the chart to a free cell."""
   plates = {
     "digit": (description.digit, descriptions.DIGIT),
     "letter": (description.letter, descriptions.LETTER),
@@ -170,7 +170,7 @@ def _change_letter(description, rng):
 
 
 def _change_chart(description, rng):
-  """Exchanges the heights of two bars."""
+  """Exchange the heights of two bars."""
   chart = description.chart
   if chart is None:
     return None
@@ -239,7 +239,7 @@ def _believe_sign(description, asked, rng):
 
 
 def _believe_bar(description, asked, rng):
-  """Exchanges the heights of the two bars."""
+  """Exchange the heights of the two bars."""
   del rng
   heights = dict(description.chart.bars)
   one, two = asked.answer, asked.rejected
@@ -284,7 +284,7 @@ def _believe_where(description, asked, rng):
 
 
 def _moved(description, i, cell):
-  """Moves an object to a cell; what is there takes the object's."""
+  """Move an object to a cell; what is there takes the object's."""
   old = description.objects[i].cell
   places = {old: cell, cell: old}
 
@@ -300,7 +300,7 @@ def _moved(description, i, cell):
 
 
 def _replaced(description, i, **fields):
-  """Changes an object in what does not move it."""
+  """Change an object in what does not move it."""
   objects = list(description.objects)
   objects[i] = dataclasses.replace(objects[i], **fields)
   return _with_objects(description, objects)

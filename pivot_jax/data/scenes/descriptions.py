@@ -99,7 +99,7 @@ class Scene:
     return classes[self.owners]
 
   def mask(self, owners: tuple[int, ...]) -> Bool[np.ndarray, "48 48"]:
-    """Returns the visible pixels of some of the scene's things."""
+    """Return the visible pixels of some of the scene's things."""
     wanted = np.zeros(8, bool)
     wanted[list(owners)] = True
     return wanted[self.owners]
@@ -110,7 +110,7 @@ def sample(
   *,
   needs: tuple[str, ...] = (),
 ) -> Description:
-  """Draws the content of a scene.
+  """Draw the content of a scene.
 
   Args:
     rng: where the draws come from; the number of draws is the same for all.
@@ -153,12 +153,12 @@ def sample(
 
 
 def reading_order(things: list[Thing]) -> tuple[Thing, ...]:
-  """Sorts objects by cell: left to right, then top to bottom."""
+  """Sort objects by cell: left to right, then top to bottom."""
   return tuple(sorted(things, key=lambda thing: thing.cell))
 
 
 def paint(description: Description, rng: np.random.Generator) -> Scene:
-  """Draws the picture: places, hues and noise come from `rng`."""
+  """Draw the picture: places, hues and noise come from `rng`."""
   image = drawing.background(rng)
   owners = np.zeros((drawing.SIDE, drawing.SIDE), np.int8)
   boxes = _paint_objects(image, owners, description.objects, rng)
@@ -169,7 +169,7 @@ def paint(description: Description, rng: np.random.Generator) -> Scene:
 
 
 def _paint_objects(image, owners, objects, rng):
-  """Paints in random order; neighbours may overlap by a few pixels."""
+  """Paint in random order; neighbours may overlap by a few pixels."""
   jitter = rng.integers(-1, 2, (len(objects), 2))
   grow = rng.integers(2, size=len(objects))
   boxes = [(0, 0, 0, 0)] * len(objects)

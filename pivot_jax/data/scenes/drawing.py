@@ -65,7 +65,7 @@ _FINE = 8  # sub-pixels per pixel and axis when a shape is rasterised
 
 @functools.cache
 def shape_mask(shape: str, pixels: int) -> Bool[np.ndarray, "s s"]:
-  """Returns a shape's pixels in its own square box of `pixels` a side."""
+  """Return a shape's pixels in its own square box of `pixels` a side."""
   steps = (np.arange(pixels * _FINE) + 0.5) * 2 / (pixels * _FINE) - 1
   inside = _inside(shape, steps[None, :], steps[:, None])
   cover = inside.reshape(pixels, _FINE, pixels, _FINE).mean((1, 3))
@@ -76,7 +76,7 @@ def shape_mask(shape: str, pixels: int) -> Bool[np.ndarray, "s s"]:
 
 @functools.cache
 def glyph_mask(character: str) -> Bool[np.ndarray, "14 10"]:
-  """Returns a digit or a letter, 10 pixels wide and 14 high."""
+  """Return a digit or a letter, 10 pixels wide and 14 high."""
   rows = [[bit == "1" for bit in row] for row in _GLYPHS[character].split()]
   mask = np.array(rows).repeat(2, axis=0).repeat(2, axis=1)
   mask.setflags(write=False)
@@ -84,7 +84,7 @@ def glyph_mask(character: str) -> Bool[np.ndarray, "14 10"]:
 
 
 def background(rng: np.random.Generator) -> Float[np.ndarray, "48 48 3"]:
-  """Returns a dull backdrop: flat, a gradient, or coarse patches."""
+  """Return a dull backdrop: flat, a gradient, or coarse patches."""
   base = rng.uniform(85, 165) + rng.uniform(-16, 16, 3)
   image = np.empty((SIDE, SIDE, 3), np.float32)
   image[:] = base
@@ -111,7 +111,7 @@ def paint_shape(
   left: int,
   pixels: int,
 ) -> None:
-  """Paints one object over whatever lies there."""
+  """Paint one object over whatever lies there."""
   mask = shape_mask(shape, pixels)
   shade = _shades(texture, pixels)
   patch = image[top : top + pixels, left : left + pixels]
@@ -129,7 +129,7 @@ def paint_sign(
   top: int,
   left: int,
 ) -> None:
-  """Paints a light plate, 14 wide and 16 high, with a dark character."""
+  """Paint a light plate, 14 wide and 16 high, with a dark character."""
   plate, dark = ink
   image[top : top + 16, left : left + 14] = plate
   image[top + 1 : top + 15, left + 2 : left + 12][glyph_mask(character)] = dark
@@ -145,7 +145,7 @@ def paint_chart(
   top: int,
   left: int,
 ) -> None:
-  """Paints a dark plate, 16 a side, with three bars (colour, level)."""
+  """Paint a dark plate, 16 a side, with three bars (colour, level)."""
   image[top : top + 16, left : left + 16] = 32
   for place, (colour, level) in enumerate(bars):
     start = left + 1 + 5 * place

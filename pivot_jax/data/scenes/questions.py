@@ -76,7 +76,7 @@ def caption(description: descriptions.Description) -> str:
 def notes(
   description: descriptions.Description, rng: np.random.Generator
 ) -> str:
-  """Returns the content of a scene in no order: what an image is, in words.
+  """Return the content of a scene in no order: what an image is, in words.
 
   A language model that reads these learns to look up what belongs together,
   not to copy a sentence.
@@ -92,7 +92,7 @@ def notes(
 
 
 def _parts(description) -> list[tuple[int, tuple[str, ...]]]:
-  """Returns the cell and the words of each thing in a scene."""
+  """Return the cell and the words of each thing in a scene."""
   parts = [
     (one.cell, (one.size, one.colour, one.texture, one.shape))
     for one in description.objects
@@ -109,12 +109,12 @@ def _parts(description) -> list[tuple[int, tuple[str, ...]]]:
 
 
 def fact(letter: str) -> str:
-  """Returns the sentence that says what a letter stands for."""
+  """Return the sentence that says what a letter stands for."""
   return f"{letter} stands for {FACTS[letter]}"
 
 
 def fact_turns(rng: np.random.Generator, count: int) -> list[tuple[str, str]]:
-  """Returns questions and answers about the facts of `count` letters."""
+  """Return questions and answers about the facts of `count` letters."""
   letters = rng.permutation(tuple(FACTS))[:count].tolist()
   asks = (
     lambda letter: f"what does {letter} stand for ?",
@@ -127,7 +127,7 @@ def fact_turns(rng: np.random.Generator, count: int) -> list[tuple[str, str]]:
 def askable(
   description: descriptions.Description, *, facts: bool
 ) -> tuple[str, ...]:
-  """Returns the kinds of question that fit a scene.
+  """Return the kinds of question that fit a scene.
 
   Args:
     description: the scene.
@@ -149,7 +149,7 @@ def askable(
 def ask(
   description: descriptions.Description, kind: str, rng: np.random.Generator
 ) -> Question:
-  """Asks one question of a kind that `askable` returned.
+  """Ask one question of a kind that `askable` returned.
 
   Args:
     description: the scene.
@@ -163,7 +163,7 @@ def ask(
 def other(
   rng: np.random.Generator, options: Sequence[Value], value: Value
 ) -> Value:
-  """Returns another of the options than `value`, uniformly."""
+  """Return another of the options than `value`, uniformly."""
   rest = [option for option in options if option != value]
   return rest[rng.integers(len(rest))]
 
@@ -241,7 +241,7 @@ def _ask_count(description, rng):
 
 
 def _ask_relation(description, rng):
-  """Asks along an axis on which the two objects' cells differ."""
+  """Ask along an axis on which the two objects' cells differ."""
   objects = description.objects
   i = int(rng.integers(len(objects)))
   j = other(rng, range(len(objects)), i)

@@ -66,7 +66,7 @@ class Scenes:
     turns: int = 4,
     new_fraction: float = 0.0,
   ):
-    """Makes a source.
+    """Make a source.
 
     Args:
       task: one of `TASKS`.
@@ -110,11 +110,11 @@ class Scenes:
     return self.size
 
   def name(self, index: int) -> str:
-    """Returns what messages call a row: task, split, seed and index."""
+    """Return what messages call a row: task, split, seed and index."""
     return f"{self._name}/{index}"
 
   def text(self, index: int) -> dict:
-    """Returns a row without its pixels, at a small part of the cost.
+    """Return a row without its pixels, at a small part of the cost.
 
     `image` is True where the row has one, and None where it has none;
     `object_mask` and `labels` are left out. All else is as in `[index]`.
@@ -140,14 +140,14 @@ class Scenes:
     return "conversation" if self.task in talks else self.task
 
   def check_row(self, index: int) -> None:
-    """Does nothing: no row is wrong."""
+    """Do nothing: no row is wrong."""
 
   def stamp(self) -> str:
-    """Returns "": its texts are made, and in no file."""
+    """Return "": its texts are made, and in no file."""
     return ""
 
   def encoded(self, index: int) -> tuple[bytes, ...]:
-    """Returns the row's picture, and its label map, as PNG files."""
+    """Return the row's picture, and its label map, as PNG files."""
     row = self[index]
     if row["image"] is None:
       return ()
@@ -183,14 +183,14 @@ class _Said(NamedTuple):
 
 
 def scene(seed: int, split: str, index: int) -> descriptions.Scene:
-  """Returns the scene of a "caption", "chat", "classify" or "segment" row."""
+  """Return the scene of a "caption", "chat", "classify" or "segment" row."""
   return _painted(seed, split, index, _description(seed, split, index))
 
 
 def pair(
   seed: int, split: str, index: int
 ) -> tuple[descriptions.Description, questions.Question]:
-  """Returns what a preference row says, without its picture."""
+  """Return what a preference row says, without its picture."""
   rng = _stream(seed, split, index, "preference")
   kind = PREFERENCE_KINDS[rng.integers(len(PREFERENCE_KINDS))]
   if kind == "describe":
@@ -203,7 +203,7 @@ def pair(
 def exam(
   seed: int, split: str, index: int
 ) -> tuple[descriptions.Description, questions.Question]:
-  """Returns what an evaluation row asks, without its picture."""
+  """Return what an evaluation row asks, without its picture."""
   kinds = EVAL_KINDS[CATEGORIES[index % len(CATEGORIES)]]
   kind = kinds[index // len(CATEGORIES) % len(kinds)]
   rng = _stream(seed, split, index, "eval")
@@ -294,7 +294,7 @@ def _segment_row(source, index):
 
 
 def _turns(description, rng, count, *, facts):
-  """Draws `count` different questions: kinds in random order, then again.
+  """Draw `count` different questions: kinds in random order, then again.
 
   Some kinds have one question per scene, so a round may add nothing new. After
   `_MAX_ROUNDS` it ends with as many as it has found.
@@ -315,7 +315,7 @@ def _turns(description, rng, count, *, facts):
 
 
 def _conversation(opening, turns):
-  """Alternates question and answer; the first question follows `opening`."""
+  """Alternate question and answer; the first question follows `opening`."""
   conversation = []
   for place, (question, answer) in enumerate(turns):
     value = f"{opening}\n{question}" if place == 0 and opening else question

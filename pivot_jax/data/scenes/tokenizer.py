@@ -31,7 +31,7 @@ TEMPLATE_WORDS = ("system", "user", "assistant", "You are a helpful assistant.")
 
 
 def texts() -> Iterator[str]:
-  """Yields what the tokenizer is trained on: every turn, and the template."""
+  """Yield what the tokenizer is trained on: every turn, and the template."""
   for task in ("chat", "text"):
     source = scenes.Scenes(
       task=task, seed=SEED, split="tokenizer", size=ROWS, turns=6
@@ -43,7 +43,7 @@ def texts() -> Iterator[str]:
 
 
 def train() -> tokenizers.Tokenizer:
-  """Returns the trained tokenizer; the same texts give the same merges."""
+  """Return the trained tokenizer; the same texts give the same merges."""
   tokenizer = tokenizers.Tokenizer(models.BPE())
   tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
   tokenizer.decoder = decoders.ByteLevel()
@@ -58,7 +58,7 @@ def train() -> tokenizers.Tokenizer:
 
 
 def write(tokenizer: tokenizers.Tokenizer, out: pathlib.Path) -> None:
-  """Writes the folder that AutoTokenizer reads."""
+  """Write the folder that AutoTokenizer reads."""
   out.mkdir(parents=True, exist_ok=True)
   tokenizer.save(str(out / "tokenizer.json"))
   settings = {

@@ -76,7 +76,7 @@ class ArrayRecord:
     max_pixels: int = images.MAX_PIXELS,
     decoder: str = "pil",
   ):
-    """Opens a folder.
+    """Open a folder.
 
     Raises:
       InputError: no such folder, one that was written in part or by a later
@@ -115,26 +115,26 @@ class ArrayRecord:
       return _row(row, image) | {"labels": labels}
 
   def text(self, index: int) -> Row:
-    """Returns the row with True in the place of its pixels."""
+    """Return the row with True in the place of its pixels."""
     row, count = self._record("texts", index)
     if self.kind == "segment":
       return _row(row, True) | {"labels": True}
     return _row(row, embedded.present(count))
 
   def encoded(self, index: int) -> tuple[bytes, ...]:
-    """Returns the row's image files as they came; last that of its labels."""
+    """Return the row's image files as they came; last that of its labels."""
     return tuple(self._record("rows", index)[1])
 
   def check_row(self, index: int) -> None:
-    """Raises for a row that cannot be read; its images are inside."""
+    """Raise for a row that cannot be read; its images are inside."""
     self.text(index)
 
   def stamp(self) -> str:
-    """Returns what tells the shards' contents, as they were written."""
+    """Return what tells the shards' contents, as they were written."""
     return (self.path / NAME).read_text("utf-8")
 
   def name(self, index: int) -> str:
-    """Returns SHARD:ROW, counted from 0 in the shard."""
+    """Return SHARD:ROW, counted from 0 in the shard."""
     return self._name("rows", index)
 
   def _name(self, part: str, index: int) -> str:
@@ -193,7 +193,7 @@ def write(
   max_bad: float = 0.0,
   progress: Callable[[range], Iterable[int]] = iter,
 ) -> Written:
-  """Writes a source's rows, their images undecoded, into a new folder.
+  """Write a source's rows, their images undecoded, into a new folder.
 
   Of an image only the header is looked at. The fields are those of `text`.
 
@@ -240,7 +240,7 @@ def write(
 
 
 def _write_rows(source, writer, kind, max_bad, progress) -> list[str]:
-  """Writes the rows; returns a message for each that is left out."""
+  """Write the rows; returns a message for each that is left out."""
   total, bad = len(source), []
   for index in progress(range(total)):
     writer.begin(index * writer.count // total)
@@ -272,7 +272,7 @@ class _Writer:
     self._open: dict[pathlib.Path, Any] = {}
 
   def begin(self, number: int) -> None:
-    """Makes the shard of this number the one that is written."""
+    """Make the shard of this number the one that is written."""
     if number == self._number:
       return
     # Here as in `_opened`. It is compiled and has no stubs.
@@ -290,7 +290,7 @@ class _Writer:
       )
 
   def write(self, row: Row, files: Sequence[bytes]) -> None:
-    """Adds a row to the shard."""
+    """Add a row to the shard."""
     whole = {"row": row, "images": list(files)}
     for writer, found in zip(
       self._open.values(), (whole, {"row": row, "images": len(files)})
@@ -299,14 +299,14 @@ class _Writer:
     self.rows[self._number] += 1
 
   def close(self) -> None:
-    """Ends the shard, which gets its name then."""
+    """End the shard, which gets its name then."""
     for path, writer in self._open.items():
       _written(self._folder, writer.close)
       path.with_suffix(".tmp").rename(path)
     self._open = {}
 
   def sizes(self, number: int) -> dict[str, int]:
-    """Returns the bytes of each file of a shard."""
+    """Return the bytes of each file of a shard."""
     names = self._names(number)
     return {name: (self._folder / name).stat().st_size for name in names}
 
@@ -325,7 +325,7 @@ def _written(path: pathlib.Path, call: Callable, *given) -> Any:
 def _checked(
   source: Source, index: int, kind: str
 ) -> tuple[Row, tuple[bytes, ...]]:
-  """Returns a row without image, and its files, whose headers are sound."""
+  """Return a row without image, and its files, whose headers are sound."""
   row, files = dict(source.text(index)), source.encoded(index)
   with records.located(source.name(index)):
     count = len(records.listed(row.pop("image"))) + (kind == "segment")
@@ -344,12 +344,12 @@ def _checked(
 
 
 def _size(data: bytes) -> tuple[int, int]:
-  """Returns (W, H) of an image whose header is sound."""
+  """Return (W, H) of an image whose header is sound."""
   return Image.open(io.BytesIO(data), formats=images.FORMATS).size
 
 
 def _check_packs(row: Row) -> None:
-  """Raises for a row that msgpack cannot hold, and says which field."""
+  """Raise for a row that msgpack cannot hold, and says which field."""
   for field, value in row.items():
     try:
       msgpack.packb(value)

@@ -31,12 +31,12 @@ class Described(NamedTuple):
 
 
 def file_name(part: str, number: int, count: int) -> str:
-  """Returns what the file of one of `PARTS` of a shard is called."""
+  """Return what the file of one of `PARTS` of a shard is called."""
   return f"{part}-{number:05d}-of-{count:05d}.array_record"
 
 
 def check_name(folder: pathlib.Path) -> None:
-  """Raises for a name that is not UTF-8, which the library cannot open."""
+  """Raise for a name that is not UTF-8, which the library cannot open."""
   try:
     str(folder).encode("utf-8")
   except UnicodeEncodeError:
@@ -46,7 +46,7 @@ def check_name(folder: pathlib.Path) -> None:
 def write(
   folder: pathlib.Path, described: Described, more: Mapping[str, Any]
 ) -> None:
-  """Writes `dataset.json`, last of all: a folder without it is incomplete."""
+  """Write `dataset.json`, last of all: a folder without it is incomplete."""
   said = {
     "format": FORMAT,
     "version": VERSION,
@@ -64,7 +64,7 @@ def write(
 
 
 def read(folder: pathlib.Path) -> Described:
-  """Reads and checks `dataset.json`; looks at the sizes of the files.
+  """Read and checks `dataset.json`; looks at the sizes of the files.
 
   Raises:
     InputError: no such folder, one that was written in part or by a later

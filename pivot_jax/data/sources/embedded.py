@@ -10,14 +10,14 @@ from pivot_jax.errors import InputError
 
 
 def present(count: int) -> Any:
-  """Returns what stands for so many images in a row that has no pixels."""
+  """Return what stands for so many images in a row that has no pixels."""
   return [True] * count if count > 1 else count == 1 or None
 
 
 def pixels(
   pictures: images.Pictures, files: Sequence[bytes]
 ) -> None | np.ndarray | list[np.ndarray]:
-  """Decodes the images of a row: None, uint8 [H, W, 3], or a list of several.
+  """Decode the images of a row: None, uint8 [H, W, 3], or a list of several.
 
   Of several each is padded to a square, as `Pictures.read_many` does.
   """
@@ -32,7 +32,7 @@ def pixels(
 def picture_and_labels(
   pictures: images.Pictures, data: bytes, labels: np.ndarray, *, name: str
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Returns an image, uint8 [H, W, 3], and its labels, int32 [H, W].
+  """Return an image, uint8 [H, W, 3], and its labels, int32 [H, W].
 
   Args:
     labels: int32 [H, W] as they came, which must be as large as the image.
@@ -51,7 +51,7 @@ def picture_and_labels(
 def check_sizes(
   labels: Sequence[int], image: Sequence[int], *, name: str
 ) -> None:
-  """Raises unless a label map is as large as its image, both (W, H)."""
+  """Raise unless a label map is as large as its image, both (W, H)."""
   if tuple(labels) != tuple(image):
     raise InputError(
       f"{name}: the label map is {labels[0]}x{labels[1]} pixels, its image"

@@ -53,7 +53,7 @@ class File:
   """
 
   def __init__(self, path: str | os.PathLike):
-    """Opens a file, and indexes it unless that has been done.
+    """Open a file, and indexes it unless that has been done.
 
     Raises:
       InputError: no such file, or a list that is no valid JSON.
@@ -87,27 +87,27 @@ class File:
     return self._table.shape[1]
 
   def name(self, index: int) -> str:
-    """Returns `file:line` of a line, `file#index` of a list's record."""
+    """Return `file:line` of a line, `file#index` of a list's record."""
     if self._lines:
       return f"{self.path}:{index + 1}"
     return f"{self.path}#{index}"
 
   def record(self, index: int) -> records.Record:
-    """Returns a record; its error names no row."""
+    """Return a record; its error names no row."""
     return records.parse(self._bytes(index))
 
   def given_id(self, index: int) -> str:
-    """Returns the id that a record has, or is called by without one."""
+    """Return the id that a record has, or is called by without one."""
     return records.given_id(self.record(index), self._default_id(index))
 
   def id(self, record: records.Record, index: int) -> str:
-    """Returns the id of the record at an index, `#2` after a second use."""
+    """Return the id of the record at an index, `#2` after a second use."""
     given = records.given_id(record, self._default_id(index))
     use = int(self._table[2, index])
     return f"{given}#{use}" if use else given
 
   def again(self) -> np.ndarray:
-    """Returns the indices of the records whose id an earlier one has."""
+    """Return the indices of the records whose id an earlier one has."""
     return np.flatnonzero(self._table[2])
 
   def _default_id(self, index: int) -> str:
@@ -126,7 +126,7 @@ class File:
 
 
 def _index(path: pathlib.Path) -> tuple[np.ndarray, tuple[Flaw, ...]]:
-  """Returns int64 [3, N], begin, end and use of each id, and the flaws."""
+  """Return int64 [3, N], begin, end and use of each id, and the flaws."""
   size = path.stat().st_size
   if size < CACHED:
     return _build(path, size)
@@ -143,14 +143,14 @@ def _index(path: pathlib.Path) -> tuple[np.ndarray, tuple[Flaw, ...]]:
 
 
 def cache_folder() -> pathlib.Path:
-  """Returns where indices are kept: $PIVOT_JAX_CACHE or ~/.cache/pivot_jax."""
+  """Return where indices are kept: $PIVOT_JAX_CACHE or ~/.cache/pivot_jax."""
   given = os.environ.get("PIVOT_JAX_CACHE")
   home = pathlib.Path.home() / ".cache" / "pivot_jax"
   return pathlib.Path(given) if given else home
 
 
 def stamp(path: pathlib.Path) -> str:
-  """Returns what tells a file's content: size, time, and CRC of its ends."""
+  """Return what tells a file's content: size, time, and CRC of its ends."""
   state = path.stat()
   with path.open("rb") as file:
     crc = zlib.crc32(file.read(2**16))
@@ -181,7 +181,7 @@ class _Found(NamedTuple):
 
 
 def _build(path: pathlib.Path, size: int):
-  """Reads a file through; returns what `_index` does."""
+  """Read a file through; returns what `_index` does."""
   places, hashes = array.array("q"), array.array("q")
   flaws = []
   scan = _lines if path.suffix == ".jsonl" else _list
@@ -215,7 +215,7 @@ def _build(path: pathlib.Path, size: int):
 
 
 def _number(path, table, hashes) -> None:
-  """Writes which use of its id each record is: 0 for the first, then 2, ..."""
+  """Write which use of its id each record is: 0 for the first, then 2, ..."""
   order = np.argsort(hashes, kind="stable")
   ordered = hashes[order]
   edges = np.flatnonzero(np.diff(ordered)) + 1
@@ -247,7 +247,7 @@ def _holds(ordered: np.ndarray, value: int) -> bool:
 
 
 def _lines(path: pathlib.Path) -> Iterator[_Found]:
-  """Finds lines; blank ones at the end do not count."""
+  """Find lines; blank ones at the end do not count."""
   blank: list[_Found] = []
   begin = 0
   with path.open("rb") as file:
@@ -266,7 +266,7 @@ def _lines(path: pathlib.Path) -> Iterator[_Found]:
 
 
 def _list(path: pathlib.Path) -> Iterator[_Found]:
-  """Finds the elements of a list, a block of the file at a time."""
+  """Find the elements of a list, a block of the file at a time."""
   text = _Text(path)
   with text.file:
     text.expect("[", "must be a JSON list; name a file of JSON lines .jsonl")
@@ -302,7 +302,7 @@ class _Text:
       self._before = 3
 
   def peek(self) -> str:
-    """Returns the next character that is not blank, "" at the end."""
+    """Return the next character that is not blank, "" at the end."""
     while True:
       blank = _BLANK.match(self._text, self._at)
       assert blank  # No character is a match, too.
@@ -313,13 +313,13 @@ class _Text:
         return ""
 
   def expect(self, character: str, otherwise: str) -> None:
-    """Passes over a character."""
+    """Pass over a character."""
     if self.peek() != character:
       self.fail(otherwise)
     self._at += 1
 
   def element(self) -> _Found:
-    """Passes over a JSON value."""
+    """Pass over a JSON value."""
     self.peek()
     while True:
       try:
@@ -342,7 +342,7 @@ class _Text:
   def fail(
     self, why: str, at: int | None = None, kind: str = "bad_json"
   ) -> NoReturn:
-    """Raises an InputError that names the line."""
+    """Raise an InputError that names the line."""
     at = self._at if at is None else at
     line = self._newlines + self._text.count("\n", 0, at) + 1
     raise InputError(f"{self._path}:{line}: {why}", kind=kind)
@@ -354,7 +354,7 @@ class _Text:
     self.fail(f"invalid JSON at column {column}: {error.msg}", error.pos)
 
   def _read(self) -> bool:
-    """Takes another block of the file; returns whether there was one."""
+    """Take another block of the file; returns whether there was one."""
     data = self.file.read(_BLOCK)
     self._newlines += self._text.count("\n", 0, self._at)
     self._before += self._at

@@ -33,26 +33,26 @@ class Source(Protocol):
   def __getitem__(self, index: int) -> Row: ...
 
   def text(self, index: int) -> Row:
-    """Returns the row without pixels; `image` says only how many there are."""
+    """Return the row without pixels; `image` says only how many there are."""
     ...
 
   def name(self, index: int) -> str: ...
 
   def check_row(self, index: int) -> None:
-    """Raises for a wrong field, or an image that is not in place."""
+    """Raise for a wrong field, or an image that is not in place."""
     ...
 
   def stamp(self) -> str:
-    """Returns what tells its texts and their order; "" if that is not known."""
+    """Return what tells its texts and their order; "" if that is not known."""
     ...
 
   def encoded(self, index: int) -> tuple[bytes, ...]:
-    """Returns the bytes of the row's image files, undecoded."""
+    """Return the bytes of the row's image files, undecoded."""
     ...
 
 
 def check(source: Source, *, max_bad: float = 0.0) -> list[tuple[int, str]]:
-  """Reads every row, images included; returns the bad ones and why.
+  """Read every row, images included; returns the bad ones and why.
 
   Args:
     max_bad: the share of rows that may be bad, as 0.001 for one in a thousand.
@@ -132,7 +132,7 @@ class _Records:
     return row
 
   def text(self, index: int) -> Row:
-    """Returns the row with its images' paths in place of their pixels."""
+    """Return the row with its images' paths in place of their pixels."""
     if not 0 <= index < len(self):
       raise IndexError(index)
     with records.located(self.name(index)):
@@ -142,23 +142,23 @@ class _Records:
       return row | self._fields(record)
 
   def encoded(self, index: int) -> tuple[bytes, ...]:
-    """Returns the bytes of the row's image files."""
+    """Return the bytes of the row's image files."""
     paths = records.listed(self.text(index)["image"])
     with records.located(self.name(index)):
       return tuple(self._pictures.read_bytes(path) for path in paths)
 
   def check_row(self, index: int) -> None:
-    """Raises for a wrong field, or an image that is not in place."""
+    """Raise for a wrong field, or an image that is not in place."""
     for path in records.listed(self.text(index)["image"]):
       with records.located(self.name(index)):
         images.resolve(self._pictures.root, path)
 
   def stamp(self) -> str:
-    """Returns what tells the file's content."""
+    """Return what tells the file's content."""
     return json_index.stamp(self.path)
 
   def name(self, index: int) -> str:
-    """Returns `file:line` of a line, `file#index` of a list's record."""
+    """Return `file:line` of a line, `file#index` of a list's record."""
     return self._file.name(index)
 
   def _fields(self, record: Mapping[str, Any]) -> Row:
@@ -270,12 +270,12 @@ class ImageFolder:
     return {"id": relative, "image": image, "label": label}
 
   def text(self, index: int) -> Row:
-    """Returns the row with its image's path in place of the pixels."""
+    """Return the row with its image's path in place of the pixels."""
     relative, label = self._files[index]
     return {"id": relative, "image": relative, "label": label}
 
   def encoded(self, index: int) -> tuple[bytes, ...]:
-    """Returns the bytes of the row's image file."""
+    """Return the bytes of the row's image file."""
     with records.located(self.name(index)):
       return (self._pictures.read_bytes(self._files[index][0]),)
 
@@ -337,12 +337,12 @@ class SegmentFolder:
     }
 
   def text(self, index: int) -> Row:
-    """Returns the row with its files' paths in place of the pixels."""
+    """Return the row with its files' paths in place of the pixels."""
     stem, picture, label = self._files[index]
     return {"id": stem, "image": picture, "labels": label}
 
   def encoded(self, index: int) -> tuple[bytes, ...]:
-    """Returns the bytes of the row's picture and of its label map."""
+    """Return the bytes of the row's picture and of its label map."""
     with records.located(self.name(index)):
       return tuple(map(self._pictures.read_bytes, self._files[index][1:]))
 
@@ -362,7 +362,7 @@ class SegmentFolder:
 
 
 def _subfolders(folder: pathlib.Path) -> dict[str, str]:
-  """Returns folders by their names in canonical form, sorted by these."""
+  """Return folders by their names in canonical form, sorted by these."""
   names = [path.name for path in _visible(folder) if path.is_dir()]
   if not names:
     raise InputError(f"{folder}: no folder of images a class in it")
@@ -370,7 +370,7 @@ def _subfolders(folder: pathlib.Path) -> dict[str, str]:
 
 
 def _image_files(folder: pathlib.Path) -> list[str]:
-  """Returns the sorted names of the images in a folder, which must be all."""
+  """Return the sorted names of the images in a folder, which must be all."""
   names = sorted(p.name for p in _visible(folder))
   other = [n for n in names if not n.lower().endswith(images.SUFFIXES)]
   if other:
@@ -381,13 +381,13 @@ def _image_files(folder: pathlib.Path) -> list[str]:
 
 
 def _by_stem(folder: pathlib.Path) -> dict[str, str]:
-  """Returns image files by their stems in canonical form, sorted by these."""
+  """Return image files by their stems in canonical form, sorted by these."""
   names = _image_files(folder)
   return _by_text(folder, {name: pathlib.Path(name).stem for name in names})
 
 
 def _by_text(folder: pathlib.Path, called: Mapping[str, str]) -> dict[str, str]:
-  """Returns {canonical form of what an entry is called: its name on disk}."""
+  """Return {canonical form of what an entry is called: its name on disk}."""
   found: dict[str, str] = {}
   for name in sorted(called):
     other = found.setdefault(texts.canonical(called[name]), name)

@@ -17,7 +17,7 @@ _MARKS = (255, 65535)
 
 
 def gap(labels: Iterable[int], ignore: int | str) -> str:
-  """Returns what is odd about the labels of some maps, "" if nothing is.
+  """Return what is odd about the labels of some maps, "" if nothing is.
 
   Odd is a label 255 or 65535 without the one before it, and a gap of more
   than ten numbers that is wider than the labels below it are many. `ignore` is
@@ -39,7 +39,7 @@ def gap(labels: Iterable[int], ignore: int | str) -> str:
 
 
 def look(source: json_records.Source, ignore: int | str) -> str:
-  """Returns `gap` of at most `LOOKED_AT` maps of a source, and how many."""
+  """Return `gap` of at most `LOOKED_AT` maps of a source, and how many."""
   places = np.unique(np.linspace(0, len(source) - 1, LOOKED_AT).astype(int))
   found: set[int] = set()
   for index in places.tolist():
@@ -49,7 +49,7 @@ def look(source: json_records.Source, ignore: int | str) -> str:
 
 
 def _span(labels: list[int]) -> str:
-  """Returns the lowest and the highest label, or the one that there is."""
+  """Return the lowest and the highest label, or the one that there is."""
   if len(labels) == 1:
     return str(labels[0])
   return f"{labels[0]} to {labels[-1]}"

@@ -56,7 +56,7 @@ class Entry(NamedTuple):
     return pathlib.PurePosixPath(self.json_path).stem
 
   def count(self, rows: int) -> int:
-    """Returns how many rows of that many are chosen, p% being rounded up."""
+    """Return how many rows of that many are chosen, p% being rounded up."""
     if self.strategy == "all":
       return rows
     number = self.strategy.partition(":")[2]
@@ -79,7 +79,7 @@ class Line(NamedTuple):
 
 
 def read(path: str | os.PathLike) -> tuple[Entry, ...]:
-  """Returns the entries of a mixture's YAML file; opens none of their files.
+  """Return the entries of a mixture's YAML file; opens none of their files.
 
   Raises:
     InputError: no such file, no YAML, or an entry that is none.
@@ -132,7 +132,7 @@ class Mixture:
     decoder: str = "pil",
     flawed: bool = False,
   ):
-    """Opens the files of a mixture; indexes those never seen before.
+    """Open the files of a mixture; indexes those never seen before.
 
     Args:
       root: the folder that each `json_path` is relative to; the YAML file's own
@@ -178,27 +178,27 @@ class Mixture:
     return self._named(part, self._files[part.file][row])
 
   def text(self, index: int) -> Row:
-    """Returns the row with its images' paths in place of their pixels."""
+    """Return the row with its images' paths in place of their pixels."""
     part, row = self._at(index)
     return self._named(part, self._files[part.file].text(row))
 
   def encoded(self, index: int) -> tuple[bytes, ...]:
-    """Returns the bytes of the row's image files."""
+    """Return the bytes of the row's image files."""
     part, row = self._at(index)
     return self._files[part.file].encoded(row)
 
   def name(self, index: int) -> str:
-    """Returns where a row stands in its file."""
+    """Return where a row stands in its file."""
     part, row = self._at(index)
     return self._files[part.file].name(row)
 
   def check_row(self, index: int) -> None:
-    """Raises for a wrong field, or an image that is not in place."""
+    """Raise for a wrong field, or an image that is not in place."""
     part, row = self._at(index)
     self._files[part.file].check_row(row)
 
   def stamp(self) -> str:
-    """Returns what tells the files' contents and the rows taken of them."""
+    """Return what tells the files' contents and the rows taken of them."""
     crc = 0
     for part in self._parts:
       crc = zlib.crc32(f"{part.file} {part.name}".encode(), crc)
@@ -206,11 +206,11 @@ class Mixture:
     return " ".join([*(file.stamp() for file in self._files), f"{crc:08x}"])
 
   def taken(self, entry: int) -> int:
-    """Returns how many rows of the mixture come from an entry."""
+    """Return how many rows of the mixture come from an entry."""
     return sum(len(p.rows) for p in self._parts if p.file == entry)
 
   def rows(self, entry: int) -> int:
-    """Returns how many rows the file of an entry has."""
+    """Return how many rows the file of an entry has."""
     return len(self._files[entry])
 
   def _at(self, index: int) -> tuple["_Part", int]:
@@ -225,7 +225,7 @@ class Mixture:
 
 
 def describe(mixture: Mixture) -> tuple[Line, ...]:
-  """Returns what a mixture takes of each of its files."""
+  """Return what a mixture takes of each of its files."""
   return tuple(
     Line(entry.name, mixture.rows(i), mixture.taken(i), entry.expected)
     for i, entry in enumerate(mixture.entries)
@@ -248,7 +248,7 @@ class _Part(NamedTuple):
 
 
 def _entry(found: Any, where: str) -> Entry:
-  """Returns a checked entry of the YAML file."""
+  """Return a checked entry of the YAML file."""
   if not isinstance(found, Mapping) or "json_path" not in found:
     raise InputError(f"{where}: must have the key json_path")
   unknown = sorted(map(str, set(found) - _KEYS))
@@ -319,7 +319,7 @@ def _check_lengths(path, root, entries, files, *, strict: bool) -> None:
 
 
 def _parts(path, entries, files, seed: int) -> list[_Part]:
-  """Returns the rows of every epoch of every entry, in the mixture's order."""
+  """Return the rows of every epoch of every entry, in the mixture's order."""
   rngs = [_rng(seed, entry, i) for i, entry in enumerate(entries)]
   chosen = [
     _choose(path, entry, len(file), rng)
@@ -338,7 +338,7 @@ def _parts(path, entries, files, seed: int) -> list[_Part]:
 
 
 def _choose(path, entry: Entry, rows: int, rng) -> np.ndarray:
-  """Returns the rows that an entry's strategy takes of a file, in its order."""
+  """Return the rows that an entry's strategy takes of a file, in its order."""
   count = entry.count(rows)
   if count > rows:
     raise InputError(
@@ -357,7 +357,7 @@ def _some(rows: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def _totals(path, entries, chosen: Sequence[np.ndarray]) -> list[int]:
-  """Returns how many rows each entry gives, epochs or weights counted in.
+  """Return how many rows each entry gives, epochs or weights counted in.
 
   With weights the mixture is as long as without, and shared out by weight;
   of what is left over by rounding, entries in front get one row more.
@@ -381,7 +381,7 @@ def _rng(seed: int, entry: Entry, place: int) -> np.random.Generator:
 
 
 def _unused(uses: dict[str, int], name: str) -> str:
-  """Returns `name`, `name#2` and so on, none of them twice."""
+  """Return `name`, `name#2` and so on, none of them twice."""
   number = uses.get(name, 0) + 1
   numbered = name
   while number > 1 and (numbered := f"{name}#{number}") in uses:

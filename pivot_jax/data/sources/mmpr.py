@@ -76,7 +76,7 @@ class Mmpr:
     repeated: bool = True,
     flawed: bool = False,
   ):
-    """Opens the files that `meta` names; indexes those never seen before.
+    """Open the files that `meta` names; indexes those never seen before.
 
     Annotations are looked for beside `meta.json`, then beside its folder (the
     published paths start with the folder's name), then by their name alone in
@@ -119,7 +119,7 @@ class Mmpr:
     return row
 
   def text(self, index: int) -> Row:
-    """Returns the row with paths, relative to `root`, in place of pixels."""
+    """Return the row with paths, relative to `root`, in place of pixels."""
     part, number = self._at(index)
     time = (index - part.begin) // part.rows + 1
     named = part.name if time == 1 else f"{part.name}#{time}"
@@ -141,13 +141,13 @@ class Mmpr:
       }
 
   def encoded(self, index: int) -> tuple[bytes, ...]:
-    """Returns the bytes of the row's image files."""
+    """Return the bytes of the row's image files."""
     paths = records.listed(self.text(index)["image"])
     with records.located(self.name(index)):
       return tuple(self._pictures.read_bytes(path) for path in paths)
 
   def check_row(self, index: int) -> None:
-    """Raises for a wrong field, or an image that is not in place."""
+    """Raise for a wrong field, or an image that is not in place."""
     for path in records.listed(self.text(index)["image"]):
       with records.located(self.name(index)):
         images.resolve(self.root, path)
@@ -161,12 +161,12 @@ class Mmpr:
     return " ".join(stamps)
 
   def name(self, index: int) -> str:
-    """Returns `file:line`."""
+    """Return `file:line`."""
     part, number = self._at(index)
     return part.file.name(number)
 
   def place(self, index: int) -> tuple[int, int]:
-    """Returns (entry of `meta.json`, row of its file), both from 0."""
+    """Return (entry of `meta.json`, row of its file), both from 0."""
     if not 0 <= index < self._size:
       raise IndexError(index)
     entry = bisect.bisect_right(self._begins, index) - 1
@@ -200,11 +200,11 @@ class Selected:
     return self.source[self._own(index)]
 
   def text(self, index: int) -> Row:
-    """Returns a row without its pixels."""
+    """Return a row without its pixels."""
     return self.source.text(self._own(index))
 
   def encoded(self, index: int) -> tuple[bytes, ...]:
-    """Returns the bytes of a row's image files."""
+    """Return the bytes of a row's image files."""
     return self.source.encoded(self._own(index))
 
   @property
@@ -212,16 +212,16 @@ class Selected:
     return self.source.kind
 
   def check_row(self, index: int) -> None:
-    """Raises for a wrong field, or an image that is not in place."""
+    """Raise for a wrong field, or an image that is not in place."""
     self.source.check_row(self._own(index))
 
   def stamp(self) -> str:
-    """Returns what tells the source and which rows these are."""
+    """Return what tells the source and which rows these are."""
     inner = self.source.stamp()
     return inner and f"{inner} {zlib.crc32(self.indices.tobytes()):08x}"
 
   def name(self, index: int) -> str:
-    """Returns where a row stands in its file."""
+    """Return where a row stands in its file."""
     return self.source.name(self._own(index))
 
   def _own(self, index: int) -> int:
@@ -231,7 +231,7 @@ class Selected:
 
 
 def _read_meta(path: pathlib.Path) -> Mapping[str, Mapping[str, Any]]:
-  """Returns the entries of a `meta.json`, checked for what is used of them."""
+  """Return the entries of a `meta.json`, checked for what is used of them."""
   if not path.is_file():
     raise InputError(f"{path}: no such file")
   with records.located(str(path)):
@@ -326,7 +326,7 @@ def _annotation(folder: pathlib.Path, path: str) -> pathlib.Path | None:
 
 
 def _has_ids(file: json_index.File) -> bool:
-  """Returns whether the first record has an id; then all are taken to have."""
+  """Return whether the first record has an id; then all are taken to have."""
   if not len(file) or any(flaw.index == 0 for flaw in file.flaws):
     return False
   return "id" in file.record(0)

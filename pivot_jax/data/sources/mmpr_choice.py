@@ -71,7 +71,7 @@ class Selection:
     return tuple(map(self.source.place, self.indices.tolist()))
 
   def open(self) -> mmpr.Selected:
-    """Returns the rows as a source."""
+    """Return the rows as a source."""
     return mmpr.Selected(self.source, self.indices)
 
 
@@ -86,7 +86,7 @@ def select_official(
   only: str = "",
   image_root: str | os.PathLike | None = None,
 ) -> Selection:
-  """Chooses rows as the released script is said to do (paper.md 4.5).
+  """Choose rows as the released script is said to do (paper.md 4.5).
 
   A file is read up to its first row with a list of images. The rows are
   shuffled by `random.Random(seed)` and walked in that order; one is refused
@@ -133,7 +133,7 @@ def select_fixed(
   text_only: bool = False,
   several: bool = False,
 ) -> Selection:
-  """Chooses rows as `select_official`, without its quirks.
+  """Choose rows as `select_official`, without its quirks.
 
   Every file is read to its end. A row is refused by itself, whatever is wrong
   with it, and both of its answers must be within `MAX_TOKENS`. Answers that
@@ -163,12 +163,12 @@ def select_fixed(
 
 
 def is_new(answer: str) -> bool:
-  """Returns whether an answer is over `NEW_WORDS` words or has `TAGS`."""
+  """Return whether an answer is over `NEW_WORDS` words or has `TAGS`."""
   return len(answer.split()) > NEW_WORDS or bool(TAGS.search(answer))
 
 
 def prompt(row: Row) -> str:
-  """Returns the question with its image before it, or where it says."""
+  """Return the question with its image before it, or where it says."""
   question = row["question"]
   if tokenizer.IMAGE in question:
     return question
@@ -184,7 +184,7 @@ class _Wish(NamedTuple):
   only: str
 
   def places(self) -> dict[bool | None, int]:
-    """Returns how many rows are wanted: new ones, others; or of any kind."""
+    """Return how many rows are wanted: new ones, others; or of any kind."""
     if self.size < 1:
       raise InputError(f"size={self.size}: give at least 1")
     if self.only not in ONLY:
@@ -209,7 +209,7 @@ def _walk(
   *,
   forgiving: bool = False,
 ) -> Selection:
-  """Takes rows in the seeded order until the wish is met.
+  """Take rows in the seeded order until the wish is met.
 
   Args:
     kept: how many rows of each file there are to choose from.
@@ -243,7 +243,7 @@ def _walk(
 
 
 def _judge(source, index, wish, left, refuse, forgiving) -> str:
-  """Returns why a row is refused, or takes its place and returns ""."""
+  """Return why a row is refused, or takes its place and returns ""."""
   try:
     row = source.text(index)
   except InputError:
@@ -330,7 +330,7 @@ def _refused(
 
 
 def _check_roots(source: mmpr.Mmpr) -> None:
-  """Raises if no row can have its image, before millions are looked at."""
+  """Raise if no row can have its image, before millions are looked at."""
   roots = [part.root for part in source.parts]
   if not any((source.root / root).is_dir() for root in roots):
     raise InputError(
@@ -340,7 +340,7 @@ def _check_roots(source: mmpr.Mmpr) -> None:
 
 
 def _rows_before_a_list(file: json_index.File) -> int:
-  """Returns how many rows come before the first with a list of images."""
+  """Return how many rows come before the first with a list of images."""
   if not len(file):
     return 0
   with (

@@ -42,7 +42,7 @@ def open_set(
   decoder: str = "pil",
   flawed: bool = False,
 ) -> mmpr.Mmpr | mmpr.Selected:
-  """Returns a training set of the `meta.json` at `path` as a source.
+  """Return a training set of the `meta.json` at `path` as a source.
 
   Args:
     tokenizer: the folder of the one that counts tokens, Qwen2.5's.
@@ -90,7 +90,7 @@ def choose(
   selection: str,
   wish: Mapping[str, Any],
 ) -> mmpr_choice.Selection:
-  """Returns the rows of a set, and logs how many were refused and why.
+  """Return the rows of a set, and logs how many were refused and why.
 
   Args:
     tokenizer: the folder of the one that counts tokens, Qwen2.5's.
@@ -115,7 +115,7 @@ def choose(
 def paper_files(
   folder: str | os.PathLike, *, size: int, seed: int
 ) -> tuple[pathlib.Path, pathlib.Path]:
-  """Returns the files of a set, SFT's and DPO's, which must not be there yet.
+  """Return the files of a set, SFT's and DPO's, which must not be there yet.
 
   Raises:
     InputError: one of them exists.
@@ -131,7 +131,7 @@ def paper_files(
 def write_paper_files(
   selection: mmpr_choice.Selection, folder: str | os.PathLike
 ) -> tuple[pathlib.Path, pathlib.Path]:
-  """Writes the two JSON files of the paper's code, row for row alike.
+  """Write the two JSON files of the paper's code, row for row alike.
 
   sft_mmpr_{size}_{seed}.json has LLaVA records of question and chosen answer,
   dpo_mmpr_{size}_{seed}.json records of id, prompt, chosen, rejected, image.
@@ -152,7 +152,7 @@ def write_paper_files(
 
 
 def _write_list(path: pathlib.Path, found: Iterable[Mapping[str, Any]]) -> None:
-  """Writes records as a JSON list, one a line; whole or not at all."""
+  """Write records as a JSON list, one a line; whole or not at all."""
   aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
   try:
     with aside.open("w", encoding="utf-8") as file:
@@ -168,7 +168,7 @@ def _write_list(path: pathlib.Path, found: Iterable[Mapping[str, Any]]) -> None:
 
 @functools.lru_cache(maxsize=8)
 def _chosen(path, image_root, tokenizer, selection, fields) -> np.ndarray:
-  """Chooses once a run: each of its stages opens the set anew."""
+  """Choose once a run: each of its stages opens the set anew."""
   return choose(
     path,
     image_root,

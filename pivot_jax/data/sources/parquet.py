@@ -71,7 +71,7 @@ class Parquet:
     max_pixels: int = images.MAX_PIXELS,
     decoder: str = "pil",
   ):
-    """Opens the files; only their footers are read.
+    """Open the files; only their footers are read.
 
     Args:
       path: a file, a folder, or a folder and a pattern as the cards of data
@@ -126,7 +126,7 @@ class Parquet:
       return row | {"image": embedded.pixels(self._pictures, files)}
 
   def text(self, index: int) -> Row:
-    """Returns the row with True in the place of each image."""
+    """Return the row with True in the place of each image."""
     with records.located(self.name(index)):
       record = self._files.record(index, self._texts)
       count = len(_structs(record, self._images))
@@ -139,7 +139,7 @@ class Parquet:
       return row | self._row_fields(record)
 
   def encoded(self, index: int) -> tuple[bytes, ...]:
-    """Returns the bytes of the row's images, as the file has them."""
+    """Return the bytes of the row's images, as the file has them."""
     with records.located(self.name(index)):
       if not self._images:
         return ()
@@ -155,15 +155,15 @@ class Parquet:
       return tuple(struct["bytes"] for _, struct in found)
 
   def check_row(self, index: int) -> None:
-    """Raises for a wrong field; its images are inside."""
+    """Raise for a wrong field; its images are inside."""
     self.text(index)
 
   def stamp(self) -> str:
-    """Returns what tells the files' contents."""
+    """Return what tells the files' contents."""
     return " ".join(map(json_index.stamp, self._files.paths))
 
   def name(self, index: int) -> str:
-    """Returns FILE:ROW, counted from 0 in the file."""
+    """Return FILE:ROW, counted from 0 in the file."""
     return str(self._files.place(index))
 
   def __reduce__(self):
@@ -179,7 +179,7 @@ class Parquet:
     return f"{given}#{uses[index]}" if uses[index] else given
 
   def _uses_of_ids(self) -> np.ndarray | None:
-    """Returns int32 [N], see `parquet_ids.uses`; None without a column."""
+    """Return int32 [N], see `parquet_ids.uses`; None without a column."""
     with self._lock:
       if self._uses is None and self._id is not None:
         self._uses = parquet_ids.uses(self._files, self._id)
@@ -204,7 +204,7 @@ class Parquet:
     return row | {"columns": columns}
 
   def _set_name(self) -> str:
-    """Returns what the set is called: the file, or the folder of shards."""
+    """Return what the set is called: the file, or the folder of shards."""
     if self.path.is_file():
       return self.path.stem
     folder = (self.path if self.path.is_dir() else self.path.parent).resolve()
@@ -238,7 +238,7 @@ def _kind(names: list[str], where: pathlib.Path) -> str:
 
 
 def _image_columns(schema: Any, where: pathlib.Path) -> tuple[str, ...]:
-  """Returns the columns that hold images, which must have bytes."""
+  """Return the columns that hold images, which must have bytes."""
   numbered = [name for name in schema.names if _NUMBERED.fullmatch(name)]
   numbered.sort(key=lambda name: int(name.removeprefix("image_")))
   ways = [("image",), ("images",), tuple(numbered)]
@@ -317,7 +317,7 @@ def _is_image(found: Any) -> bool:
 
 
 def _field_columns(schema: Any, kind: str, answer: str) -> tuple[str, ...]:
-  """Returns the columns whose values make the fields of a row."""
+  """Return the columns whose values make the fields of a row."""
   if kind == "conversation":
     return ("conversations",)
   if kind == "classify":
@@ -333,7 +333,7 @@ def _field_columns(schema: Any, kind: str, answer: str) -> tuple[str, ...]:
 
 
 def _answer_column(schema: Any, where: pathlib.Path) -> str:
-  """Returns the column of answers, which can be read as those of questions."""
+  """Return the column of answers, which can be read as those of questions."""
   for name in records.QUESTIONS:
     if name in schema.names and not _is_plain(schema.field(name).type):
       asked = schema.field(name).type
@@ -375,7 +375,7 @@ def _is_plain(found: Any) -> bool:
 def _structs(
   record: Mapping[str, Any], columns: tuple[str, ...]
 ) -> list[tuple[str, dict[str, Any]]]:
-  """Returns the images of a row, each with what messages call it."""
+  """Return the images of a row, each with what messages call it."""
   found = []
   for name in columns:
     value = record[name]
@@ -410,7 +410,7 @@ def _label(found: Any) -> int:
 
 
 def _plain_answers(found: Any) -> Any:
-  """Returns answers as they are, or those of the structs that hold them."""
+  """Return answers as they are, or those of the structs that hold them."""
   if not isinstance(found, list):
     return found
   return [one["answer"] if isinstance(one, dict) else one for one in found]

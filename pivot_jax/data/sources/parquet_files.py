@@ -57,7 +57,7 @@ class Files:
   """
 
   def __init__(self, path: str | os.PathLike):
-    """Reads the footers of a file, of a folder, or of FOLDER/PATTERN.
+    """Read the footers of a file, of a folder, or of FOLDER/PATTERN.
 
     Raises:
       InputError: no pyarrow, no such file, no parquet, a shard that is
@@ -95,14 +95,14 @@ class Files:
     return int(self._starts[-1])
 
   def place(self, index: int) -> Place:
-    """Returns the file of a row and its row there."""
+    """Return the file of a row and its row there."""
     if not 0 <= index < len(self):
       raise IndexError(index)
     file = int(np.searchsorted(self._starts, index, "right")) - 1
     return Place(self.paths[file], index - int(self._starts[file]))
 
   def record(self, index: int, columns: tuple[Column, ...]) -> dict[str, Any]:
-    """Returns a row's columns by name.
+    """Return a row's columns by name.
 
     Raises:
       InputError: the row group cannot be read, or a text is no UTF-8; it names
@@ -117,12 +117,12 @@ class Files:
     }
 
   def groups(self) -> list[range]:
-    """Returns the rows of each row group, counted over all files."""
+    """Return the rows of each row group, counted over all files."""
     ends = self._ends.tolist()
     return [range(begin, end) for begin, end in zip([0, *ends], ends)]
 
   def ids(self, group: int, name: str) -> Any:
-    """Returns a column of text or whole numbers as an Arrow array of bytes.
+    """Return a column of text or whole numbers as an Arrow array of bytes.
 
     Raises:
       InputError: it has another type, or the row group cannot be read.
@@ -144,7 +144,7 @@ class Files:
       return self._cache[key]
 
   def read_group(self, group: int, columns: Sequence[Column]) -> Any:
-    """Returns columns of a row group, which is counted over all files."""
+    """Return columns of a row group, which is counted over all files."""
     file = int(self._file[group])
     leaves = [_leaf(self._footers[file].schema, column) for column in columns]
     with _reading(), self._open(file) as opened:
@@ -178,14 +178,14 @@ class _Group:
 
 
 def is_list(found: Any) -> bool:
-  """Returns whether the values of an Arrow type are lists."""
+  """Return whether the values of an Arrow type are lists."""
   types = pyarrow().types
   tests = (types.is_list, types.is_large_list, types.is_fixed_size_list)
   return any(test(found) for test in tests)
 
 
 def pyarrow() -> Any:
-  """Returns the package; raises InputError if it is not installed."""
+  """Return the package; raises InputError if it is not installed."""
   try:
     import pyarrow.compute
     import pyarrow.parquet
@@ -198,7 +198,7 @@ def pyarrow() -> Any:
 
 @contextlib.contextmanager
 def _reading(place: str = "") -> Iterator[None]:
-  """Turns pyarrow's errors into an InputError that starts with `place`."""
+  """Turn pyarrow's errors into an InputError that starts with `place`."""
   try:
     yield
   # pyarrow opens no file whose name is not UTF-8.
@@ -218,7 +218,7 @@ def _value(found: Any, name: str) -> Any:
 
 
 def _leaf(schema: Any, column: Column) -> str:
-  """Returns the dotted path of what a file stores of a column."""
+  """Return the dotted path of what a file stores of a column."""
   # What comes between (list.element, list.item) is up to who wrote the file.
   paths = (schema.column(i).path for i in range(len(schema)))
   begin, end = f"{column.name}.", f".{column.field}"
@@ -227,7 +227,7 @@ def _leaf(schema: Any, column: Column) -> str:
 
 
 def _joined(schema: Any, other: Any, path, first: pathlib.Path) -> Any:
-  """Returns the schema of all files so far and of one more."""
+  """Return the schema of all files so far and of one more."""
   if other.names != schema.names:
     raise InputError(
       f"{path}: has the columns {', '.join(other.names)}, but {first.name}"
@@ -248,7 +248,7 @@ def _joined(schema: Any, other: Any, path, first: pathlib.Path) -> Any:
 
 
 def _common(one: Any, other: Any) -> Any:
-  """Returns an Arrow type for the values of both, None if they differ.
+  """Return an Arrow type for the values of both, None if they differ.
 
   Types whose values are the same in Python, as texts however long, are one.
   """
@@ -314,7 +314,7 @@ def _of_folder(path: pathlib.Path) -> list[pathlib.Path]:
 
 
 def _check_complete(path: pathlib.Path, found: list[pathlib.Path]) -> None:
-  """Raises unless the shards are all those of one split."""
+  """Raise unless the shards are all those of one split."""
   named = [_SHARD.fullmatch(file.stem) for file in found]
   splits = sorted({match[1] for match in named if match})
   if len(splits) > 1:

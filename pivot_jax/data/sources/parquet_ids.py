@@ -35,7 +35,7 @@ class _Numbered:
         self._numbers.append(int(found[2]))
 
   def of(self, hashes: np.ndarray) -> dict[int, set[int]]:
-    """Returns the numbers that are taken of bases with one of the hashes."""
+    """Return the numbers that are taken of bases with one of the hashes."""
     bases = np.array(self._bases, np.int64)
     kept = np.flatnonzero(np.isin(bases, hashes))
     taken: dict[int, set[int]] = {}
@@ -45,7 +45,7 @@ class _Numbered:
 
 
 def uses(files: parquet_files.Files, column: str) -> Int32[np.ndarray, "N"]:
-  """Returns which use of its id each row is: 0 for the first, then 2, 3, ...
+  """Return which use of its id each row is: 0 for the first, then 2, 3, ...
 
   Numbers that would make the id of another row are left out. A row without an
   id has that of its place. Rows that cannot be read are not counted: reading
@@ -89,7 +89,7 @@ def _count(hashes: Int64[np.ndarray, "N"], numbered: _Numbered) -> np.ndarray:
 
 
 def _read(files, column: str) -> Iterator[tuple[int, np.ndarray]]:
-  """Yields ids as bytes, so many at once, after the row of the first."""
+  """Yield ids as bytes, so many at once, after the row of the first."""
   for group, rows in enumerate(files.groups()):
     if not rows:
       continue

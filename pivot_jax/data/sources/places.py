@@ -21,7 +21,7 @@ class Place(NamedTuple):
 
 
 def place(name: str) -> Place:
-  """Returns what a row's name says: FILE:LINE, FILE#INDEX or FILE:ROW.
+  """Return what a row's name says: FILE:LINE, FILE#INDEX or FILE:ROW.
 
   Raises:
     ValueError: the name of something else, as of a scene.
@@ -35,7 +35,7 @@ def place(name: str) -> Place:
 
 
 def resolve(root: str | os.PathLike, relative: str) -> pathlib.Path:
-  """Returns the file `relative` names inside `root`, and only there.
+  """Return the file `relative` names inside `root`, and only there.
 
   Raises:
     InputError: an absolute path, a URL, `..`, a symbolic link that leads out
@@ -75,6 +75,6 @@ def resolve(root: str | os.PathLike, relative: str) -> pathlib.Path:
 
 
 def reason(error: BaseException) -> str:
-  """Returns what an error says, in one line."""
+  """Return what an error says, in one line."""
   text = str(error.strerror or error) if isinstance(error, OSError) else None
   return " ".join((text or str(error) or type(error).__name__).split())

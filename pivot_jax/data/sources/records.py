@@ -53,7 +53,7 @@ _SHORTEST = 64
 
 
 def parse(data: bytes) -> Record:
-  """Returns the JSON object that the bytes of a record hold.
+  """Return the JSON object that the bytes of a record hold.
 
   Raises:
     InputError: no UTF-8, no JSON, or no object; it names no row.
@@ -77,7 +77,7 @@ def parse(data: bytes) -> Record:
 
 
 def as_object(record: Any) -> Record:
-  """Returns a JSON value that is an object; raises InputError for any other."""
+  """Return a JSON value that is an object; raises InputError for any other."""
   if not isinstance(record, dict):
     kind = type(record).__name__
     raise InputError(f"a record must be a JSON object, not {kind}")
@@ -85,14 +85,14 @@ def as_object(record: Any) -> Record:
 
 
 def text(record: Record, field: str) -> str:
-  """Returns a text field that can be written as UTF-8."""
+  """Return a text field that can be written as UTF-8."""
   if field not in record:
     raise InputError(f"{field}: the field is missing")
   return _utf8(record[field], field)
 
 
 def turns(record: Record) -> list[dict[str, str]]:
-  """Returns the turns of a LLaVA record, keys as they came."""
+  """Return the turns of a LLaVA record, keys as they came."""
   if "conversations" not in record:
     raise InputError("conversations: the field is missing")
   found = record["conversations"]
@@ -126,7 +126,7 @@ def question(record: Record) -> str:
 
 
 def question_and_answer(found: Sequence[Record]) -> tuple[str, str]:
-  """Returns the texts of a question's turn and its answer's."""
+  """Return the texts of a question's turn and its answer's."""
   roles = [turn.get("from", turn.get("role")) for turn in found]
   asked, answered = ("human", "user"), ("gpt", "assistant")
   if len(roles) != 2 or roles[0] not in asked or roles[1] not in answered:
@@ -270,14 +270,14 @@ def _stem(path: str) -> str:
 
 
 def listed(image: Any) -> list[Any]:
-  """Returns the images of a row (None, one, or a list of several) as a list."""
+  """Return the images of a row (None, one, or a list of several) as a list."""
   if image is None:
     return []
   return list(image) if isinstance(image, list) else [image]
 
 
 def given_id(record: Record, default: str) -> str:
-  """Returns the id of a record as text, `default` if it has none."""
+  """Return the id of a record as text, `default` if it has none."""
   found = record.get("id")
   if found is None:
     return default
@@ -288,7 +288,7 @@ def given_id(record: Record, default: str) -> str:
 
 @contextlib.contextmanager
 def located(name: str) -> Iterator[None]:
-  """Puts the row's name before the message of an error that passes."""
+  """Put the row's name before the message of an error that passes."""
   try:
     yield
   except InputError as error:

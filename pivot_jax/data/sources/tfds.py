@@ -65,7 +65,7 @@ class Tfds:
     max_pixels: int = images.MAX_PIXELS,
     decoder: str = "pil",
   ):
-    """Opens a split; no record is read.
+    """Open a split; no record is read.
 
     Args:
       name: as tfds has it; `imagenet2012:5.1.0` names a version, otherwise it
@@ -120,20 +120,20 @@ class Tfds:
       return self._row(record, index, image) | {"labels": labels}
 
   def text(self, index: int) -> Row:
-    """Returns the row with True in the place of its pixels."""
+    """Return the row with True in the place of its pixels."""
     record = self._record(index)
     with records.located(self.name(index)):
       return self._row(record, index, True)
 
   def encoded(self, index: int) -> tuple[bytes, ...]:
-    """Returns the bytes of the row's image, and of its annotation."""
+    """Return the bytes of the row's image, and of its annotation."""
     record = self._record(index)
     if self.kind == "classify":
       return (record["image"],)
     return record["image"], record["annotation"]
 
   def name(self, index: int) -> str:
-    """Returns FOLDER/SPLIT:ROW, counted from 0."""
+    """Return FOLDER/SPLIT:ROW, counted from 0."""
     if not 0 <= index < len(self):
       raise IndexError(index)
     return f"{self.path}/{self._split}:{index}"
@@ -160,7 +160,7 @@ class Tfds:
     return row | {"label": int(record["label"])}
 
   def _labels(self, data: bytes) -> np.ndarray:
-    """Returns int32 [H, W] of an annotation."""
+    """Return int32 [H, W] of an annotation."""
     is_png = data.startswith(_SIGNATURE) and len(data) > 25
     depth, colour = (data[24], data[25]) if is_png else (0, 0)
     if depth != 8 or colour not in (_GREY, _RGB):
@@ -204,7 +204,7 @@ def _builder(tfds: Any, path: pathlib.Path) -> Any:
 
 
 def _opened(tfds: Any, builder: Any, split: str, kind: str) -> Any:
-  """Returns a split's data source, which gives images undecoded."""
+  """Return a split's data source, which gives images undecoded."""
   path = builder.data_path
   skipped = _NEEDED[kind] - {"label"}
   decoders = {name: tfds.decode.SkipDecoding() for name in skipped}
@@ -229,7 +229,7 @@ def _opened(tfds: Any, builder: Any, split: str, kind: str) -> Any:
 
 
 def _find(name: str, data_dir: str | os.PathLike | None) -> pathlib.Path:
-  """Returns the folder of a set's version."""
+  """Return the folder of a set's version."""
   given = data_dir or os.environ.get("TFDS_DATA_DIR") or _FOLDER
   name, _, version = name.partition(":")
   folder = pathlib.Path(given).expanduser() / name

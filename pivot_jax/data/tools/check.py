@@ -42,7 +42,7 @@ _FEW = 5_000
 
 
 def main(argv: Sequence[str]) -> int:
-  """Checks what `argv` names; returns the exit status.
+  """Check what `argv` names; returns the exit status.
 
   Raises:
     InputError: no such file or config, or a folder that cannot be written.
@@ -118,7 +118,7 @@ def _open(
   found: Sequence[faults.Summary],
   bad: TextIO,
 ) -> list[check_rows.Target | None]:
-  """Opens what is to be checked; None stands for a file that has a fault."""
+  """Open what is to be checked; None stands for a file that has a fault."""
   targets = []
   for entry, summary in zip(entries, found):
     try:
@@ -138,7 +138,7 @@ def _open(
 
 
 def _of_file(path: str, error: InputError | OSError) -> check_rows.Fault:
-  """Returns the fault of a file; raises if there is none of that name."""
+  """Return the fault of a file; raises if there is none of that name."""
   if not isinstance(error, InputError):
     error = InputError(f"{path}: {error.strerror}")
   if not check_files.is_there(path):
@@ -150,7 +150,7 @@ def _of_file(path: str, error: InputError | OSError) -> check_rows.Fault:
 def _wanted(
   given: argparse.Namespace, overrides: Sequence[str]
 ) -> check_config.Wanted:
-  """Returns what the command line asks for, a config's own values filled in."""
+  """Return what the command line asks for, a config's own values filled in."""
   configs = [path for path in given.what if check_config.is_config(path)]
   strange = [text for text in overrides if not text.startswith("--config.")]
   if strange or overrides and not configs:
@@ -185,7 +185,7 @@ def _of_config(
 
 
 def _of(given: argparse.Namespace) -> check_config.Wanted:
-  """Returns what files are checked by."""
+  """Return what files are checked by."""
   if given.max_length and not given.tokenizer:
     raise InputError(
       f"--max-length={given.max_length}: give --tokenizer, whose tokens these"
@@ -209,7 +209,7 @@ def _of(given: argparse.Namespace) -> check_config.Wanted:
 def _check_apart(
   entries: Sequence[check_config.Entry], out: pathlib.Path
 ) -> None:
-  """Raises if what is to be checked would be written over."""
+  """Raise if what is to be checked would be written over."""
   written = [(out / name).absolute() for name in (BAD, SUMMARY)]
   for entry in entries:
     if pathlib.Path(entry.path).absolute() in written:
@@ -221,7 +221,7 @@ def _check_apart(
 
 @contextlib.contextmanager
 def _rewriting(path: pathlib.Path) -> Iterator[TextIO]:
-  """Gives a file to write, which takes the place of `path` when it is done."""
+  """Give a file to write, which takes the place of `path` when it is done."""
   aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -238,7 +238,7 @@ def _rewriting(path: pathlib.Path) -> Iterator[TextIO]:
 
 
 def _say(found, report, out: pathlib.Path) -> None:
-  """Writes what was found to the terminal, in short."""
+  """Write what was found to the terminal, in short."""
   said = [text for file in found for text in file.lines()]
   said += [
     f"{name}: not looked at ({why})"
@@ -269,7 +269,7 @@ def _has_lengths(report) -> bool:
 
 
 def _measure(settings) -> list[str]:
-  """Returns what lengths are measured by."""
+  """Return what lengths are measured by."""
   patches = f"{settings['patches']} for an image"
   if not settings["patches_are_known"]:
     patches += ", which is a guess: give --patches"
@@ -283,7 +283,7 @@ def _measure(settings) -> list[str]:
 
 
 def _kinds() -> str:
-  """Returns the kinds of fault as a list for the help text."""
+  """Return the kinds of fault as a list for the help text."""
   return "\n".join(
     textwrap.fill(
       f"{name:<18} {kind.meaning}",

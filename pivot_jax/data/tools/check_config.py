@@ -63,7 +63,7 @@ class Entry(NamedTuple):
     )
 
   def open(self) -> Any:
-    """Returns the source; raises as `checking_files.open_file`."""
+    """Return the source; raises as `checking_files.open_file`."""
     if self.spec:
       return check_files.open_entry(json.loads(self.spec))
     return check_files.open_file(self.path, self.images)
@@ -84,7 +84,7 @@ class Wanted(NamedTuple):
 
 
 def is_config(text: str) -> bool:
-  """Returns whether an argument names a config, as configs/pivot.py:files."""
+  """Return whether an argument names a config, as configs/pivot.py:files."""
   return re.fullmatch(r".+\.py(:.*)?", text, re.DOTALL) is not None
 
 
@@ -95,7 +95,7 @@ def read(
   max_length: int | None,
   max_bad: float | None,
 ) -> Wanted:
-  """Returns the sources of a config that have a path, each once.
+  """Return the sources of a config that have a path, each once.
 
   Args:
     overrides: of its values, as `--config.key=value`.
@@ -133,7 +133,7 @@ def read(
 
 
 def with_limit(entry: Entry, max_length: int) -> Entry:
-  """Returns an entry whose rows may have so many tokens; 0: any number."""
+  """Return an entry whose rows may have so many tokens; 0: any number."""
   readings = [one._replace(max_length=max_length) for one in entry.readings]
   return entry._replace(readings=tuple(dict.fromkeys(readings)))
 
@@ -141,7 +141,7 @@ def with_limit(entry: Entry, max_length: int) -> Entry:
 def _entry(
   spec: Mapping[str, Any], users: Sequence[check_stages.Stage]
 ) -> Entry:
-  """Returns what to open for an entry of a config, and how it is read."""
+  """Return what to open for an entry of a config, and how it is read."""
   kept = {key: spec[key] for key in spec if key not in _USE}
   place = pathlib.Path(spec["path"]) / spec.get("split", "")
   known = spec["kind"] in opener.ROWS and opener.format_of(place)
@@ -165,7 +165,7 @@ def _entry(
 
 
 def _joined(one: Entry, other: Entry) -> Entry:
-  """Returns an entry that is read as both are."""
+  """Return an entry that is read as both are."""
   return one._replace(
     readings=tuple(dict.fromkeys((*one.readings, *other.readings))),
     frames=tuple(dict.fromkeys((*one.frames, *other.frames))),
@@ -174,7 +174,7 @@ def _joined(one: Entry, other: Entry) -> Entry:
 
 
 def _without_texts(entries) -> tuple[Entry, ...]:
-  """Leaves out files that are read without images and with them as well."""
+  """Leave out files that are read without images and with them as well."""
   kinds = [(entry, json.loads(entry.spec)["kind"]) for entry in entries]
   whole = {entry.path for entry, kind in kinds if kind == "llava"}
   return tuple(
@@ -185,7 +185,7 @@ def _without_texts(entries) -> tuple[Entry, ...]:
 
 
 def _load(config: str, overrides: Sequence[str]) -> ConfigDict:
-  """Runs a config file and sets its values."""
+  """Run a config file and sets its values."""
   file = re.sub(r"(?<=\.py):.*", "", config, flags=re.DOTALL)
   if not pathlib.Path(file).is_file():
     raise InputError(f"{file}: no such config")

@@ -22,7 +22,7 @@ class Encoder(NamedTuple):
 
 
 def read(config: ConfigDict) -> Encoder:
-  """Returns what is known of the encoder that the stages of a config read with.
+  """Return what is known of the encoder that the stages of a config read with.
 
   Of weights made by a stage, or of none, the config's sizes are true; of an
   artifact its model.json says them, of a Hugging Face folder its config.json.
@@ -44,7 +44,7 @@ def read(config: ConfigDict) -> Encoder:
 
 
 def _origin(config: ConfigDict, address: str) -> str:
-  """Returns where an encoder comes from before any stage trains it."""
+  """Return where an encoder comes from before any stage trains it."""
   seen = set()
   while address.startswith("@"):
     name = address[1:].partition(":")[0]
@@ -57,7 +57,7 @@ def _origin(config: ConfigDict, address: str) -> str:
 
 
 def _described(address: str) -> Mapping[str, Any]:
-  """Returns the sizes that stand beside weights, as far as they do."""
+  """Return the sizes that stand beside weights, as far as they do."""
   kind, _, rest = address.partition(":")
   if kind in ("bv", "timm"):
     return {}
@@ -80,7 +80,7 @@ def _described(address: str) -> Mapping[str, Any]:
 
 
 def _json(path: pathlib.Path) -> dict[str, Any]:
-  """Returns the object in a file; nothing if there is none."""
+  """Return the object in a file; nothing if there is none."""
   try:
     found = json.loads(path.read_text("utf-8"))
   except (OSError, ValueError):

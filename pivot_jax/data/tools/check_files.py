@@ -13,13 +13,13 @@ _JSON = (".json", ".jsonl")
 
 
 def is_there(path: str) -> bool:
-  """Returns whether there is such a file or folder, or one of a pattern."""
+  """Return whether there is such a file or folder, or one of a pattern."""
   place = pathlib.Path(path)
   return place.exists() or ("*" in place.name and _matches(place))
 
 
 def open_file(path: str, root: str | None) -> Any:
-  """Returns the source of a path of the command line.
+  """Return the source of a path of the command line.
 
   Raises:
     InputError: nothing there, nothing that is known, or no row that can be
@@ -38,7 +38,7 @@ def open_file(path: str, root: str | None) -> Any:
 
 
 def open_entry(spec: Mapping[str, Any]) -> Any:
-  """Returns the source of a config's entry; raises as `open_file`."""
+  """Return the source of a config's entry; raises as `open_file`."""
   file = pathlib.Path(spec["path"])
   try:
     return opener.open_source(spec)
@@ -59,7 +59,7 @@ def _holds_records(path: pathlib.Path) -> bool:
 
 
 def _lines(path: pathlib.Path, refused: InputError) -> json_index.File:
-  """Returns a file's records, or raises that it has none."""
+  """Return a file's records, or raises that it has none."""
   try:
     found = json_index.File(path)
   except InputError as error:
@@ -73,7 +73,7 @@ def _lines(path: pathlib.Path, refused: InputError) -> json_index.File:
 
 
 def _is_json(path: pathlib.Path) -> bool:
-  """Returns whether a file, unless it is very large, is one JSON value."""
+  """Return whether a file, unless it is very large, is one JSON value."""
   with path.open("rb") as file:
     data = file.read(json_index.LONGEST + 1)
   if len(data) > json_index.LONGEST:

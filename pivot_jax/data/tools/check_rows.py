@@ -116,7 +116,7 @@ class Checker:
     self._seen: dict[tuple, Size] = {}
 
   def part(self, target: Target, rows: Sequence[int]) -> Part:
-    """Returns what there is to say of some rows of a target."""
+    """Return what there is to say of some rows of a target."""
     counts = collections.Counter(), collections.Counter()
     found = Part(len(rows), [], [], *counts)
     with warnings.catch_warnings():
@@ -150,7 +150,7 @@ class Checker:
   def _lengths(
     self, row: Row, readings: Sequence[Reading]
   ) -> dict[Reading, int]:
-    """Returns the tokens of a prompt and its longest answer, with images.
+    """Return the tokens of a prompt and its longest answer, with images.
 
     Nothing for rows without text.
     """
@@ -167,7 +167,7 @@ class Checker:
     return found
 
   def _is_long(self, row: Row, lengths: Mapping[Reading, int]) -> bool:
-    """Returns whether a row is dropped or cut; raises if it is an error."""
+    """Return whether a row is dropped or cut; raises if it is an error."""
     long = False
     for reading, length in lengths.items():
       if not 0 < reading.max_length < length:
@@ -192,7 +192,7 @@ class Checker:
     return self._coders[reading]
 
   def _sizes(self, target: Target, index: int, row: Row) -> list[Size]:
-    """Returns the sizes of a row's images, none if they are not decoded."""
+    """Return the sizes of a row's images, none if they are not decoded."""
     shown = records.listed(row["image"])
     if not shown:
       return []
@@ -214,7 +214,7 @@ class Checker:
     ]
 
   def _size(self, data: bytes, name: str, target: Target, *, pad: bool) -> Size:
-    """Decodes and frames an image, unless the same bytes have been."""
+    """Decode and frames an image, unless the same bytes have been."""
     most, digest = target.max_pixels, hashlib.blake2b(data, digest_size=16)
     key = most, target.frames, pad, digest.digest()
     if key not in self._seen:
@@ -227,7 +227,7 @@ class Checker:
     return self._seen[key]
 
   def _check_id(self, name: str) -> None:
-    """Raises for a row whose id an earlier one of its file has."""
+    """Raise for a row whose id an earlier one of its file has."""
     at = places.place(name)
     # Readers of other formats make ids unique, and there it may be no fault.
     if at.file.endswith(_JSON) and self._ids(at.file).is_again(at.row):
@@ -236,7 +236,7 @@ class Checker:
       )
 
   def _given_id(self, name: str, row: Row | None) -> str | None:
-    """Returns the id that a faulty row has in its file, if that can be told."""
+    """Return the id that a faulty row has in its file, if that can be told."""
     at = places.place(name)
     if at.file.endswith(_JSON):
       return self._ids(at.file).given(at.row)
@@ -270,13 +270,13 @@ class _Ids:
 
 
 def reason(error: InputError, name: str) -> str:
-  """Returns what an error says, on one line and without the row's name."""
+  """Return what an error says, on one line and without the row's name."""
   text = " ".join(str(error).removeprefix(f"{name}: ").split())
   return text if len(text) <= _LONGEST else text[:_LONGEST] + "..."
 
 
 def claimed(data: bytes) -> Size:
-  """Returns the size in the header of a file that Pillow cannot open.
+  """Return the size in the header of a file that Pillow cannot open.
 
   Of the other formats Pillow reads a header that has nothing behind it.
   """
@@ -291,7 +291,7 @@ def claimed(data: bytes) -> Size:
 
 
 def _own(reading: Reading, row: Row) -> Reading:
-  """Returns how a stage reads a row of its kind."""
+  """Return how a stage reads a row of its kind."""
   if "answer" in row:
     # An evaluation asks in ChatML, whatever the model was trained on.
     reading = reading._replace(template="qwen_1_5")
@@ -299,7 +299,7 @@ def _own(reading: Reading, row: Row) -> Reading:
 
 
 def _as_learnt(row: Row) -> Row:
-  """Returns a row, questions with answers as conversations."""
+  """Return a row, questions with answers as conversations."""
   if "answer" not in row or "conversations" in row:
     return row
   turns = [
@@ -310,7 +310,7 @@ def _as_learnt(row: Row) -> Row:
 
 
 def _decoded(data: bytes, name: str, most: int) -> np.ndarray:
-  """Returns uint8 [H, W, 3]; raises as `images.decode`, each with its kind."""
+  """Return uint8 [H, W, 3]; raises as `images.decode`, each with its kind."""
   try:
     return images.decode(data, name=name, max_pixels=most)
   except InputError as error:
@@ -326,7 +326,7 @@ def _decoded(data: bytes, name: str, most: int) -> np.ndarray:
 def _check_frames(
   image: np.ndarray, frames: Sequence[Frame], *, pad: bool = False
 ) -> None:
-  """Raises for an image that no stage can bring to its encoder's size."""
+  """Raise for an image that no stage can bring to its encoder's size."""
   for frame in frames:
     # A picture that is squashed may be of any shape.
     if pad or images.parse_resample(frame.resample).crop:

@@ -27,7 +27,7 @@ class Stage(NamedTuple):
 
 
 def read(config: str, found: ConfigDict, *, side: int | None) -> list[Stage]:
-  """Returns the stages of a config that read data.
+  """Return the stages of a config that read data.
 
   Args:
     config: what it is called, for messages.
@@ -52,7 +52,7 @@ def read(config: str, found: ConfigDict, *, side: int | None) -> list[Stage]:
 
 
 def _running(found: ConfigDict) -> Iterator[tuple[str, ConfigDict]]:
-  """Yields the stages with data, but for those whose result is not used."""
+  """Yield the stages with data, but for those whose result is not used."""
   sections = [
     (name, found[name])
     for name in found.get("order") or found.keys()
@@ -71,7 +71,7 @@ def _running(found: ConfigDict) -> Iterator[tuple[str, ConfigDict]]:
 
 
 def _names(section: ConfigDict) -> tuple[str, ...]:
-  """Returns the sources of a stage, which are one, or several by weight."""
+  """Return the sources of a stage, which are one, or several by weight."""
   data = section.data
   return (data,) if isinstance(data, str) else tuple(name for name, _ in data)
 
@@ -96,7 +96,7 @@ def _reading(
 
 
 def _given(found: ConfigDict, name: str) -> bool:
-  """Returns whether a source is there, its path given if it is of files."""
+  """Return whether a source is there, its path given if it is of files."""
   spec: Any = found.sources.get(name)
   return spec is not None and (spec.get("path") or "path" not in spec)
 

@@ -23,7 +23,7 @@ class Task(NamedTuple):
 
 
 def tasks(targets: Sequence[check_rows.Target | None]) -> list[Task]:
-  """Returns the rows of all targets in order, None having none."""
+  """Return the rows of all targets in order, None having none."""
   return [
     Task(number, rows)
     for number, target in enumerate(targets)
@@ -38,7 +38,7 @@ def parts(
   shared: Sequence[Task],
   workers: int,
 ) -> Iterator[check_rows.Part]:
-  """Yields what other processes find of the rows of each task, in order."""
+  """Yield what other processes find of the rows of each task, in order."""
   pool = futures.ProcessPoolExecutor(
     min(workers, len(shared)),
     # Not forked: this process has threads.
@@ -58,7 +58,7 @@ def parts(
 
 
 def _chunks(source: Any) -> list[range]:
-  """Returns all rows of a source in pieces."""
+  """Return all rows of a source in pieces."""
   if not isinstance(source, parquet.Parquet):
     return _cut(range(len(source)), _CHUNK)
   pieces, begin = [], 0
@@ -76,7 +76,7 @@ def _cut(rows: range, most: int) -> list[range]:
 
 
 def _group_ends(source: parquet.Parquet) -> list[int]:
-  """Returns where each row group ends, counted over all files."""
+  """Return where each row group ends, counted over all files."""
   ends, rows = [], 0
   read = parquet_files.pyarrow().parquet.read_metadata
   for path in parquet_files.Files(source.path).paths:

@@ -34,7 +34,7 @@ _PAPER_ALONE = ("tokenizer", "selection", "size", "seed")
 
 
 def main(argv: Sequence[str]) -> int:
-  """Runs the command; returns its exit status."""
+  """Run the command; returns its exit status."""
   given = vars(_parser().parse_args(argv))
   paper_files = given.pop("paper_files")
   wrong = _ROWS_ALONE if paper_files else _PAPER_ALONE
@@ -76,7 +76,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _write_paper_files(given: dict) -> int:
-  """Writes the paper's files of a set of MMPR; returns the exit status."""
+  """Write the paper's files of a set of MMPR; returns the exit status."""
   place = pathlib.Path(given["source"])
   if not place.is_file():
     raise InputError(f"{place}: no such file")
@@ -113,7 +113,7 @@ def convert(
   max_bad: float = 0.0,
   overwrite: bool = False,
 ) -> array_record.Written:
-  """Writes a source beside `folder` and renames it into place when complete.
+  """Write a source beside `folder` and renames it into place when complete.
 
   Args: as of `array_records.write`, and
     overwrite: whether a folder that was converted before may be replaced.
@@ -151,7 +151,7 @@ def convert(
 
 
 def check_target(folder: str | os.PathLike, *, overwrite: bool) -> None:
-  """Raises unless a folder may be written, before any work is done."""
+  """Raise unless a folder may be written, before any work is done."""
   folder = files.local_path(folder, "DST")
   if folder.name in ("", ".."):
     raise InputError(f"{folder}: has no name; give the one of a new folder")
@@ -167,7 +167,7 @@ def check_target(folder: str | os.PathLike, *, overwrite: bool) -> None:
 
 
 def _say(text: str) -> None:
-  """Writes a line; what the terminal's encoding lacks is escaped."""
+  """Write a line; what the terminal's encoding lacks is escaped."""
   encoding = sys.stdout.encoding or "utf-8"
   data = f"{text}\n".encode(encoding, "backslashreplace")
   sys.stdout.write(data.decode(encoding))

@@ -147,7 +147,7 @@ class Summary:
     return not self.unreadable and self.bad_rows <= self.max_bad * self.rows
 
   def as_json(self) -> dict[str, Any]:
-    """Returns what `check.json` says of the file."""
+    """Return what `check.json` says of the file."""
     return {
       "file": self.path,
       "readable": not self.unreadable,
@@ -167,7 +167,7 @@ class Summary:
     }
 
   def lines(self) -> list[str]:
-    """Returns the file's part of the text on the terminal."""
+    """Return the file's part of the text on the terminal."""
     good = self.rows - self.bad_rows
     rows = "cannot be read" if self.unreadable else f"{self.rows} rows"
     said = [f"{self.path}: {rows}, {good} good"]
@@ -190,7 +190,7 @@ class Summary:
     return said + _drawn(lengths(self._tokens))
 
   def _noted(self) -> list[str]:
-    """Returns what is not bad, and may be unexpected."""
+    """Return what is not bad, and may be unexpected."""
     said = []
     if self.notes["too_long"]:
       said.append(
@@ -217,7 +217,7 @@ class Summary:
 
 
 def lengths(counts: collections.Counter[int]) -> dict[str, Any] | None:
-  """Returns the distribution of lengths in tokens, None of no rows.
+  """Return the distribution of lengths in tokens, None of no rows.
 
   A quantile q is the smallest length that a share q of the rows is not over.
   The bars of the histogram are equally wide, but for the last, which has all
@@ -250,7 +250,7 @@ def _quantiles(counts: collections.Counter[int]) -> dict[str, int]:
 
 
 def _histogram(counts: collections.Counter[int], high: int) -> list[Any]:
-  """Returns up to `_BARS` bars, from the shortest row to `high` tokens."""
+  """Return up to `_BARS` bars, from the shortest row to `high` tokens."""
   width = 1
   while high // width - min(counts) // width >= _BARS:
     width *= 2
@@ -266,7 +266,7 @@ def _histogram(counts: collections.Counter[int], high: int) -> list[Any]:
 
 
 def _drawn(found: dict[str, Any] | None) -> list[str]:
-  """Returns a distribution of lengths as lines of text."""
+  """Return a distribution of lengths as lines of text."""
   if found is None:
     return []
   at = found["quantiles"]
@@ -285,7 +285,7 @@ def _drawn(found: dict[str, Any] | None) -> list[str]:
 
 
 def line(fault: check_rows.Fault, row: bool = True) -> str:
-  """Returns a fault as a line of `bad.jsonl`; `row`: not of a whole file."""
+  """Return a fault as a line of `bad.jsonl`; `row`: not of a whole file."""
   at = places.place(fault.name) if row else None
   said = {
     "file": at.file if at else fault.name,
@@ -307,7 +307,7 @@ def summary(
   settings: dict[str, Any],
   left_out: Mapping[str, str],
 ) -> dict[str, Any]:
-  """Returns what `check.json` says.
+  """Return what `check.json` says.
 
   `left_out`: why the sources of a name were not looked at.
   """

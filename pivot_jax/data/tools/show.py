@@ -45,13 +45,13 @@ class Opened(NamedTuple):
     return f"{self.kind}, {len(self.rows)} of {len(self.source)} rows"
 
   def look(self, style: shown_rows.Style) -> Iterator[shown_rows.Shown]:
-    """Yields the rows that are shown, each as it is read."""
+    """Yield the rows that are shown, each as it is read."""
     for index in self.rows:
       yield shown_rows.look(self.source, index, style)
 
 
 def main(argv: Sequence[str]) -> int:
-  """Shows rows of the files that `argv` names; returns the exit status.
+  """Show rows of the files that `argv` names; returns the exit status.
 
   Raises:
     InputError: a file, tokenizer or row that is not there.
@@ -84,7 +84,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def choose(source: Any, choice: Choice, path: str) -> list[int]:
-  """Returns the indices of the rows to show, in order.
+  """Return the indices of the rows to show, in order.
 
   Raises:
     InputError: a row that the file does not have.
@@ -106,7 +106,7 @@ def choose(source: Any, choice: Choice, path: str) -> list[int]:
 def terminal(
   colour: bool | None, environment: Mapping[str, str], *, is_terminal: bool
 ) -> shown_text.Look:
-  """Returns how to draw; None for `colour` asks the terminal."""
+  """Return how to draw; None for `colour` asks the terminal."""
   if colour is None:
     plain = environment.get("NO_COLOR") or environment.get("TERM") == "dumb"
     colour = is_terminal and not plain
@@ -119,7 +119,7 @@ def terminal(
 
 
 def settings(address: str, style: shown_rows.Style) -> str:
-  """Returns in words how the rows are encoded."""
+  """Return in words how the rows are encoded."""
   return (
     f"tokenizer {address} ({style.tokenizer.vocab_size} tokens), template"
     f" {style.template}, mask {style.mask}, objective"
@@ -129,7 +129,7 @@ def settings(address: str, style: shown_rows.Style) -> str:
 
 
 def tokenizer_folder(address: str) -> pathlib.Path:
-  """Returns the tokenizer folder of an artifact address or a plain folder."""
+  """Return the tokenizer folder of an artifact address or a plain folder."""
   folder = addresses.parse(address).path
   nested = folder / "tokenizer"
   return nested if nested.is_dir() else folder
@@ -212,6 +212,6 @@ def _write_page(
 
 
 def _say(text: str) -> None:
-  """Writes text; what the terminal's encoding lacks is escaped."""
+  """Write text; what the terminal's encoding lacks is escaped."""
   encoding = sys.stdout.encoding or "utf-8"
   sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))

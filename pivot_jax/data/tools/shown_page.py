@@ -84,7 +84,7 @@ h2,h2+.note,h3,h4{break-after:avoid}}
 
 
 def page(settings: str, sections: Iterable[str]) -> str:
-  """Returns a whole document; `settings` says how the rows were encoded."""
+  """Return a whole document; `settings` says how the rows were encoded."""
   title = "Rows as the model sees them"
   return (
     '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -98,7 +98,7 @@ def page(settings: str, sections: Iterable[str]) -> str:
 
 
 def section(title: str, note: str, rows: Iterable[shown_rows.Shown]) -> str:
-  """Returns the rows of one file under its name."""
+  """Return the rows of one file under its name."""
   return (
     f'<section><h2>{_text(title)}</h2><p class="note">{_text(note)}</p>\n'
     + "\n".join(map(_article, rows))
@@ -107,7 +107,7 @@ def section(title: str, note: str, rows: Iterable[shown_rows.Shown]) -> str:
 
 
 def picture(found: shown_rows.Picture) -> str:
-  """Returns a captioned picture, inline, no larger than `SIDE`."""
+  """Return a captioned picture, inline, no larger than `SIDE`."""
   height, width = found.pixels.shape[:2]
   longest = max(height, width)
   small = longest <= SMALL
@@ -125,7 +125,7 @@ def picture(found: shown_rows.Picture) -> str:
 
 
 def tokens(part: shown_rows.Part) -> str:
-  """Returns a part's tokens; nothing between them that is not text."""
+  """Return a part's tokens; nothing between them that is not text."""
   return "".join(
     _token(part.title, token, odd=bool(number % 2))
     for number, token in enumerate(part.tokens)
@@ -204,7 +204,7 @@ def _text(value: str) -> str:
 
 
 def _data(image: Image.Image, *, exact: bool) -> str:
-  """Returns a data address: a PNG, or a JPEG if that is shorter and may be."""
+  """Return a data address: a PNG, or a JPEG if that is shorter and may be."""
   found = []
   for kind in ("png",) if exact else ("png", "jpeg"):
     file = io.BytesIO()

@@ -88,7 +88,7 @@ class Shown(NamedTuple):
 
 
 def look(source: Any, index: int, style: Style) -> Shown:
-  """Returns row `index` of a source as it is encoded; errors are part of it."""
+  """Return row `index` of a source as it is encoded; errors are part of it."""
   name = source.name(index)
   errors: list[str] = []
   row = written = _try(lambda: source.text(index), name, errors)
@@ -115,7 +115,7 @@ def read_tokens(
   targets: np.ndarray,
   images: Iterator[str],
 ) -> tuple[Token, ...]:
-  """Returns what ids [n] stand for, in order; `targets` bool [n] are learnt.
+  """Return what ids [n] stand for, in order; `targets` bool [n] are learnt.
 
   `images` gives the text of each image token that is met.
   """
@@ -137,7 +137,7 @@ def read_tokens(
 
 
 def visible(text: str) -> str:
-  """Returns text in which no character is unseen or acts on a terminal.
+  """Return text in which no character is unseen or acts on a terminal.
 
   Newlines stay, with a mark before them; other control, format and unassigned
   characters are escaped as in Python.
@@ -146,12 +146,12 @@ def visible(text: str) -> str:
 
 
 def one_line(text: str) -> str:
-  """Returns `visible` text without its line breaks."""
+  """Return `visible` text without its line breaks."""
   return visible(text).replace("\n", "")
 
 
 def width(character: str) -> int:
-  """Returns the columns a terminal gives a character."""
+  """Return the columns a terminal gives a character."""
   if unicodedata.category(character) in ("Mn", "Me"):
     return 0
   return 2 if unicodedata.east_asian_width(character) in "WF" else 1
@@ -166,7 +166,7 @@ def _visible(character: str) -> str:
 
 
 def _try(read: Callable[[], Any], name: str, errors: list[str]) -> Any:
-  """Returns what `read` does, or None and adds why, without the row's name."""
+  """Return what `read` does, or None and adds why, without the row's name."""
   try:
     return read()
   except InputError as error:
@@ -177,7 +177,7 @@ def _try(read: Callable[[], Any], name: str, errors: list[str]) -> Any:
 
 
 def _parts(row: Mapping[str, Any], style: Style) -> tuple[Part, ...]:
-  """Returns a row's prompt and answers; nothing of a row without any text."""
+  """Return a row's prompt and answers; nothing of a row without any text."""
   if "label" in row or "labels" in row:
     return ()
   encoded, titles = _encode(row, style)
@@ -197,7 +197,7 @@ def _parts(row: Mapping[str, Any], style: Style) -> tuple[Part, ...]:
 
 
 def _encode(row: Mapping[str, Any], style: Style):
-  """Returns the tokens of a row, and the names of prompt and answers."""
+  """Return the tokens of a row, and the names of prompt and answers."""
   if "answer" in row:
     prompt = chat.encode_prompt(
       style.tokenizer, row["question"], images=len(records.listed(row["image"]))
@@ -218,7 +218,7 @@ def _encode(row: Mapping[str, Any], style: Style):
 
 
 def _titles(row, encoded: chat.Encoded, tokenizer, pairs: bool) -> list[str]:
-  """Returns the names of a row's answers."""
+  """Return the names of a row's answers."""
   if "chosen" not in row:
     turns = int((encoded.answers[0] == tokenizer.im_start).sum())
     return ["answer" if turns < 2 else "answers"]
@@ -243,7 +243,7 @@ def _part(title, ids, targets, style: Style, images: Iterator[str]) -> Part:
 
 
 def _words(tokenizer, ids, run: Sequence[int], target: bool) -> list[Token]:
-  """Returns plain tokens; those that spell one character together are one."""
+  """Return plain tokens; those that spell one character together are one."""
   stream = decoders.DecodeStream(skip_special_tokens=False)
   found: list[Token] = []
   waiting: list[int] = []
@@ -264,7 +264,7 @@ def _words(tokenizer, ids, run: Sequence[int], target: bool) -> list[Token]:
 def _fields(
   row: Mapping[str, Any], parts: Sequence[Part]
 ) -> list[tuple[str, str]]:
-  """Returns what a row holds beside its tokens."""
+  """Return what a row holds beside its tokens."""
   fields = [
     (name, str(row[name]))
     for name in ("answer", "category", "kind", "label")
@@ -289,7 +289,7 @@ def _shares(labels: np.ndarray) -> str:
 
 
 def _texts(row: Mapping[str, Any]) -> list[tuple[str, str]]:
-  """Returns the texts of a row that cannot be encoded, as they are."""
+  """Return the texts of a row that cannot be encoded, as they are."""
   found = [
     (name, str(text))
     for name in ("question", "chosen", "rejected", "answer")
@@ -305,7 +305,7 @@ def _texts(row: Mapping[str, Any]) -> list[tuple[str, str]]:
 def _pictures(
   row: Mapping[str, Any], written: Mapping[str, Any]
 ) -> tuple[Picture, ...]:
-  """Returns the decoded images, each under its file where it has one."""
+  """Return the decoded images, each under its file where it has one."""
   files, images = records.listed(written["image"]), records.listed(row["image"])
   found = [
     _picture(file, image, f"image {i}" if len(images) > 1 else "image")
@@ -318,7 +318,7 @@ def _pictures(
 
 
 def _map(labels: np.ndarray) -> Picture:
-  """Returns a label map in colours; each label has its own."""
+  """Return a label map in colours; each label has its own."""
   colours = html.class_colours(max(1, int(labels.max()) + 1))
   caption = f"label map {labels.shape[1]}x{labels.shape[0]}"
   return Picture(caption, html.class_map(labels, colours))

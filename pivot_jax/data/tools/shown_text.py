@@ -38,7 +38,7 @@ class _Cell(NamedTuple):
 
 
 def legend(look: Look) -> str:
-  """Returns what the marks or the colours mean."""
+  """Return what the marks or the colours mean."""
   marks = "^~~ a token that is learnt, .   one that is only read"
   if look.colour:
     learnt, read = _paint("learnt", _LEARNT), _paint("only read", _READ)
@@ -51,7 +51,7 @@ def legend(look: Look) -> str:
 
 
 def row(shown: shown_rows.Shown, look: Look) -> str:
-  """Returns a row as text that ends in a newline."""
+  """Return a row as text that ends in a newline."""
   name = shown_rows.one_line(shown.name)
   lines = [_styled(f"== {name}", _HEAD, look)]
   if shown.id:
@@ -77,7 +77,7 @@ def row(shown: shown_rows.Shown, look: Look) -> str:
 
 
 def counts(shown: shown_rows.Shown) -> str:
-  """Returns the sizes of a row's parts in words."""
+  """Return the sizes of a row's parts in words."""
   parts = ", ".join(
     f"{part.title} {part.length} tokens ({part.targets} learnt)"
     for part in shown.parts
@@ -86,14 +86,14 @@ def counts(shown: shown_rows.Shown) -> str:
 
 
 def total(shown: shown_rows.Shown) -> str:
-  """Returns the size of a row in words."""
+  """Return the size of a row in words."""
   images = sum(part.images for part in shown.parts)
   plural = "" if images == 1 else "s"
   return f"{shown.length} tokens with {images} image{plural}"
 
 
 def draw(tokens: Sequence[shown_rows.Token], look: Look) -> list[str]:
-  """Returns the lines of a text in tokens, with marks where no colour is."""
+  """Return the lines of a text in tokens, with marks where no colour is."""
   lines = []
   for cells in _wrap(tokens, look.columns):
     if look.colour:
@@ -105,7 +105,7 @@ def draw(tokens: Sequence[shown_rows.Token], look: Look) -> list[str]:
 
 
 def half_blocks(pixels: UInt8[np.ndarray, "H W 3"]) -> list[str]:
-  """Returns a small picture of upper half blocks, two pixels a character."""
+  """Return a small picture of upper half blocks, two pixels a character."""
   height, width = pixels.shape[:2]
   scale = min(PICTURE[0] / width, PICTURE[1] / height)
   size = (max(1, round(width * scale)), 2 * max(1, round(height * scale / 2)))
@@ -123,7 +123,7 @@ def half_blocks(pixels: UInt8[np.ndarray, "H W 3"]) -> list[str]:
 def _wrap(
   tokens: Sequence[shown_rows.Token], columns: int
 ) -> Iterable[list[_Cell]]:
-  """Yields lines of cells; a token is broken only where it is a whole line."""
+  """Yield lines of cells; a token is broken only where it is a whole line."""
   line: list[_Cell] = []
   used = 0
   for number, token in enumerate(tokens):
@@ -163,7 +163,7 @@ def _marks(
 def _paint_cells(
   cells: Sequence[_Cell], tokens: Sequence[shown_rows.Token]
 ) -> Iterable[str]:
-  """Yields the pieces of a line, one a token."""
+  """Yield the pieces of a line, one a token."""
   for number in dict.fromkeys(cell.number for cell in cells):
     token = tokens[number]
     text = "".join(cell.text for cell in cells if cell.number == number)

@@ -68,7 +68,7 @@ _OURS = "Transformer/encoderblock"
 def open_file(
   path: Path, *, inside: str = "", choices: Mapping[str, Any] | None = None
 ) -> source.Source:
-  """Opens the image tower of an npz file, or of a folder that holds one.
+  """Open the image tower of an npz file, or of a folder that holds one.
 
   Args:
     path: the file or folder.
@@ -143,7 +143,7 @@ def save(
   unread: Mapping[str, np.ndarray] | None = None,
   dtype: str = "float32",
 ) -> None:
-  """Writes an npz file as big_vision's SigLIP 2: `params/img/…`, stacked.
+  """Write an npz file as big_vision's SigLIP 2: `params/img/…`, stacked.
 
   bfloat16 is stored as big_vision stores it, as two void bytes.
 
@@ -208,7 +208,7 @@ class _File(NamedTuple):
 
 
 def _open(path: Path, inside: str) -> _File:
-  """Reads the headers of a file; refuses pickled members."""
+  """Read the headers of a file; refuses pickled members."""
   if path.is_dir():
     found = sorted(path.glob("*.npz"))
     if len(found) != 1:
@@ -312,7 +312,7 @@ def _config(file: _File) -> vit.VisionConfig:
 
 
 def _check(file: _File, config: vit.VisionConfig, whole) -> None:
-  """Raises InputError unless the leaves are those of the whole tower."""
+  """Raise InputError unless the leaves are those of the whole tower."""
   wanted = _their_shapes(config, whole, stacked=file.stacked)
   tower = {name: shape for name, (shape, _) in file.members.items()}
   # The position table is [1, P, D], or [P, D] as SigLIP 2 may have it.
@@ -375,7 +375,7 @@ def _split_heads(name, shape, heads):
 
 
 def _fill(leaf: np.ndarray, file: _File, name: str, *, first: int = 0) -> None:
-  """Reads a leaf of ours; of blocks as many as it holds, from `first` on."""
+  """Read a leaf of ours; of blocks as many as it holds, from `first` on."""
   theirs = _their_name(name)
   if not name.startswith(_LAYERS):
     leaf[...] = file.read(theirs).reshape(leaf.shape)

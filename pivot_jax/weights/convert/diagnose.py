@@ -19,7 +19,7 @@ def check(
   vision: vit.VisionConfig | None,
   not_floats: Sequence[str] = (),
 ) -> None:
-  """Raises InputError if anything is missing, unexpected or misshapen.
+  """Raise InputError if anything is missing, unexpected or misshapen.
 
   Args:
     where: the file or folder.
@@ -50,7 +50,7 @@ def check(
 
 
 def _reason(missing, unexpected, misshapen, vision) -> str:
-  """Says what the file looks like, or nothing."""
+  """Say what the file looks like, or nothing."""
   names = " ".join(unexpected)
   if re.search(r"lora_[AB]\b|lora_[AB]\.", names):
     return "this looks like a LoRA adapter: merge it into its base model first"

@@ -77,7 +77,7 @@ _PREFIXES: dict[str, tuple[tuple[str, str], ...]] = {
 def open_folder(
   folder: str | Path, *, choices: Mapping[str, Any] | None = None
 ) -> source.Source:
-  """Opens a checkpoint folder.
+  """Open a checkpoint folder.
 
   `choices` are fields of VisionConfig that win over config.json's, such as
   feature_layer.
@@ -154,7 +154,7 @@ def save_vision(
   resample: str = "bicubic",
   dtype: str = "float32",
 ) -> None:
-  """Writes a folder that transformers' class of the family loads.
+  """Write a folder that transformers' class of the family loads.
 
   It has all the blocks of the published model. Those behind the layer that is
   read come from `unread` (as `Source.read_unread` gives them) or, without it,
@@ -181,7 +181,7 @@ def save_llm(
   eos_token_id: int | None = None,
   dtype: str = "float32",
 ) -> None:
-  """Writes a folder that `transformers.Qwen2ForCausalLM` loads."""
+  """Write a folder that `transformers.Qwen2ForCausalLM` loads."""
   folder = Path(folder)
   arrays = names.to_foreign(llm_params)
   arrays = {
@@ -207,7 +207,7 @@ def save_llava(
   resample: str = "bicubic",
   dtype: str = "float32",
 ) -> None:
-  """Writes a folder that `transformers.LlavaForConditionalGeneration` loads.
+  """Write a folder that `transformers.LlavaForConditionalGeneration` loads.
 
   `image_token_id` is the vocabulary entry that stands for one patch in the
   prompt; `unread` as in `save_vision`.

@@ -72,7 +72,7 @@ class Configs(NamedTuple):
 
 
 def read(folder: Path) -> Configs:
-  """Reads config.json; image statistics are those of the published family.
+  """Read config.json; image statistics are those of the published family.
 
   Raises:
     InputError: another kind of model, or a setting we do not compute.
@@ -144,7 +144,7 @@ def vision(
   kind: str | None = None,
   **choices: str | int | float | tuple[float, ...],
 ) -> vit.VisionConfig:
-  """Returns the encoder of a vision config, read as the paper reads its kind.
+  """Return the encoder of a vision config, read as the paper reads its kind.
 
   `choices` are VisionConfig fields that win over the kind's own.
   """
@@ -183,12 +183,12 @@ def _dinov2_mlp(path, config, width) -> dict[str, Any]:
 
 
 def gated_width(inner: int) -> int:
-  """Returns the width of DINOv2's gated MLP: two thirds, a multiple of 8."""
+  """Return the width of DINOv2's gated MLP: two thirds, a multiple of 8."""
   return (int(inner * 2 / 3) + 7) // 8 * 8
 
 
 def llm(path: Path, config: Mapping[str, Any]) -> qwen2.LLMConfig:
-  """Returns the decoder of a Qwen2 config."""
+  """Return the decoder of a Qwen2 config."""
   _require(
     path,
     config,
@@ -219,7 +219,7 @@ def llm(path: Path, config: Mapping[str, Any]) -> qwen2.LLMConfig:
 
 
 def _require(path, config, **wanted):
-  """Refuses settings; each is (the value we compute, transformers' default)."""
+  """Refuse settings; each is (the value we compute, transformers' default)."""
   wrong = [
     f"{name} is {config.get(name, default)!r}, not {value!r}"
     for name, (value, default) in wanted.items()

@@ -25,14 +25,14 @@ _SIZES = (
 
 
 def class_of(config: vit.VisionConfig) -> str:
-  """Returns the name of transformers' class of an encoder."""
+  """Return the name of transformers' class of an encoder."""
   return _CLASSES[config.family][0]
 
 
 def vision(
   config: vit.VisionConfig, *, head: bool, dtype: str = "float32"
 ) -> dict[str, Any]:
-  """Returns config.json of a vision tower; `head`: with SigLIP's pooling."""
+  """Return config.json of a vision tower; `head`: with SigLIP's pooling."""
   architecture, model_type = _CLASSES[config.family]
   found = {
     "architectures": [architecture],
@@ -72,7 +72,7 @@ def _dinov2_mlp(config: vit.VisionConfig) -> dict[str, Any]:
 def llm(
   config: qwen2.LLMConfig, *, eos_token_id: int | None, dtype: str = "float32"
 ) -> dict[str, Any]:
-  """Returns config.json of a Qwen2ForCausalLM."""
+  """Return config.json of a Qwen2ForCausalLM."""
   return {
     "architectures": ["Qwen2ForCausalLM"],
     "model_type": "qwen2",
@@ -95,7 +95,7 @@ def llava(
   eos_token_id: int | None,
   dtype: str = "float32",
 ) -> dict[str, Any]:
-  """Returns config.json of a LlavaForConditionalGeneration.
+  """Return config.json of a LlavaForConditionalGeneration.
 
   Raises:
     InputError: features that it cannot name: after the last block, where
@@ -126,5 +126,5 @@ def llava(
 
 
 def select_strategy(tower: vit.VisionConfig) -> str:
-  """Returns "default", which drops the class token, or "full" without one."""
+  """Return "default", which drops the class token, or "full" without one."""
   return "default" if tower.class_token else "full"

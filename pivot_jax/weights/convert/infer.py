@@ -24,7 +24,7 @@ def vision(
   heads: int | None = None,
   cut: bool = False,
 ) -> vit.VisionConfig:
-  """Returns the configuration of the tower that has these shapes.
+  """Return the configuration of the tower that has these shapes.
 
   Args:
     where: the file, for messages.
@@ -134,7 +134,7 @@ def _heads(where: str, family: str, width: int) -> int:
 
 
 def image_size(named: str, grid: int, patch: int) -> int:
-  """Returns the last number in a name that has this grid of patches.
+  """Return the last number in a name that has this grid of patches.
 
   Without one, the grid times the patch: 378 and not 384 for 27 patches of 14,
   of which SigLIP's names say 384.

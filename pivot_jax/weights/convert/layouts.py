@@ -26,7 +26,7 @@ class Place(NamedTuple):
   lead: int = 0
 
   def shape(self, own: tuple[int, ...]) -> tuple[int, ...]:
-    """Returns the shape of the foreign tensor, given that of ours."""
+    """Return the shape of the foreign tensor, given that of ours."""
     rows = (own[0] * self.blocks, *own[1:]) if own else own
     return (1,) * self.lead + rows
 
@@ -172,7 +172,7 @@ LAYOUTS: Mapping[str, _Layout] = {
 
 
 def place(layout: str, name: str) -> Place | None:
-  """Returns where a tensor of ours lies, None if the layout has none such."""
+  """Return where a tensor of ours lies, None if the layout has none such."""
   found = LAYOUTS[layout]
   if name.startswith(_BLOCK):
     number, _, inner = name.removeprefix(_BLOCK).partition(".")
@@ -193,7 +193,7 @@ def _look_up(table: Mapping[str, Place], name: str) -> Place | None:
 def to_foreign(
   layout: str, arrays: Mapping[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
-  """Returns tensors of ours under a layout's names, fused where it fuses."""
+  """Return tensors of ours under a layout's names, fused where it fuses."""
   blocks: dict[str, dict[int, np.ndarray]] = {}
   lead: dict[str, int] = {}
   for name, array in arrays.items():

@@ -42,14 +42,14 @@ _CHAT_TEMPLATE = (
 
 
 def chat_template(template: str) -> str:
-  """Returns the Jinja template of one of `chat.TEMPLATES`."""
+  """Return the Jinja template of one of `chat.TEMPLATES`."""
   return _CHAT_TEMPLATE.replace("SYSTEM", chat.system(template))
 
 
 def with_image_token(
   tokenizer: Tokenizer,
 ) -> tuple[tokenizers.Tokenizer, int]:
-  """Returns a copy of a tokenizer that knows `<image>`, and its id."""
+  """Return a copy of a tokenizer that knows `<image>`, and its id."""
   backend = tokenizers.Tokenizer.from_str(tokenizer.backend.to_str())
   backend.add_special_tokens([IMAGE])
   return backend, backend.token_to_id(IMAGE)
@@ -58,7 +58,7 @@ def with_image_token(
 def widen(
   config: qwen2.LLMConfig, llm_params: trees.Params, image_id: int, pad_id: int
 ) -> tuple[qwen2.LLMConfig, Any]:
-  """Returns the decoder with a row for `<image>`, if it had none to spare.
+  """Return the decoder with a row for `<image>`, if it had none to spare.
 
   The row is that of the padding token: its logit never exceeds that one's, so
   that no answer changes.
@@ -85,7 +85,7 @@ def write(
   tokenizer: Tokenizer,
   template: str,
 ) -> None:
-  """Writes tokenizer, processor, chat template and generation config."""
+  """Write tokenizer, processor, chat template and generation config."""
   backend, image_id = with_image_token(tokenizer)
   write_tokenizer(folder, backend, image_token=True, template=template)
   safetensor_files.write_json(
@@ -108,7 +108,7 @@ def write_tokenizer(
   image_token: bool,
   template: str,
 ) -> None:
-  """Writes a tokenizer that transformers 4 and 5 load, with its template."""
+  """Write a tokenizer that transformers 4 and 5 load, with its template."""
   backend.encode_special_tokens = False
   folder.mkdir(parents=True, exist_ok=True)
   (folder / "tokenizer.json").write_text(backend.to_str(), encoding="utf-8")
@@ -142,7 +142,7 @@ def write_tokenizer(
 def write_generation(
   folder: Path, tokenizer: Tokenizer, *, suppress: list[int]
 ) -> None:
-  """Writes greedy decoding that ends at either end token, as evaluated here."""
+  """Write greedy decoding that ends at either end token, as evaluated here."""
   config: dict[str, Any] = {
     "do_sample": False,
     "repetition_penalty": 1.0,

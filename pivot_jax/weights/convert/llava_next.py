@@ -24,7 +24,7 @@ PROJECTOR = tuple(
 def read(
   folder: Path, config: Mapping[str, Any], found: source.Found
 ) -> hf_config.Configs:
-  """Returns what a folder holds.
+  """Return what a folder holds.
 
   Raises:
     InputError: a projector, a tiling of images or a tower that is not computed
@@ -64,7 +64,7 @@ def read(
 
 
 def tower_folder(folder: Path, config: Mapping[str, Any]) -> Path | None:
-  """Returns the folder of the tower itself, if mm_vision_tower names one.
+  """Return the folder of the tower itself, if mm_vision_tower names one.
 
   It lies inside the model's, or is a path; a model of the hub is not looked for.
   """

@@ -55,7 +55,7 @@ def slots(shapes: PyTree) -> dict[str, Slot]:
 
 
 def to_foreign(params: PyTree) -> dict[str, np.ndarray]:
-  """Returns the tensors of a tree under their foreign names and layouts."""
+  """Return the tensors of a tree under their foreign names and layouts."""
   leaves = {
     path: np.asarray(leaf)
     for path, leaf in flax.traverse_util.flatten_dict(params).items()
@@ -72,7 +72,7 @@ def to_foreign(params: PyTree) -> dict[str, np.ndarray]:
 def from_foreign(
   shapes: PyTree, read: Callable[[list[str]], Mapping[str, np.ndarray]]
 ) -> PyTree:
-  """Builds a float32 tree; `read` gives the tensors of a list of names."""
+  """Build a float32 tree; `read` gives the tensors of a list of names."""
 
   def fill(name: str, view: np.ndarray) -> None:
     view[...] = read([name])[name]
@@ -91,7 +91,7 @@ def build_leaf(
   dtype: np.typing.DTypeLike,
   fill: Callable[[str, np.ndarray], None],
 ) -> np.ndarray:
-  """Returns one leaf, its tensors written straight into their place.
+  """Return one leaf, its tensors written straight into their place.
 
   `fill(name, view)` writes the tensor of that foreign name, cast, into a view
   that has the foreign layout: memory holds the leaf and what `fill` reads.

@@ -19,7 +19,7 @@ _FRAMING = {"clip": "crop_bicubic", "dinov2": "crop_bicubic"}
 
 
 def open_address(address: addresses.Address) -> source.Source:
-  """Opens `hf:`, `bv:` and `timm:` addresses, their choices applied.
+  """Open `hf:`, `bv:` and `timm:` addresses, their choices applied.
 
   Raises:
     InputError: as the formats do, or choices that do not go with the weights.
@@ -52,7 +52,7 @@ def open_address(address: addresses.Address) -> source.Source:
 
 
 def framing(opened: source.Source) -> str | None:
-  """Returns how images are brought to the encoder, None if nobody says.
+  """Return how images are brought to the encoder, None if nobody says.
 
   A processor for another size than the encoder's keeps its filter; the shortest
   edge is then the encoder's size, as the paper has it for DINOv2.

@@ -28,7 +28,7 @@ def resize(
   method: str,
   class_token: bool,
 ) -> Float32[np.ndarray, "P D"]:
-  """Resizes a learned table of a square grid to `grid` x `grid` positions.
+  """Resize a learned table of a square grid to `grid` x `grid` positions.
 
   "big_vision" is linear between the corners of both grids, which coincide
   (scipy's zoom of order 1). "dinov2" is bicubic between patch centres, without
@@ -63,7 +63,7 @@ def resize(
 
 
 def check_method(method: str) -> None:
-  """Raises InputError for anything but a name in METHODS."""
+  """Raise InputError for anything but a name in METHODS."""
   if method not in METHODS:
     raise InputError(
       f"positions={method!r}: choose one of {', '.join(METHODS)}"
@@ -87,7 +87,7 @@ def _cubic(
 
 
 def _cubic_weights(old: int, new: int) -> Float[np.ndarray, "new old"]:
-  """Returns the share of each old position in each new one, along one axis."""
+  """Return the share of each old position in each new one, along one axis."""
   centre = (np.arange(new) + 0.5) * old / new - 0.5
   low = np.floor(centre).astype(int)
   weights = np.zeros((new, old))

@@ -69,7 +69,7 @@ class Processor(NamedTuple):
 
 
 def read(folder: Path, kind: str = "") -> Processor | None:
-  """Reads the image processor of a folder, None if it has none.
+  """Read the image processor of a folder, None if it has none.
 
   As in transformers, the `image_processor` of processor_config.json comes
   before preprocessor_config.json, and a key that is absent or null has the
@@ -99,7 +99,7 @@ def read(folder: Path, kind: str = "") -> Processor | None:
 
 
 def to_json(processor: Processor, kind: str) -> dict[str, Any]:
-  """Returns a preprocessor_config.json that transformers 4 and 5 load.
+  """Return a preprocessor_config.json that transformers 4 and 5 load.
 
   It names the class that encoders of this kind are published with, or one that
   can do the framing. An edge that equals the size is read back without edge.
@@ -144,7 +144,7 @@ def to_json(processor: Processor, kind: str) -> dict[str, Any]:
 
 
 def _find(folder: Path) -> tuple[str, Mapping[str, Any]] | None:
-  """Returns what names a field in an error, and the fields."""
+  """Return what names a field in an error, and the fields."""
   path = folder / "processor_config.json"
   nested = safetensor_files.read_json(path) if path.exists() else {}
   if "image_processor" in nested:
@@ -214,7 +214,7 @@ def _check_steps(where: str, fields: Mapping[str, Any]) -> None:
 
 
 def _framing(where: str, fields: Mapping[str, Any]) -> tuple[str, int]:
-  """Returns the resample and the side of the square."""
+  """Return the resample and the side of the square."""
   number = fields["resample"]
   if not _is_side(number) or number not in _FILTERS:
     known = ", ".join(f"{n} ({name})" for n, name in _FILTERS.items())

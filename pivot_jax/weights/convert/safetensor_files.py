@@ -38,7 +38,7 @@ class Stored(NamedTuple):
 
 
 def contents(folder: Path) -> dict[str, Stored]:
-  """Lists the tensors of a folder without reading them.
+  """List the tensors of a folder without reading them.
 
   Raises:
     InputError: no safetensors, a missing or damaged file, or an index that does
@@ -64,7 +64,7 @@ def contents(folder: Path) -> dict[str, Stored]:
 
 
 def contents_of_file(path: Path) -> dict[str, Stored]:
-  """Lists the tensors of one safetensors file without reading them.
+  """List the tensors of one safetensors file without reading them.
 
   Raises:
     InputError: no such file, a pickle, or a truncated or malformed file.
@@ -89,7 +89,7 @@ def contents_of_file(path: Path) -> dict[str, Stored]:
 def read(
   stored: Mapping[str, Stored], names: list[str]
 ) -> dict[str, np.ndarray]:
-  """Reads the named tensors as float32.
+  """Read the named tensors as float32.
 
   Raises:
     InputError: a tensor that is not a float.
@@ -102,7 +102,7 @@ def read(
 
 
 def not_floats(stored: Mapping[str, Stored]) -> list[str]:
-  """Returns "name type" of the tensors that are not floats."""
+  """Return "name type" of the tensors that are not floats."""
   return [
     f"{name} {place.dtype}"
     for name, place in stored.items()
@@ -119,7 +119,7 @@ def fill(
   blocks: int = 1,
   lead: int = 0,
 ) -> None:
-  """Writes a stored tensor, or block `block` of `blocks` of its rows, cast.
+  """Write a stored tensor, or block `block` of `blocks` of its rows, cast.
 
   Leading axes of length one (`lead`) are left out. It reads some megabytes at
   a time, so that memory holds the target and little else.
@@ -157,7 +157,7 @@ def write(
   dtype: str = "float32",
   shard_bytes: int = 5_000_000_000,
 ) -> None:
-  """Writes one file, or shards of at most `shard_bytes` with an index."""
+  """Write one file, or shards of at most `shard_bytes` with an index."""
   folder.mkdir(parents=True, exist_ok=True)
   kind = np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
   shards: list[list[str]] = [[]]
@@ -191,7 +191,7 @@ def write(
 
 
 def cast(name: str, array: np.ndarray, kind: np.dtype) -> np.ndarray:
-  """Returns an array in another dtype; refuses what float16 cannot hold."""
+  """Return an array in another dtype; refuses what float16 cannot hold."""
   with np.errstate(over="ignore"):
     cast = np.ascontiguousarray(array, kind)
   if (
@@ -206,7 +206,7 @@ def cast(name: str, array: np.ndarray, kind: np.dtype) -> np.ndarray:
 
 
 def read_json(path: Path) -> dict:
-  """Reads a JSON object."""
+  """Read a JSON object."""
   try:
     value = json.loads(path.read_text())
   except FileNotFoundError:
@@ -221,7 +221,7 @@ def read_json(path: Path) -> dict:
 
 
 def write_json(path: Path, value: dict) -> None:
-  """Writes a JSON object for people to read."""
+  """Write a JSON object for people to read."""
   path.write_text(json.dumps(value, indent=2) + "\n")
 
 
@@ -260,13 +260,13 @@ def _files(folder: Path) -> dict[Path, set[str] | None]:
 
 
 def has_weights(folder: Path) -> bool:
-  """Returns whether a folder holds weights, of a kind that is read or not."""
+  """Return whether a folder holds weights, of a kind that is read or not."""
   patterns = ("*.safetensors", _INDEX, *_PICKLES)
   return any(True for pattern in patterns for _ in folder.glob(pattern))
 
 
 def equal(stored: Mapping[str, Stored], first: str, second: str) -> bool:
-  """Returns whether two stored tensors hold the same numbers."""
+  """Return whether two stored tensors hold the same numbers."""
   one, other = stored[first], stored[second]
   if one.shape != other.shape:
     return False

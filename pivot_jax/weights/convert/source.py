@@ -65,7 +65,7 @@ class Source:
   processor: Processor | None = None
 
   def params(self, dtype: DTypeLike = np.float32) -> Any:
-    """Returns the whole tree in host memory."""
+    """Return the whole tree in host memory."""
     return trees.unflatten(
       {path: self.read(path, dtype) for path in self.shapes}
     )
@@ -74,7 +74,7 @@ class Source:
 def shapes_of(
   vision: vit.VisionConfig | None, llm: qwen2.LLMConfig | None
 ) -> Any:
-  """Returns the tree of shapes of a model's parameters."""
+  """Return the tree of shapes of a model's parameters."""
   model = mllm.MLLM(llm, vision)
   return jax.eval_shape(lambda: mllm.init_params(model, jax.random.key(0)))
 
@@ -117,7 +117,7 @@ def from_tensors(
   cut: bool = False,
   processor: Processor | None = None,
 ) -> Source:
-  """Checks the tensors of a file against the models and returns the source.
+  """Check the tensors of a file against the models and returns the source.
 
   `cut` allows a tower whose blocks behind the features are not in the file.
 
@@ -180,7 +180,7 @@ def _place(where: str, layout: str, name: str) -> layouts.Place:
 
 
 def _check(where, found, wanted, place, reasons, vision) -> None:
-  """Raises InputError unless the file has what is wanted and nothing else."""
+  """Raise InputError unless the file has what is wanted and nothing else."""
   expected = {
     place(name).name: place(name).shape(shape) for name, shape in wanted.items()
   }

@@ -66,7 +66,7 @@ _PUBLISHED: Mapping[tuple[str, int], tuple[str, dict[int, tuple[int, ...]]]] = {
 def open_file(
   path: Path, *, choices: Mapping[str, Any] | None = None
 ) -> source.Source:
-  """Opens a safetensors file, or the folder that holds `model.safetensors`.
+  """Open a safetensors file, or the folder that holds `model.safetensors`.
 
   Raises:
     InputError: a pickle, a damaged file, another architecture, or tensors that
@@ -136,7 +136,7 @@ def save(
   resample: str = "bicubic",
   dtype: str = "float32",
 ) -> None:
-  """Writes `model.safetensors` and `config.json` as timm's hub folders have it.
+  """Write `model.safetensors` and `config.json` as timm's hub folders have it.
 
   `timm.create_model("local-dir:FOLDER", pretrained=True)` loads it, and so does
   `timm.create_model(architecture, checkpoint_path=".../model.safetensors",
@@ -157,7 +157,7 @@ def save(
 
 
 def architecture(config: vit.VisionConfig, *, pooled: bool) -> str:
-  """Returns timm's name of a published encoder, or of the closest to it.
+  """Return timm's name of a published encoder, or of the closest to it.
 
   `model_args` of config.json makes that one of the encoder's own size.
   """
@@ -221,7 +221,7 @@ _QUICK = re.compile(
 
 
 def _activation(path, family, named, arguments) -> str | None:
-  """Returns what the names tell of the activation, None for the family's."""
+  """Return what the names tell of the activation, None for the family's."""
   given = arguments.get("act_layer")
   if given is not None:
     if given not in _ACTIVATIONS:

@@ -20,7 +20,7 @@ from pivot_jax.weights.convert import names
 
 
 def unread(config: vit.VisionConfig) -> dict[str, tuple[int, ...]]:
-  """Returns {name: shape} of what lies behind the layer that is read."""
+  """Return {name: shape} of what lies behind the layer that is read."""
   inside = names.slots(_tower(config))
   whole = names.slots(_tower(_full(config)))
   return {
@@ -30,7 +30,7 @@ def unread(config: vit.VisionConfig) -> dict[str, tuple[int, ...]]:
 
 @functools.lru_cache(maxsize=64)
 def extras(config: vit.VisionConfig) -> dict[str, tuple[int, ...]]:
-  """Returns {name: shape} of tensors that only some files of a family have."""
+  """Return {name: shape} of tensors that only some files of a family have."""
   width, inner = config.hidden_size, config.intermediate_size
   if config.family == "dinov2":
     return {"mask_token": (1, width)}
@@ -54,7 +54,7 @@ def extras(config: vit.VisionConfig) -> dict[str, tuple[int, ...]]:
 
 
 def whole(config: vit.VisionConfig) -> dict[str, tuple[int, ...]]:
-  """Returns {path: shape} of the published tower's leaves, all blocks stacked."""
+  """Return {path: shape} of the published tower's leaves, all blocks stacked."""
   return {
     path: leaf.shape
     for path, leaf in trees.flatten(_tower(_full(config))).items()
@@ -62,7 +62,7 @@ def whole(config: vit.VisionConfig) -> dict[str, tuple[int, ...]]:
 
 
 def extra_leaves(config: vit.VisionConfig) -> dict[str, tuple[int, ...]]:
-  """Returns {path: shape} of `extras` as leaves, as `as_tree` has them."""
+  """Return {path: shape} of `extras` as leaves, as `as_tree` has them."""
   found = {}
   for name, shape in extras(config).items():
     path = _extra_path(name)
@@ -75,7 +75,7 @@ def complete(
   params: trees.Params,
   given: Mapping[str, np.ndarray] | None,
 ) -> dict[str, np.ndarray]:
-  """Returns all tensors of the published tower, by our names.
+  """Return all tensors of the published tower, by our names.
 
   `given` holds those that are not in `params`, extras or not; without it the
   blocks behind the features do nothing (zero weights, unit norms) and there are
@@ -108,7 +108,7 @@ def complete(
 
 
 def as_tree(arrays: Mapping[str, np.ndarray], config: vit.VisionConfig) -> Any:
-  """Returns the tree of `complete`'s tensors, all blocks stacked.
+  """Return the tree of `complete`'s tensors, all blocks stacked.
 
   Extras come in their own modules: `head/attention/q_proj/kernel`.
   """

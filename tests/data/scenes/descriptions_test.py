@@ -95,7 +95,7 @@ def test_masks_and_labels_agree_with_the_objects():
 
 
 def test_shapes_and_colours_can_be_told_from_the_pixels():
-  """Finds an object's pixels by colour, its shape by the nearest template."""
+  """Find an object's pixels by colour, its shape by the nearest template."""
   names = list(drawing.COLOURS)
   palette = np.array([drawing.COLOURS[name] for name in names], np.float32)
   right_shape, right_colour, looked = 0, 0, 0

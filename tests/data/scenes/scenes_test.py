@@ -48,7 +48,7 @@ def _equal(one, two):
 
 
 def _right(description, question):
-  """Works out the answer to a question from its words."""
+  """Work out the answer to a question from its words."""
   things = {one.shape: one for one in description.objects}
   words = question.split()
   if question == "describe the image":
@@ -104,7 +104,7 @@ def _options(kind):
 
 
 def _parsed(caption):
-  """Returns a caption's count and its (name, cell) parts, checking its form."""
+  """Return a caption's count and its (name, cell) parts, checking its form."""
   head, tail = caption.split(" : ")
   parts = [_PART.fullmatch(part) for part in tail.split(" , ")]
   assert all(parts), caption
@@ -113,7 +113,7 @@ def _parsed(caption):
 
 
 def _said(description):
-  """Returns what a right caption of a scene holds, as `_parsed` gives it."""
+  """Return what a right caption of a scene holds, as `_parsed` gives it."""
   parts = [
     (f"{one.size} {one.colour} {one.texture} {one.shape}", one.cell)
     for one in description.objects
@@ -327,7 +327,7 @@ def test_facts_are_said_of_no_picture_but_in_the_evaluation(split):
 
 
 def _thought(answer):
-  """Returns the thought and the answer proper, checking the form."""
+  """Return the thought and the answer proper, checking the form."""
   parts = re.fullmatch(r"<think> (.+) </think> (.+)", answer)
   assert parts, answer
   return parts[1], parts[2]
@@ -386,7 +386,7 @@ def test_each_thought_agrees_with_the_answer_that_follows_it():
 
 
 def _check_possible(description):
-  """Checks that a scene is one that could have been drawn."""
+  """Check that a scene is one that could have been drawn."""
   things = description.objects
   assert [one.size for one in things].count("large") == 1
   assert list(things) == sorted(things, key=lambda one: one.cell)

@@ -159,7 +159,7 @@ def test_a_label_map_must_be_one(tmp_path):
 
 
 def _street(folder, labels):
-  """Writes a picture of 6x4 pixels and a label map as a folder's train."""
+  """Write a picture of 6x4 pixels and a label map as a folder's train."""
   pixels = {"images": np.zeros((4, 6, 3), np.uint8), "labels": labels}
   for name, array in pixels.items():
     (folder / "train" / name).mkdir(parents=True)
@@ -184,7 +184,7 @@ def test_a_label_map_must_be_as_large_as_its_image(tmp_path):
 
 
 def _replace_rows(folder, record: bytes) -> None:
-  """Makes a record the only one of a folder of one shard."""
+  """Make a record the only one of a folder of one shard."""
   name = "rows-00000-of-00001.array_record"
   writer = array_record_module.ArrayRecordWriter(
     str(folder / name), "group_size:1"

@@ -21,7 +21,7 @@ LISTS = pathlib.Path(paper_data.__file__).parent / "data"
 
 @pytest.fixture
 def write(tmp_path):
-  """Writes files of so many rows, and a list of entries over them."""
+  """Write files of so many rows, and a list of entries over them."""
 
   def write(counts, *entries, name="mix.yaml"):
     for path, count in counts.items():

@@ -89,7 +89,7 @@ def select(
   size: int = 20000,
   seed: int = 777,
 ) -> tuple[list[dict], list[dict]]:
-  """Returns the SFT records and the DPO records, in lock-step.
+  """Return the SFT records and the DPO records, in lock-step.
 
   Raises:
     TypeError: A row that is reached has no image.
@@ -133,7 +133,7 @@ def select(
 
 
 def _read(meta: pathlib.Path) -> list[tuple[str, str, dict]]:
-  """Returns (name, root, row) for each row before its file's list image."""
+  """Return (name, root, row) for each row before its file's list image."""
   rows = []
   entries = json.loads(meta.read_text("utf-8"))
   for name, entry in entries.items():
@@ -153,7 +153,7 @@ def make_copy(
   *,
   crashing: Collection[str] = (),
 ) -> pathlib.Path:
-  """Writes a synthetic folder/MMPR-v1.2 and returns its meta.json.
+  """Write a synthetic folder/MMPR-v1.2 and returns its meta.json.
 
   `folder` is what `select` calls `datasets`. Each of the five files has
   `rows_per_file` rows: one of each situation in KEPT and DROPPED, the others
@@ -237,7 +237,7 @@ def _row(rng: random.Random, situation: str, identifier: str) -> dict:
 
 
 def _differences(rng: random.Random, situation: str, row: dict) -> dict:
-  """Returns the fields of `row` that make it one of `situation`."""
+  """Return the fields of `row` that make it one of `situation`."""
   question, chosen = row["question"], row["chosen"]
   marked = f"{chosen}\n<image> {_text(rng, 5)}"
   simple = {
@@ -276,7 +276,7 @@ def _differences(rng: random.Random, situation: str, row: dict) -> dict:
 
 
 def _text(rng: random.Random, words: int) -> str:
-  """Returns `words` random words; some not ASCII, some on new lines."""
+  """Return `words` random words; some not ASCII, some on new lines."""
   text = [_word(rng)]
   for _ in range(words - 1):
     # The line separator is white space, but ends no line of a JSON-lines file.

@@ -18,7 +18,7 @@ def _words(text: str) -> int:
 
 
 def _write(folder, files, images=()):
-  """Writes {name: rows}, each with the root images/NAME, and empty images."""
+  """Write {name: rows}, each with the root images/NAME, and empty images."""
   top = folder / "MMPR-v1.2"
   top.mkdir()
   for image in images:

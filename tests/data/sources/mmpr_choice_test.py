@@ -20,7 +20,7 @@ row, numbered, words = mmpr_files.row, mmpr_files.numbered, mmpr_files.words
 
 @pytest.fixture
 def write(tmp_path):
-  """Writes {name: rows} as MMPR is published; returns its meta.json."""
+  """Write {name: rows} as MMPR is published; returns its meta.json."""
   return functools.partial(mmpr_files.write, tmp_path)
 
 

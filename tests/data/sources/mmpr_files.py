@@ -12,13 +12,13 @@ IMAGES = ("x.png", "y.jpg", "z.webp")
 
 
 def row(image: Any = "x.png", **fields: Any) -> dict[str, Any]:
-  """Returns a record; `image` None leaves that field out."""
+  """Return a record; `image` None leaves that field out."""
   made = dict(question="what ?", chosen="a cat", rejected="a dog") | fields
   return made if image is None else made | dict(image=image)
 
 
 def numbered(count: int, **fields: Any) -> list[dict[str, Any]]:
-  """Returns records that ask "what 0 ?", "what 1 ?" and so on."""
+  """Return records that ask "what 0 ?", "what 1 ?" and so on."""
   return [row(question=f"what {i} ?", **fields) for i in range(count)]
 
 
@@ -28,7 +28,7 @@ def write(
   annotation: str = "annotations/{}.jsonl",
   **entry: Any,
 ) -> pathlib.Path:
-  """Writes {name: records, or lines as they are}; returns the `meta.json`.
+  """Write {name: records, or lines as they are}; returns the `meta.json`.
 
   Each entry has its folder images/0, images/1 and so on, with `IMAGES` in it.
 

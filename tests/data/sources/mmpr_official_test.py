@@ -19,7 +19,7 @@ def count(text):
 
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory):
-  """Returns (meta.json, the folder that holds MMPR-v1.2)."""
+  """Return (meta.json, the folder that holds MMPR-v1.2)."""
   folder = tmp_path_factory.mktemp("datasets")
   return mmpr_by_the_paper.make_copy(folder, rows_per_file=120), folder
 
@@ -59,7 +59,7 @@ def test_both_sets_are_in_lock_step(copy, tmp_path):
 
 
 def _kept(select, *given, size):
-  """Returns the pairs that a selection keeps, None if it stops at a row."""
+  """Return the pairs that a selection keeps, None if it stops at a row."""
   try:
     found = select(*given, count, size=size)
   except (InputError, TypeError, ValueError):

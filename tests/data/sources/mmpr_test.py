@@ -18,7 +18,7 @@ row, numbered = mmpr_files.row, mmpr_files.numbered
 
 @pytest.fixture
 def write(tmp_path):
-  """Writes {name: rows} as MMPR is published; returns its meta.json."""
+  """Write {name: rows} as MMPR is published; returns its meta.json."""
   return functools.partial(mmpr_files.write, tmp_path)
 
 
@@ -132,7 +132,7 @@ def test_images_outside_the_root_are_refused(write):
 
 
 def _repeated(meta, *times):
-  """Writes `repeat_time` into the entries of a `meta.json`, in order."""
+  """Write `repeat_time` into the entries of a `meta.json`, in order."""
   entries = json.loads(meta.read_text())
   for entry, time in zip(entries.values(), times, strict=True):
     entry["repeat_time"] = time

@@ -33,7 +33,7 @@ def _write(path, *records, schema=None, row_group_size=2):
 
 
 def _zeros(path, column: str) -> None:
-  """Overwrites the data of a column's leaf in every row group."""
+  """Overwrite the data of a column's leaf in every row group."""
   footer = arrow_parquet.read_metadata(path)
   data = bytearray(path.read_bytes())
   for group in range(footer.num_row_groups):

@@ -44,7 +44,7 @@ def get_config(name=""):
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch) -> pathlib.Path:
-  """Returns the folder that is worked in, which has an image and a config."""
+  """Return the folder that is worked in, which has an image and a config."""
   monkeypatch.chdir(tmp_path)
   pathlib.Path("images").mkdir()
   Image.new("RGB", (6, 4)).save("images/a.png")
@@ -58,7 +58,7 @@ def _write(name: str, *rows) -> None:
 
 
 def _recipe(*lines: str) -> None:
-  """Adds lines to the config, before it is returned."""
+  """Add lines to the config, before it is returned."""
   more = "".join(f"  {line}\n" for line in lines)
   text = CONFIG.replace("  return c\n", f"{more}  return c\n")
   pathlib.Path("recipe.py").write_text(text)

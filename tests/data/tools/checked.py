@@ -26,7 +26,7 @@ TWO_ASKED = "<image><image> which"
 
 
 def pictures(tmp_path: pathlib.Path) -> pathlib.Path:
-  """Returns a folder of pictures, good and bad."""
+  """Return a folder of pictures, good and bad."""
   root = tmp_path / "images"
   (root / "inside").mkdir(parents=True)
   Image.new("RGB", (6, 4)).save(root / "a.png")
@@ -44,7 +44,7 @@ def pictures(tmp_path: pathlib.Path) -> pathlib.Path:
 
 
 def png(width: int, height: int, pixels: bytes | None) -> bytes:
-  """Returns a PNG that says so large a size; `pixels` None: its header alone."""
+  """Return a PNG that says so large a size; `pixels` None: its header alone."""
 
   def chunk(name, data):
     crc = struct.pack(">I", zlib.crc32(name + data))
@@ -58,31 +58,31 @@ def png(width: int, height: int, pixels: bytes | None) -> bytes:
 
 
 def lines(path: pathlib.Path, rows) -> pathlib.Path:
-  """Writes rows as JSON lines; returns the path."""
+  """Write rows as JSON lines; returns the path."""
   path.write_text("".join(json.dumps(row) + "\n" for row in rows))
   return path
 
 
 def check(folder: pathlib.Path, *paths, options=()) -> int:
-  """Runs the command on files, in `out`; returns its status."""
+  """Run the command on files, in `out`; returns its status."""
   given = [f"--images={folder / 'images'}", "--tokenizer=package:toy"]
   names = [str(path) for path in paths]
   return command.main([*names, *given, f"--out={folder / 'out'}", *options])
 
 
 def bad(folder: pathlib.Path) -> list[dict]:
-  """Returns the faults that were written."""
+  """Return the faults that were written."""
   text = (folder / "out" / "bad.jsonl").read_text()
   return [json.loads(line) for line in text.splitlines()]
 
 
 def report(folder: pathlib.Path) -> dict:
-  """Returns the summary that was written."""
+  """Return the summary that was written."""
   return json.loads((folder / "out" / "check.json").read_text())
 
 
 def kinds(folder: pathlib.Path, rows, *, options=()) -> list[str | None]:
-  """Returns the kind of fault of each row, None of a good one."""
+  """Return the kind of fault of each row, None of a good one."""
   path = lines(folder / "rows.jsonl", rows)
   check(folder, path, options=options)
   found: list[str | None] = [None] * len(rows)

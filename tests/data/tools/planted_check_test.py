@@ -17,14 +17,14 @@ PATCHES = 100
 
 @pytest.fixture(scope="module", params=[0, 3])
 def folder(request, tmp_path_factory):
-  """Returns (where the data is, the faults in it)."""
+  """Return (where the data is, the faults in it)."""
   place = tmp_path_factory.mktemp("planted")
   return place, planted.plant(place, seed=request.param)
 
 
 @pytest.fixture(scope="module")
 def checked(folder, tmp_path_factory):
-  """Returns (the ended command, its bad.jsonl, its check.json)."""
+  """Return (the ended command, its bad.jsonl, its check.json)."""
   place, _ = folder
   out = tmp_path_factory.mktemp("out")
   ended = subprocess.run(

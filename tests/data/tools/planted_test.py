@@ -126,7 +126,7 @@ def _right_images(folder, faults) -> set[str]:
 
 
 def _records(path: pathlib.Path) -> list:
-  """Returns the records, or an error's kind in place of one."""
+  """Return the records, or an error's kind in place of one."""
   data = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
   if path.suffix == ".jsonl":
     return [_parsed(line) for line in data.rstrip(b"\r\n").split(b"\n")]
@@ -144,7 +144,7 @@ def _parsed(data: bytes):
 
 
 def _judged(path: pathlib.Path, images: pathlib.Path):
-  """Yields (row, kinds) for each row, or one with row None for the file."""
+  """Yield (row, kinds) for each row, or one with row None for the file."""
   records, ids = _records(path), set()
   if len(records) == 1:
     wrong = isinstance(records[0], Exception)
@@ -192,7 +192,7 @@ def _plain_id(record) -> bool:
 
 
 def _texts(record) -> tuple[list[str], list[str]]:
-  """Returns the questions and the answers."""
+  """Return the questions and the answers."""
   if "conversations" in record:
     turns = record["conversations"]
     texts = [turn.get("value", turn.get("content")) for turn in turns]

@@ -179,7 +179,7 @@ def test_what_is_shown_as_learnt_is_what_is_learnt(row, mask):
 
 
 def _marked(part, look) -> str:
-  """Returns the characters that lines show as learnt."""
+  """Return the characters that lines show as learnt."""
   lines = shown_text.draw(part.tokens, look)
   if look.colour:
     pieces = re.findall(r"\x1b\[([\d;]+)m([^\x1b]*)\x1b\[0m", "".join(lines))
@@ -336,7 +336,7 @@ def test_rows_are_chosen_by_seed_first_or_number():
 
 @pytest.fixture
 def file(tmp_path):
-  """Returns preference lines, the third without its image."""
+  """Return preference lines, the third without its image."""
   for name in ("0.png", "1.png"):
     Image.fromarray(GREY).save(tmp_path / name)
   path = tmp_path / "rows.jsonl"

@@ -22,7 +22,7 @@ def store(folder, arrays):
 
 
 def load(folder):
-  """Returns the configs, the float32 params, and what the folder is."""
+  """Return the configs, the float32 params, and what the folder is."""
   opened = hf.open_folder(folder)
   info = {
     "source": opened.where,
