@@ -224,7 +224,9 @@ def test_steps_and_examples_are_counted(projector_run):
 
 def _line(params, batch, rng):
   del rng
-  loss = (batch * params["a"]["w"]).sum() + 2 * (batch * params["b"]["w"]).sum()
+  loss = (batch * params["a"]["w"][None]).sum() + 2 * (
+    batch * params["b"]["w"][None]
+  ).sum()
   return loss, {"rows": (batch.sum(), jnp.ones(()))}
 
 
