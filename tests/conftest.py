@@ -50,22 +50,14 @@ import tests.strict  # noqa: E402, F401
 # and are tested with what their annotations forbid. Where an annotation says an
 # array of jax, one of numpy will do: jax converts it.
 CHECKED = (
-  "pivot_jax.models",
-  "pivot_jax.losses",
-  "pivot_jax.objectives",
-  "pivot_jax.optim",
-  "pivot_jax.train",
-  "pivot_jax.generate",
   "pivot_jax.sharding",
-  "pivot_jax.memory",
-  "pivot_jax.logistic",
-  "pivot_jax.segmentation",
+  "pivot_jax.models",
+  "pivot_jax.training",
+  "pivot_jax.evals",
   "pivot_jax.data.packing",
-  "pivot_jax.data.fitting",
-  "pivot_jax.data.framing",
-  "pivot_jax.data.images",
-  "pivot_jax.data.layout",
-  "pivot_jax.data.drawing",
+  "pivot_jax.data.layouts",
+  "pivot_jax.data.scenes.descriptions",
+  "pivot_jax.data.scenes.drawing",
 )
 jaxtyping.Array = jax.Array | np.ndarray
 jaxtyping.install_import_hook(CHECKED, "tests.strict.check")

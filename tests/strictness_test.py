@@ -1,10 +1,17 @@
 """The strictness that `conftest.py` turns on is on."""
 
+import importlib.util
+
 import jax.numpy as jnp
 import jaxtyping
 import pytest
 
 from pivot_jax.training import losses
+from tests import conftest
+
+
+def test_every_checked_module_is_there():
+  assert all(map(importlib.util.find_spec, conftest.CHECKED))
 
 
 def test_an_array_of_another_shape_raises():

@@ -142,7 +142,8 @@ def test_a_void_example_takes_its_place_and_weighs_nothing():
 
 
 def test_several_images_lie_where_their_tags_are():
-  tag, pictures = packing.IMAGE_TOKEN, [np.full((16, 16, 3), i) for i in (1, 2)]
+  tag = packing.IMAGE_TOKEN
+  pictures = [np.full((16, 16, 3), i, np.uint8) for i in (1, 2)]
   example = packing.Example(
     id="two",
     prompt=np.array([5, tag, 6]),

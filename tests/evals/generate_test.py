@@ -88,6 +88,7 @@ def test_one_token_needs_no_loop_and_text_needs_no_image():
   )
 
 
-def test_no_end_token_is_refused():
+def test_no_end_token_is_refused(case):
+  model, params, batch, _ = case
   with pytest.raises(ValueError, match="eos"):
-    generate.generate(None, {}, None, max_new_tokens=1, eos_ids=())
+    generate.generate(model, params, batch, max_new_tokens=1, eos_ids=())
