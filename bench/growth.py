@@ -23,7 +23,7 @@ import numpy as np
 from bench import results, verdict
 from bench.update import toy
 from pivot_jax import sharding, trees
-from pivot_jax.data import packing, work
+from pivot_jax.data import packing
 from pivot_jax.models import layers, mllm, qwen2, vit
 from pivot_jax.training import flops, loop, objectives, optimizer
 
@@ -157,7 +157,7 @@ def _model(sizes: Sizes) -> mllm.MLLM:
   return mllm.MLLM(llm, vision, compute)
 
 
-def _batch(sizes: Sizes, patches: int) -> tuple[packing.Batch, work.Work]:
+def _batch(sizes: Sizes, patches: int) -> tuple[packing.Batch, packing.Work]:
   """Return pairs of random tokens and images, packed, and what they are."""
   rng = np.random.default_rng(0)
   side = sizes.image
@@ -176,7 +176,7 @@ def _batch(sizes: Sizes, patches: int) -> tuple[packing.Batch, work.Work]:
   ]
   layout = packing.layout_for([examples], patches=patches, image_size=side)
   batch = packing.pack(examples, layout)
-  return batch, work.count(batch, patches)
+  return batch, packing.count_work(batch, patches)
 
 
 def describe(axis: str, points: Sequence[Point]) -> tuple[str, Fit]:

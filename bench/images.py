@@ -91,11 +91,7 @@ def variants(folder: pathlib.Path) -> dict[str, Read]:
   """Return the ways to read a file of the folder, Pillow alone first."""
   ours = {
     decoder: images.Pictures(
-      folder,
-      image_size=SIDE,
-      resample="bicubic",
-      max_pixels=images.MAX_PIXELS,
-      decoder=decoder,
+      folder, images.ImageSpec(SIDE, decoder=decoder)
     ).read
     for decoder in decoders.NAMES
   }

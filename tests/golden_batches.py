@@ -24,7 +24,7 @@ import numpy as np
 
 from pivot_jax import sharding
 from pivot_jax.data import __main__ as data_command
-from pivot_jax.data import chat, feed, opener, packing
+from pivot_jax.data import chat, feed, opener, packing, streams
 from pivot_jax.data.tokenizer import load_tokenizer
 from pivot_jax.errors import InputError
 from pivot_jax.weights import checkpoint, export
@@ -164,9 +164,9 @@ def batches(reading: Reading) -> list[int]:
 def crc(batch: packing.Batch) -> int:
   """Return a CRC32 of names, types, shapes and bytes of a batch's arrays."""
   value = 0
-  for field in dataclasses.fields(batch):
-    array = np.asarray(jax.device_get(vars(batch)[field.name]))
-    head = f"{field.name} {array.dtype} {array.shape}"
+  for name, field in batch._asdict().items():
+    array = np.asarray(jax.device_get(field))
+    head = f"{name} {array.dtype} {array.shape}"
     value = zlib.crc32(head.encode(), value)
     value = zlib.crc32(array.tobytes(), value)
   return value
@@ -239,7 +239,7 @@ def opened(
     max_length=2048,
     long=opener.long_rows("auto", [spec for spec, _ in parts]),
   )
-  return opener.open_stream(parts, coder, seed=11), coder
+  return streams.open_stream(parts, coder, seed=11), coder
 
 
 def toy() -> pathlib.Path:

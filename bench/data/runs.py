@@ -21,8 +21,10 @@ from pivot_jax.data import (
   lengths,
   opener,
   packing,
+  rows,
   streams,
 )
+from pivot_jax.data.scenes import scenes
 from pivot_jax.data.sources import mmpr, mmpr_choice
 from pivot_jax.data.tokenizer import load_tokenizer
 from pivot_jax.weights import checkpoint
@@ -65,7 +67,7 @@ def size_of(kind: str, path: pathlib.Path) -> int:
   return sum(p.stat().st_size for p in path.parent.glob("annotations/*"))
 
 
-def open_source(kind: str, path: pathlib.Path) -> Any:
+def open_source(kind: str, path: pathlib.Path) -> rows.Source:
   """Open the source as a stream does."""
   how = {"image_size": IMAGE, "resample": "bicubic"}
   return opener.open_source({"kind": kind, "path": str(path)} | how)
@@ -163,34 +165,23 @@ def _children() -> float:
   return times.children_user + times.children_system
 
 
-class Unseen:
+class Unseen(rows.View):
   """A source whose images are one black pixel each, so that none is read."""
 
-  def __init__(self, source: Any):
-    self._source = source
+  def __init__(self, source: rows.Source):
+    super().__init__(source, range(len(source)))
     self._pixel = np.zeros((1, 1, 3), np.uint8)
 
-  def __len__(self) -> int:
-    return len(self._source)
-
-  def __getitem__(self, row: int) -> dict[str, Any]:
-    found = self._source.text(row)
+  def __getitem__(self, index: int) -> rows.Row:
+    found = self.text(index)
     return found | {"image": None if found["image"] is None else self._pixel}
-
-  def text(self, row: int) -> dict[str, Any]:
-    """Return a row without its pixels."""
-    return self._source.text(row)
-
-  def name(self, row: int) -> str:
-    """Return where a row stands."""
-    return self._source.name(row)
 
 
 def _stream(kind, path, tokenizer, *, pixels: bool):
   coder = make_coder(kind, tokenizer, pixels=pixels)
   if pixels:
     spec = {"kind": kind, "path": str(path)}
-    return opener.open_stream([(spec, 1.0)], coder, seed=0), coder
+    return streams.open_stream([(spec, 1.0)], coder, seed=0), coder
   source = Unseen(open_source(kind, path))
   return streams.Stream([(source, 1.0)], coder, seed=0), coder
 
@@ -268,16 +259,6 @@ def choose(way: str, path: pathlib.Path, tokenizer: str, *, size: int) -> Found:
   }
 
 
-class _Counted:
-  """A source that only knows how long it is."""
-
-  def __init__(self, size: int):
-    self._size = size
-
-  def __len__(self) -> int:
-    return self._size
-
-
 def drawn_table(rows: int) -> lengths.Table:
   """Return sizes of conversations, log-normal, a tenth of them text alone."""
   rng = np.random.default_rng(3)
@@ -298,7 +279,9 @@ def lay_out(*, batch: int, steps: int) -> Found:
   rows = batch * steps
   table = drawn_table(rows)
   coder = make_coder("llava", "package:toy", pixels=True)
-  stream = streams.Stream([(_Counted(rows), 1.0)], coder, seed=0)
+  stream = streams.Stream(
+    [(scenes.Scenes(task="text", size=rows), 1.0)], coder, seed=0
+  )
   start = resident()
   with Timer() as ordering:
     sizes = [table.size(stream.place(i)[1]) for i in range(rows)]

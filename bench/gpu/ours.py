@@ -26,7 +26,6 @@ from bench.gpu import sizes
 from bench.update import ladder, ours
 from pivot_jax import sharding, trees
 from pivot_jax.data import packing
-from pivot_jax.data import work as counting
 from pivot_jax.models import layers, mllm, qwen2, vit
 from pivot_jax.training import (
   flops,
@@ -342,7 +341,7 @@ def work(workload: str, *, tiny: bool) -> dict[str, float]:
   data = sizes.data(workload, tiny=tiny)
   model = model_of(data, layers.Compute())
   shapes = jax.eval_shape(functools.partial(mllm.init_params, model), _key())
-  found = counting.count(packed(data), data.patches)
+  found = packing.count_work(packed(data), data.patches)
   paths = list(trees.flatten(shapes))
   return {
     "examples": len(data.prompt),

@@ -11,11 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from pivot_jax.data import chat, framing, images, packing
+from pivot_jax.data import chat, framing, images, packing, rows
 from pivot_jax.data.sources import records
 from pivot_jax.errors import InputError
 
-Row = Mapping[str, Any]
 # Of each pair by its id: log-probabilities of its answers, CRC of its tokens.
 Reference = Mapping[str, tuple[tuple[float, float], str]]
 
@@ -28,7 +27,7 @@ class TooLongError(InputError):
 
 @dataclasses.dataclass(frozen=True)
 class Coder:
-  """How a row becomes an example.
+  """The way from a row to an example.
 
   pairs: chosen and rejected are two branches; otherwise a preference row is a
     conversation that ends in its chosen answer. A row with lists of chosen and
@@ -53,15 +52,15 @@ class Coder:
   long: str = "error"
   framed: bool = False
 
-  def encode(self, row: Row) -> chat.Encoded:
+  def encode(self, row: rows.Row) -> chat.Encoded:
     """Return the tokens of a row; raises InputError without its name."""
     return self._learnt(self._encode(row), row)
 
-  def example(self, row: Row, *, pixels: bool = True) -> packing.Example:
+  def example(self, row: rows.Row, *, pixels: bool = True) -> packing.Example:
     """Return a row as an example; without pixels, stand-ins of one pixel.
 
     Both answers of a pair are held to the limit, also where only the chosen one
-    is learnt: SFT and DPO leave out, or cut, the same rows.
+    is learnt: SFT and DPO skip, or cut, the same rows.
 
     Raises:
       TooLongError: it is over the limit.
@@ -78,7 +77,7 @@ class Coder:
       **self._learnt(encoded, row)._asdict(),
     )
 
-  def _encode(self, row: Row) -> chat.Encoded:
+  def _encode(self, row: rows.Row) -> chat.Encoded:
     """Return a conversation, or a prompt with both answers of each pair."""
     style: dict[str, Any] = dict(
       template=self.template,
@@ -103,10 +102,10 @@ class Coder:
       answer_targets=tuple(t for p in pairs for t in p.answer_targets),
     )
 
-  def _talks(self, row: Row) -> bool:
+  def _talks(self, row: rows.Row) -> bool:
     return "conversations" in row and not self.pairs
 
-  def _learnt(self, encoded: chat.Encoded, row: Row) -> chat.Encoded:
+  def _learnt(self, encoded: chat.Encoded, row: rows.Row) -> chat.Encoded:
     """Leave out what this objective does not learn of a pair."""
     if self._talks(row):
       return encoded
@@ -119,7 +118,7 @@ class Coder:
       answers=encoded.answers[::2], answer_targets=encoded.answer_targets[::2]
     )
 
-  def pixels(self, image: Any) -> tuple[np.ndarray, ...]:
+  def pixels(self, image: records.Shown) -> tuple[np.ndarray, ...]:
     """Return the images of a row at the size that the encoder reads.
 
     Several are padded to squares first (paper 1.3).
@@ -134,7 +133,7 @@ class Coder:
       for one in found
     )
 
-  def _fit(self, encoded: chat.Encoded, row: Row) -> chat.Encoded:
+  def _fit(self, encoded: chat.Encoded, row: rows.Row) -> chat.Encoded:
     prompt = packing.expanded(encoded.prompt, self.patches)
     longest = prompt + max(
       packing.expanded(answer, self.patches) for answer in encoded.answers
@@ -171,12 +170,12 @@ def _several(field: Any) -> list[Any]:
   return field if isinstance(field, list) else [field]
 
 
-def blank(row: Row) -> tuple[np.ndarray, ...]:
+def blank(row: rows.Row) -> tuple[np.ndarray, ...]:
   """Return stand-ins of one black pixel for the images of a row."""
   return (np.zeros((1, 1, 3), np.uint8),) * len(records.listed(row["image"]))
 
 
-def check_fields(row: Row, *names: str) -> None:
+def check_fields(row: rows.Row, *names: str) -> None:
   """Raise InputError for the first field that a row lacks."""
   missing = [name for name in names if name not in row]
   if missing:

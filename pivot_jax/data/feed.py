@@ -14,15 +14,21 @@ import itertools
 import os
 import zlib
 from collections.abc import Generator, Mapping, Sequence
-from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
 from pivot_jax import sharding
-from pivot_jax.data import chat, coders, images, layouts, packing, streams
-from pivot_jax.data import work as counting
+from pivot_jax.data import (
+  chat,
+  coders,
+  images,
+  layouts,
+  packing,
+  rows,
+  streams,
+)
 from pivot_jax.data.sources import records
 from pivot_jax.errors import InputError
 
@@ -34,20 +40,20 @@ Stream = streams.Stream
 class Update:
   """A placed batch with what the host knows of it.
 
-  `work` counts what its rows hold, those of other processes taken to be like
-  this one's. `digest` is a CRC32 of the ids and of each row's prompt and first answer: equal
-  for two objectives that see the same rows.
+  `work` counts the content of its rows, those of other processes taken to be
+  like this one's. `digest` is a CRC32 of the ids and of each row's prompt and
+  first answer: equal for two objectives that see the same rows.
   """
 
   batch: packing.Batch
   ids: tuple[str, ...]
   digest: int
-  work: counting.Work = counting.Work()
+  work: packing.Work = packing.Work()
 
 
 @dataclasses.dataclass(frozen=True)
 class Share:
-  """Which part of every update this process reads: `index` of `count` equal."""
+  """The part of every update that this process reads: `index` of `count`."""
 
   index: int = 0
   count: int = 1
@@ -123,7 +129,9 @@ def choose_layout(
   )
 
 
-def _rows_of_one(coder, pack, batch: int, shards: int) -> packing.Layout:
+def _rows_of_one(
+  coder: Coder, pack: Mapping[str, int], batch: int, shards: int
+) -> packing.Layout:
   if batch % shards:
     raise InputError(
       f"batch={batch} does not divide over {shards} row shards (devices x "
@@ -198,13 +206,13 @@ def updates(
         local,
         sft_group=sft_group,
         share=1 / share.count,
-        **_totals(stream, whole, share, members),
+        **_totals(stream, whole, share),
       )
       ids = tuple(example.id for example in members)
       said = [coders.crc(e.prompt, *e.answers[:1]) for e in members]
       digest = zlib.crc32(" ".join((*ids, *said)).encode())
       # Shares differ little, and a rate needs no exchange between processes.
-      work = counting.count(packed, layout.patches).times(share.count)
+      work = packing.count_work(packed, layout.patches).times(share.count)
       yield Update(sharding.place_rows(packed, mesh), ids, digest, work)
 
 
@@ -221,7 +229,7 @@ def threads(workers: int) -> int:
   return min(16, os.cpu_count() or 1) if workers < 0 else workers
 
 
-def _totals(stream, whole: range, share: Share, members) -> dict[str, int]:
+def _totals(stream: Stream, whole: range, share: Share) -> dict[str, int]:
   """Return the pairs and targets of a whole update."""
   if share.count == 1:
     return {}
@@ -232,7 +240,7 @@ def _totals(stream, whole: range, share: Share, members) -> dict[str, int]:
   )
 
 
-def longest_prompt(source: Any, coder: Coder, patches: int) -> int:
+def longest_prompt(source: rows.Source, coder: Coder, patches: int) -> int:
   """Return the tokens of the longest generation prompt of a source."""
   return max(
     packing.length(_prompt(source, i, coder, pixels=False), patches)
@@ -241,7 +249,7 @@ def longest_prompt(source: Any, coder: Coder, patches: int) -> int:
 
 
 def prompts(
-  source: Any,
+  source: rows.Source,
   indices: Sequence[int],
   coder: Coder,
   *,
@@ -266,7 +274,9 @@ def prompts(
   return packing.pack_in_order(found, layout)
 
 
-def _prompt(source, index, coder, *, pixels: bool = True) -> packing.Example:
+def _prompt(
+  source: rows.Source, index: int, coder: Coder, *, pixels: bool = True
+) -> packing.Example:
   row = source[index] if pixels else source.text(index)
   with records.located(source.name(index)):
     coders.check_fields(row, "question")
@@ -280,25 +290,31 @@ def _prompt(source, index, coder, *, pixels: bool = True) -> packing.Example:
   return packing.Example(id=row["id"], images=shown, **encoded._asdict())
 
 
-def images_and_labels(source: Any, image_size: int, resample: str = "bicubic"):
-  """Return (uint8 [N, H, W, 3], int [N]) of a classification source."""
-  rows = [source[index] for index in range(len(source))]
-  stacked = _stack([row["image"] for row in rows], image_size, resample)
-  return stacked, np.asarray([row["label"] for row in rows], np.int32)
+def images_and_labels(
+  source: rows.Source, image_size: int, resample: str = "bicubic"
+) -> tuple[np.ndarray, np.ndarray]:
+  """Return (uint8 [N, H, W, 3], int32 [N]) of a classification source."""
+  found = [source[index] for index in range(len(source))]
+  stacked = _stack([row["image"] for row in found], image_size, resample)
+  return stacked, np.asarray([row["label"] for row in found], np.int32)
 
 
-def images_and_maps(source: Any, image_size: int, resample: str = "bicubic"):
+def images_and_maps(
+  source: rows.Source, image_size: int, resample: str = "bicubic"
+) -> tuple[np.ndarray, np.ndarray]:
   """Return (uint8 [N, H, W, 3], int32 [N, H, W]) of a segmentation source."""
-  rows = [source[index] for index in range(len(source))]
-  stacked = _stack([row["image"] for row in rows], image_size, resample)
+  found = [source[index] for index in range(len(source))]
+  stacked = _stack([row["image"] for row in found], image_size, resample)
   maps = [
     images.resize_labels(row["labels"], image_size, resample=resample)
-    for row in rows
+    for row in found
   ]
   return stacked, np.stack(maps).astype(np.int32)
 
 
-def _stack(pictures, size, resample):
+def _stack(
+  pictures: Sequence[np.ndarray], size: int, resample: str
+) -> np.ndarray:
   return np.stack(
     [images.resize(picture, size, resample=resample) for picture in pictures]
   )

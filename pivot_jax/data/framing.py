@@ -1,8 +1,7 @@
-"""How a picture becomes square: squashed, scaled and cropped, or padded.
+"""Makes pictures square: squashes, scales and crops, or pads them.
 
-Here are the words of a `resample` setting and the pixels they stand for:
-Pillow's filters on uint8, and sides rounded as transformers' processors round
-them. Files and colours are not known here (`images.py`).
+A `resample` setting names the way: Pillow's filters on uint8, and sides rounded
+as transformers' processors round them. `images.py` reads files and colours.
 
 Axes: h, w height and width in pixels; S the side of the square.
 """
@@ -175,7 +174,7 @@ def _padded(image: Image.Image) -> Image.Image:
   if max(image.size) ** 2 > _MAX_COVERED:
     raise InputError(
       f"an image of {image.width}x{image.height} pixels would be padded to a"
-      f" square of {max(image.size)}; leave it out, or show it alone"
+      f" square of {max(image.size)}; skip it, or show it alone"
     )
   square = Image.new("RGB", (max(image.size), max(image.size)), _GREY)
   square.paste(image, _margins(*image.size))
@@ -204,7 +203,7 @@ def _squash_or_crop(
   if covered[0] * covered[1] > _MAX_COVERED:
     raise InputError(
       f"an image of {of[0]}x{of[1]} pixels would grow to"
-      f" {covered[0]}x{covered[1]} before its centre is cut out; leave it out"
+      f" {covered[0]}x{covered[1]} before its centre is cut out; skip it"
       " or take a resample without crop_"
     )
   left, top = ((side - size) // 2 for side in covered)

@@ -6,25 +6,23 @@ asked for.
 """
 
 import zlib
-from typing import Any
 
 import numpy as np
 
 from pivot_jax import texts
+from pivot_jax.data import rows
 from pivot_jax.data.sources import records
 from pivot_jax.errors import InputError
 
 
-class Grouped:
-  """A preference source by groups, in the order of their first pairs.
+class Grouped(rows.View):
+  """A preference source by groups: a view of their first pairs, joined.
 
   `chosen` and `rejected` are lists, and `pair_ids` what each pair is called. A
   group of more than `most` pairs is cut into several.
   """
 
-  kind = "preference"
-
-  def __init__(self, source: Any, most: int = 4):
+  def __init__(self, source: rows.Source, most: int = 4):
     """Read every row once, as text.
 
     Raises:
@@ -32,7 +30,6 @@ class Grouped:
     """
     if most < 1:
       raise InputError(f"group: {most} pairs at most; give 1 or more")
-    self._source = source
     found: dict[int, list[list[int]]] = {}
     groups: list[list[int]] = []
     if source.kind != "preference":
@@ -53,34 +50,24 @@ class Grouped:
         groups.append(group)
     self._starts = np.cumsum([0, *map(len, groups)])
     self._rows = np.concatenate(groups)
+    super().__init__(source, self._rows[self._starts[:-1]])
 
-  def __len__(self) -> int:
-    return len(self._starts) - 1
-
-  def __getitem__(self, index: int) -> dict[str, Any]:
+  def __getitem__(self, index: int) -> rows.Row:
     """Return a group with the image of its first pair."""
-    return self._joined(index, self._source[self._members(index)[0]])
+    return self._joined(index, super().__getitem__(index))
 
-  def text(self, index: int) -> dict[str, Any]:
+  def text(self, index: int) -> rows.Row:
     """Return a group without decoding its image."""
-    return self._joined(index, self._source.text(self._members(index)[0]))
-
-  def name(self, index: int) -> str:
-    """Return where the first pair of a group stands."""
-    return self._source.name(self._members(index)[0])
-
-  def encoded(self, index: int) -> tuple[bytes, ...]:
-    """Return the bytes of a group's image files."""
-    return self._source.encoded(self._members(index)[0])
+    return self._joined(index, super().text(index))
 
   def check_row(self, index: int) -> None:
     """Raise for a pair with a wrong field, or an image not in place."""
     for member in self._members(index):
-      self._source.check_row(member)
+      self.source.check_row(member)
 
   def stamp(self) -> str:
-    """Return what tells the source and how it is grouped."""
-    inner = self._source.stamp()
+    """Return the source's stamp with a CRC32 of the groups."""
+    inner = self.source.stamp()
     groups = zlib.crc32(self._rows.tobytes() + self._starts.tobytes())
     return inner and f"{inner} {groups:08x}"
 
@@ -89,17 +76,17 @@ class Grouped:
       raise IndexError(index)
     return self._rows[self._starts[index] : self._starts[index + 1]].tolist()
 
-  def _joined(self, index: int, first: dict[str, Any]) -> dict[str, Any]:
-    rows = [first, *map(self._source.text, self._members(index)[1:])]
+  def _joined(self, index: int, first: rows.Row) -> rows.Row:
+    pairs = [first, *map(self.source.text, self._members(index)[1:])]
     return first | {
-      "chosen": [row["chosen"] for row in rows],
-      "rejected": [row["rejected"] for row in rows],
-      "pair_ids": [row["id"] for row in rows],
+      "chosen": [pair["chosen"] for pair in pairs],
+      "rejected": [pair["rejected"] for pair in pairs],
+      "pair_ids": [pair["id"] for pair in pairs],
     }
 
 
-def _key(source: Any, index: int) -> tuple[int | None, dict[str, Any]]:
-  """Return a hash of what a pair shares, None for one that is left alone."""
+def _key(source: rows.Source, index: int) -> tuple[int | None, rows.Row]:
+  """Return a hash of image and question, None for a pair that stays alone."""
   try:
     row = source.text(index)
   except InputError:
@@ -116,7 +103,7 @@ def _key(source: Any, index: int) -> tuple[int | None, dict[str, Any]]:
   return hash((str(row["image"]), texts.canonical(row["question"]))), row
 
 
-def _shared(one: dict[str, Any], other: dict[str, Any]) -> bool:
+def _shared(one: rows.Row, other: rows.Row) -> bool:
   # Images are paths that are opened, and so are compared as they are.
   asked = [texts.canonical(row["question"]) for row in (one, other)]
   return one["image"] == other["image"] and asked[0] == asked[1]

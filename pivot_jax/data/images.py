@@ -3,14 +3,14 @@
 Decoding and resampling are Pillow's on uint8, as in the paper's code, unless
 another of `decoders.py` is named; scaling to [-1, 1] happens on the device. An
 image file is never trusted: its size is limited before it is decoded, and a
-row's path cannot leave the image root. It knows nothing of rows: errors name
-the path, and the source adds the row. How an image is made square is
-`framing.py`'s.
+row's path cannot leave the image root. Errors name the path, and the source
+adds the row. `framing.py` makes images square.
 
 Axes: H, W height and width in pixels.
 """
 
 import contextlib
+import dataclasses
 import io
 import os
 import pathlib
@@ -24,7 +24,6 @@ from jaxtyping import Int32, UInt8
 from PIL import Image
 
 from pivot_jax.data import decoders, framing
-from pivot_jax.data.sources import places
 from pivot_jax.errors import InputError
 
 MAX_PIXELS = 50_000_000
@@ -39,7 +38,6 @@ Image.init()
 
 parse_resample = framing.parse_resample
 resize = framing.resize
-resolve = places.resolve
 resize_labels = framing.resize_labels
 
 _BOMB = (Image.DecompressionBombError, Image.DecompressionBombWarning)
@@ -164,25 +162,44 @@ def preprocess(
   return np.stack(squares) if squares else np.zeros((0, size, size, 3), "uint8")
 
 
-class Pictures:
-  """Opens the images of a source at the size that the source was given."""
+@dataclasses.dataclass(frozen=True)
+class ImageSpec:
+  """The form in which a source gives its images.
 
-  def __init__(
-    self,
-    root: str | os.PathLike,
-    *,
-    image_size: int | None,
-    resample: str,
-    max_pixels: int,
-    decoder: str = "pil",
-  ):
-    parse_resample(resample)
-    decoders.check(decoder)
+  image_size: side of the squares, None for each image's own size.
+  resample: see `framing.parse_resample`.
+  max_pixels: a larger image is refused.
+  decoder: see `decoders.py`.
+
+  Raises:
+    InputError: an unknown resample or decoder.
+  """
+
+  image_size: int | None = None
+  resample: str = "bicubic"
+  max_pixels: int = MAX_PIXELS
+  decoder: str = "pil"
+
+  def __post_init__(self):
+    parse_resample(self.resample)
+    decoders.check(self.decoder)
+
+
+# Images at their own size, as their files have them.
+AS_THEY_ARE = ImageSpec()
+
+
+class Pictures:
+  """Opens the images of a source, each in the form of its `ImageSpec`.
+
+  Attributes:
+    root: the folder that paths are relative to.
+    spec: the form.
+  """
+
+  def __init__(self, root: str | os.PathLike, spec: ImageSpec = AS_THEY_ARE):
     self.root = pathlib.Path(root)
-    self.size = image_size
-    self.resample = resample
-    self.max_pixels = max_pixels
-    self.decoder = decoder
+    self.spec = spec
 
   def read(self, relative: str) -> np.ndarray:
     return self._read(relative, pad=False)
@@ -200,11 +217,9 @@ class Pictures:
     return self.read_many(image) if several else self.read(image)
 
   def read_native(self, relative: str) -> np.ndarray:
+    """Read an image at its own size."""
     path = resolve(self.root, relative)
-    data = _read_bytes(path)
-    return decode(
-      data, name=str(path), max_pixels=self.max_pixels, decoder=self.decoder
-    )
+    return self.decode_native(_read_bytes(path), name=str(path))
 
   def read_bytes(self, relative: str) -> bytes:
     """Return an image's file as it is on disk."""
@@ -212,29 +227,123 @@ class Pictures:
 
   def decode(self, data: bytes, *, name: str, pad: bool = False) -> np.ndarray:
     """Decode an image's file as `read` does, padded to a square or not."""
+    spec = self.spec
     return decode(
       data,
       name=name,
-      max_pixels=self.max_pixels,
-      size=self.size,
-      resample=self.resample,
-      decoder=self.decoder,
+      max_pixels=spec.max_pixels,
+      size=spec.image_size,
+      resample=spec.resample,
+      decoder=spec.decoder,
       pad=pad,
     )
 
-  def fit(self, image: np.ndarray) -> np.ndarray:
-    if self.size is None:
-      return image
-    return resize(image, self.size, resample=self.resample)
+  def decode_row(
+    self, files: Sequence[bytes]
+  ) -> None | np.ndarray | list[np.ndarray]:
+    """Decode the images of a row: none, one, or a list of several.
 
-  def fit_labels(self, labels: np.ndarray) -> np.ndarray:
-    if self.size is None:
-      return labels
-    return resize_labels(labels, self.size, resample=self.resample)
+    Of several each is padded to a square, as `read_many` does.
+    """
+    if len(files) < 2:
+      return self.decode(files[0], name="image") if files else None
+    return [
+      self.decode(data, name=f"image[{i}]", pad=True)
+      for i, data in enumerate(files)
+    ]
+
+  def decode_native(self, data: bytes, *, name: str) -> np.ndarray:
+    """Decode an image's file at its own size."""
+    return decode(
+      data,
+      name=name,
+      max_pixels=self.spec.max_pixels,
+      decoder=self.spec.decoder,
+    )
+
+  def fit_labeled(
+    self,
+    image: UInt8[np.ndarray, "H W 3"],
+    labels: Int32[np.ndarray, "h w"],
+    *,
+    name: str,
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """Return an image and its label map at the size of the spec.
+
+    Args:
+      image: at its own size.
+      labels: as large as the image, which is checked.
+      name: the label map's name in messages.
+    """
+    check_same_size(labels.shape[::-1], image.shape[1::-1], name=name)
+    size, resample = self.spec.image_size, self.spec.resample
+    if size is None:
+      return image, labels
+    return (
+      resize(image, size, resample=resample),
+      resize_labels(labels, size, resample=resample),
+    )
 
   def _read(self, relative: str, *, pad: bool) -> np.ndarray:
     path = resolve(self.root, relative)
     return self.decode(_read_bytes(path), name=str(path), pad=pad)
+
+
+def check_same_size(
+  labels: Sequence[int], image: Sequence[int], *, name: str
+) -> None:
+  """Raise unless a label map is as large as its image, both (W, H)."""
+  if tuple(labels) != tuple(image):
+    raise InputError(
+      f"{name}: the label map is {labels[0]}x{labels[1]} pixels, its image"
+      f" {image[0]}x{image[1]}"
+    )
+
+
+def resolve(root: str | os.PathLike, relative: str) -> pathlib.Path:
+  """Return the file `relative` names inside `root`, and only there.
+
+  Raises:
+    InputError: an absolute path, a URL, `..`, a symbolic link that leads out
+      of `root`, or no such file.
+  """
+  if not isinstance(relative, str) or not relative or "\0" in relative:
+    raise InputError(f"image: {relative!r} is not a path", kind="missing_image")
+  if "://" in relative or relative.startswith("data:"):
+    raise InputError(
+      f"image: {relative!r} is a URL; download it into the image root",
+      kind="outside_root",
+    )
+  # Both kinds of path, so that a data set means the same on every system.
+  kinds = (pathlib.PurePosixPath(relative), pathlib.PureWindowsPath(relative))
+  if any(path.anchor or ".." in path.parts for path in kinds):
+    raise InputError(
+      f"image: {relative!r} escapes the image root; use a relative path",
+      kind="outside_root",
+    )
+  root = pathlib.Path(root)
+  path = root / relative
+  try:
+    real = path.resolve()
+    if not real.is_relative_to(root.resolve()):
+      raise InputError(
+        f"image: {relative!r} escapes the image root by a link",
+        kind="outside_root",
+      )
+    found = real.is_file()
+  except (OSError, RuntimeError) as error:  # A loop of links, a long name.
+    raise InputError(
+      f"image: {path}: {reason(error)}", kind="missing_image"
+    ) from None
+  if not found:
+    raise InputError(f"image: {path}: no such file", kind="missing_image")
+  return path
+
+
+def reason(error: BaseException) -> str:
+  """Return the words of an error, in one line."""
+  text = str(error.strerror or error) if isinstance(error, OSError) else None
+  return " ".join((text or str(error) or type(error).__name__).split())
 
 
 def _read_bytes(path: str | os.PathLike) -> bytes:
@@ -244,7 +353,7 @@ def _read_bytes(path: str | os.PathLike) -> bytes:
       size = os.fstat(file.fileno()).st_size
       data = file.read(min(size, MAX_BYTES) + 1)
   except OSError as error:
-    raise InputError(f"{path}: {places.reason(error)}") from None
+    raise InputError(f"{path}: {reason(error)}") from None
   if not data:
     raise InputError(f"{path}: the image file is empty")
   if len(data) > MAX_BYTES:
@@ -300,12 +409,12 @@ def _refusing(name: str, length: int, formats: tuple[str, ...]):
     raise InputError(f"{name}: not a readable image ({kinds})") from None
   except _BOMB as error:
     raise InputError(
-      f"{name}: cannot decode the image ({length} bytes): {places.reason(error)}",
+      f"{name}: cannot decode the image ({length} bytes): {reason(error)}",
       kind="too_many_pixels",
     ) from None
   except _UNREADABLE as error:
     raise InputError(
-      f"{name}: cannot decode the image ({length} bytes): {places.reason(error)}"
+      f"{name}: cannot decode the image ({length} bytes): {reason(error)}"
     ) from None
 
 
@@ -331,7 +440,7 @@ def _pixels(
     image.load()
   except _UNREADABLE as error:
     raise InputError(
-      f"{name}: cannot decode the image: {places.reason(error)}"
+      f"{name}: cannot decode the image: {reason(error)}"
     ) from None
   return np.array(_rgb(image, name))
 

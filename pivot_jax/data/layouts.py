@@ -1,8 +1,8 @@
-"""Which examples share a row: two budgets, tokens and images, one shape.
+"""Places examples in rows: two budgets, tokens and images, one shape.
 
-It knows what an example takes (`Size`), and nothing of what it holds.
-`layout_for` finds the smallest rows that hold a whole run, `place` who lies
-where in one update; both decide alike.
+Works on sizes only, never on tokens. `layout_for` finds the smallest rows that
+hold a whole run, `place` the row of each example of one update; both decide
+alike.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ _NEVER = np.iinfo(np.int64).max
 
 
 class Size(NamedTuple):
-  """What an example takes in a row.
+  """The size of an example in a row.
 
   tokens: prompt and all answers, images expanded. sequence: the prompt and the
   longest answer. images: encoded for it. answers: its sequences, 1 or more.
@@ -287,8 +287,8 @@ def _exchange(weights, row_of, loads, limits: _Limits) -> bool:
   theirs = np.flatnonzero(row_of != over)
   # An exchange for nothing is a move into a row.
   rows = np.r_[row_of[theirs], np.arange(len(loads))]
-  given = np.r_[weights[theirs], np.zeros((len(loads), 3), np.int64)]
-  change = given[None] - weights[mine][:, None]
+  taken = np.r_[weights[theirs], np.zeros((len(loads), 3), np.int64)]
+  change = taken[None] - weights[mine][:, None]
   here, there = loads[over] + change, loads[rows][None] - change
   fits = (here[..., 1:] <= limits[1:]).all(-1) & (
     there[..., 1:] <= limits[1:]

@@ -1,4 +1,4 @@
-"""What each row of a source takes, in tokens and images, read once.
+"""The size of each row of a source, in tokens and images, read once.
 
 A run of millions of rows is laid out from these tables alone. Rows are read as
 text, by several processes where there are many; a table of a source that is
@@ -19,12 +19,11 @@ import types
 from collections.abc import Iterator, Sequence
 from concurrent import futures
 from concurrent.futures import process
-from typing import Any
 
 import numpy as np
 import tqdm
 
-from pivot_jax.data import coders, layouts, packing
+from pivot_jax.data import coders, layouts, packing, rows
 from pivot_jax.data.sources import json_index
 from pivot_jax.errors import InputError
 
@@ -62,12 +61,12 @@ class Table:
 
 
 def measure(
-  source: Any, coder: coders.Coder, *, key: str = "", processes: int = 0
+  source: rows.Source, coder: coders.Coder, *, key: str = "", processes: int = 0
 ) -> Table:
   """Return the sizes of all rows of a source.
 
   Args:
-    key: what tells the source's content; "" keeps no table.
+    key: the source's stamp; "" keeps no table.
     processes: that read; 0 takes a process for each core.
   """
   place = _cache(key, coder) if key else None
@@ -85,11 +84,11 @@ def measure(
     total=size, desc="measuring rows", disable=None if size > _FEW else True
   )
   with bar:
-    for rows, part in _measured(source, coder, chunks, workers):
-      sizes[rows.start : rows.stop] = part.sizes
-      long.update({rows.start + i: why for i, why in part.long.items()})
-      bad.update({rows.start + i: why for i, why in part.bad.items()})
-      bar.update(len(rows))
+    for chunk, found in _measured(source, coder, chunks, workers):
+      sizes[chunk.start : chunk.stop] = found.sizes
+      long.update({chunk.start + i: why for i, why in found.long.items()})
+      bad.update({chunk.start + i: why for i, why in found.bad.items()})
+      bar.update(len(chunk))
   table = Table(sizes, long, bad)
   if place is not None:
     _write(place, table)
@@ -97,11 +96,14 @@ def measure(
 
 
 def _measured(
-  source, coder, chunks: Sequence[range], workers: int
+  source: rows.Source,
+  coder: coders.Coder,
+  chunks: Sequence[range],
+  workers: int,
 ) -> Iterator[tuple[range, Table]]:
   if workers == 1 or sum(map(len, chunks)) <= _FEW:
-    for rows in chunks:
-      yield rows, part(source, coder, rows)
+    for chunk in chunks:
+      yield chunk, part(source, coder, chunk)
     return
   with _pool(source, coder, workers) as pool:
     try:
@@ -115,7 +117,9 @@ def _measured(
       ) from None
 
 
-def _pool(source, coder, workers: int) -> futures.ProcessPoolExecutor:
+def _pool(
+  source: rows.Source, coder: coders.Coder, workers: int
+) -> futures.ProcessPoolExecutor:
   # Not forked: this process has threads.
   context = multiprocessing.get_context("spawn")
   return futures.ProcessPoolExecutor(workers, context, _start, (source, coder))
@@ -136,23 +140,25 @@ def _no_program() -> Iterator[None]:
     sys.modules["__main__"] = program
 
 
-_given: list[Any] = []
+# The source and the coder of a process that measures.
+_job: list[tuple[rows.Source, coders.Coder]] = []
 
 
-def _start(source, coder) -> None:
-  _given[:] = source, coder
+def _start(source: rows.Source, coder: coders.Coder) -> None:
+  _job[:] = [(source, coder)]
 
 
-def _part(rows: range) -> Table:
-  source, coder = _given
-  return part(source, coder, rows)
+def _part(chunk: range) -> Table:
+  return part(*_job[0], chunk)
 
 
-def part(source: Any, coder: coders.Coder, rows: Sequence[int]) -> Table:
+def part(
+  source: rows.Source, coder: coders.Coder, indices: Sequence[int]
+) -> Table:
   """Return the sizes of some rows, numbered from 0."""
-  sizes = np.zeros((len(rows), len(_FIELDS)), np.int32)
+  sizes = np.zeros((len(indices), len(_FIELDS)), np.int32)
   long, bad = {}, {}
-  for place, index in enumerate(rows):
+  for place, index in enumerate(indices):
     try:
       example = coder.example(source.text(index), pixels=False)
       sizes[place] = packing.size(example, coder.patches)

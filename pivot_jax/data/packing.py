@@ -88,6 +88,24 @@ class Example:
     return len(self.answers) // 2 if self.paired else 0
 
 
+@dataclasses.dataclass(frozen=True)
+class Work:
+  """The content of an update, however it is laid out: the basis of rates.
+
+  images: encoded once each. tokens: not padding, prompts counted once.
+  pairs: of a token and one that it may look at. targets: positions of the loss.
+  """
+
+  images: int = 0
+  tokens: int = 0
+  pairs: int = 0
+  targets: int = 0
+
+  def times(self, factor: int) -> "Work":
+    """Return that many times the work."""
+    return Work(*(factor * x for x in dataclasses.astuple(self)))
+
+
 def size(example: Example, patches: int) -> layouts.Size:
   """Return what an example takes in a row, its images expanded."""
   prompt = expanded(example.prompt, patches)
@@ -349,10 +367,10 @@ def empty(layout: Layout) -> Batch:
   rows, tokens = layout.rows, layout.tokens
   size = layout.image_size
 
-  def ints(*shape, fill=0):
+  def ints(*shape: int, fill: int = 0) -> np.ndarray:
     return np.full((rows, *shape), fill, np.int32)
 
-  def floats(*shape):
+  def floats(*shape: int) -> np.ndarray:
     return np.zeros((rows, *shape), np.float32)
 
   return Batch(
@@ -396,3 +414,15 @@ def check_length(example: Example, patches: int, limit: int) -> None:
 def expanded(tokens: np.ndarray, patches: int) -> int:
   """Return how many tokens these are with their images expanded."""
   return len(tokens) + int((tokens == IMAGE_TOKEN).sum()) * (patches - 1)
+
+
+def count_work(batch: Batch, patches: int) -> Work:
+  """Return the content of a batch of host arrays, without its padding."""
+  present = batch.segments > 0
+  return Work(
+    images=int((batch.image_index >= 0).sum()) // patches,
+    tokens=int(present.sum()),
+    # A token sees itself and as many before it as its position says.
+    pairs=int(((batch.positions + 1) * present).sum()),
+    targets=int((batch.loss_answer >= 0).sum()),
+  )

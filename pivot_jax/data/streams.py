@@ -1,8 +1,8 @@
 """Sources -> an endless, seeded, random-access order of examples.
 
-What lies at a position depends on the seed and the position alone: not on who
+The example at a position depends on the seed and the position alone: not on who
 reads, how many do, or where reading began. Rows that cannot be trained on are
-left out before the order is made, counted and named; an image that turns out
+skipped before the order is made, counted and named; an image that turns out
 unreadable takes its place without any weight, up to a number that is allowed.
 """
 
@@ -10,25 +10,56 @@ import dataclasses
 import logging
 import threading
 import zlib
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from pivot_jax.data import layouts, lengths, packing
+from pivot_jax.data import layouts, lengths, opener, packing
 from pivot_jax.data.coders import Coder, Reference, crc, with_reference
+from pivot_jax.data.rows import Row, Source
 from pivot_jax.data.sources import records
 from pivot_jax.errors import InputError
 
 LOG = logging.getLogger("pivot_jax")
 
-# What to do about a row that cannot be read.
+# The remedy for a row that cannot be read.
 REMEDY = (
   "`python -m pivot_jax.data check` finds all such rows, and `bad` (files.bad) "
-  "leaves them out"
+  "skips them"
 )
 # Examples that are read ahead by each thread.
 _AHEAD = 4
+
+
+def open_stream(
+  specs: Sequence[tuple[Mapping[str, Any], float]],
+  coder: Coder,
+  *,
+  seed: int,
+  reference: Reference | None = None,
+) -> "Stream":
+  """Return the stream of (entry, weight) pairs; see `Stream`.
+
+  The rows that a mixture takes of each file go to the log.
+
+  Images of files are brought to the coder's size where they are decoded, which
+  is where several are padded and a decoder may decode smaller.
+  """
+  how = dict(image_size=coder.image_size, resample=coder.resample)
+  framed = [spec["kind"] in opener.TEXTS for spec, _ in specs]
+  opened = [
+    opener.open_source(dict(spec) | how if inside else spec, logged=True)
+    for (spec, _), inside in zip(specs, framed, strict=True)
+  ]
+  return Stream(
+    [(one, weight) for one, (_, weight) in zip(opened, specs, strict=True)],
+    coder,
+    seed=seed,
+    reference=reference,
+    max_bad=[spec.get("max_bad", 0.0) for spec, _ in specs],
+    framed=framed,
+  )
 
 
 class Stream:
@@ -40,7 +71,7 @@ class Stream:
 
   def __init__(
     self,
-    parts: Sequence[tuple[Any, float]],
+    parts: Sequence[tuple[Source, float]],
     coder: Coder,
     *,
     seed: int,
@@ -72,7 +103,7 @@ class Stream:
     self._lock = threading.Lock()
     for part, share in enumerate(self.max_bad):
       if share or coder.long == "drop":
-        self._leave_out(part)
+        self._skip_unusable(part)
     # Here and not above: grain loads jax, 150 MB that a process which only
     # measures rows has no use for.
     import grain
@@ -96,7 +127,7 @@ class Stream:
 
   @property
   def counts(self) -> list[int]:
-    """How many rows of each source are trained on."""
+    """The number of rows of each source that are trained on."""
     return [self.rows(part) for part in range(len(self._sources))]
 
   def place(self, position: int) -> tuple[int, int]:
@@ -202,7 +233,7 @@ class Stream:
     )
     yield from found.to_iter_dataset(options)
 
-  def _encode(self, part: int, index: int, row: Any) -> packing.Example:
+  def _encode(self, part: int, index: int, row: Row) -> packing.Example:
     name = self._sources[part].name(index)
     with records.located(name):
       found = self._coder.example(row, pixels=False)
@@ -221,7 +252,7 @@ class Stream:
     )
 
   def _count(self, part: int, index: int, why: str) -> None:
-    """Note an unreadable row, and stops where there are too many."""
+    """Note an unreadable row; raise where there are too many."""
     with self._lock:
       bad = self._bad[part]
       if index in bad:
@@ -246,13 +277,13 @@ class Stream:
     self._tables[part] = table
     return table
 
-  def _leave_out(self, part: int) -> None:
-    """Measure all rows, and leaves out those that cannot be trained on."""
+  def _skip_unusable(self, part: int) -> None:
+    """Measure all rows, and skip those that cannot be trained on."""
     source, table = self._sources[part], self._measure(part)
     self._kept[part] = table.kept()
     if table.long and self._coder.long == "drop":
       LOG.warning(
-        "%d of %d rows are over max_length=%d and left out: %s",
+        "%d of %d rows are over max_length=%d and skipped: %s",
         len(table.long),
         len(source),
         self._coder.max_length,
@@ -262,7 +293,7 @@ class Stream:
     else:
       bad = table.bad | table.long
     for why in bad.values():
-      LOG.warning("left out: %s", why)
+      LOG.warning("skipped: %s", why)
     self._bad[part] = dict(bad)
     if bad:
       self._check_bad(part)

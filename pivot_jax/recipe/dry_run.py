@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from pivot_jax import addresses, trees
 from pivot_jax.data import opener
-from pivot_jax.data.sources import label_maps
+from pivot_jax.data.sources import folders
 from pivot_jax.data.tokenizer import load_tokenizer
 from pivot_jax.recipe import plan, run_folder
 from pivot_jax.stages import detach
@@ -46,7 +46,7 @@ def label_gaps(step: run_folder.Step) -> list[str]:
   found = []
   for name, _ in config.data:
     source = opener.open_source(config.sources[name].to_dict())
-    odd = label_maps.look(source, config.ignore)
+    odd = folders.sampled_label_gap(source, config.ignore)
     found += [f"warning: {name}: {odd}"] if odd else []
   return found
 

@@ -18,7 +18,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from pivot_jax import metrics, sharding, trees
-from pivot_jax.data import coders, feed, layouts, opener, packing
+from pivot_jax.data import coders, feed, layouts, opener, packing, streams
 from pivot_jax.models import layers
 from pivot_jax.training import loop, objectives, reference_logps
 from pivot_jax.weights import checkpoint
@@ -44,7 +44,7 @@ def run(
     max_length=config.max_length,
     long=opener.long_rows(config.long, [spec]),
   )
-  stream = opener.open_stream([(spec, 1.0)], coder, seed=config.data_seed)
+  stream = streams.open_stream([(spec, 1.0)], coder, seed=config.data_seed)
   mesh = sharding.make_mesh(config.mesh)
   with jax.set_mesh(mesh), layers.logical_rules(sharding.ACTIVATION_RULES):
     columns = _columns(config, model, coder, stream, mesh)

@@ -24,7 +24,7 @@ from ml_collections import ConfigDict
 
 from pivot_jax import errors, files, metrics, sharding
 from pivot_jax.data import feed, opener
-from pivot_jax.data.sources import label_maps
+from pivot_jax.data.sources import folders
 from pivot_jax.evals import segmentation
 from pivot_jax.models import heads, layers
 from pivot_jax.training import loop
@@ -249,7 +249,7 @@ def _counted(config: ConfigDict) -> ConfigDict:
     for index in range(len(source)):
       labels = np.unique(source[index]["labels"])
       found |= {*labels[labels != config.ignore].tolist()}
-  odd = label_maps.gap(found, config.ignore)
+  odd = folders.label_gap(found, config.ignore)
   if odd:
     LOG.warning("%s: %d classes: %s", config.name, max(found) + 1, odd)
   counted = config.copy_and_resolve_references()

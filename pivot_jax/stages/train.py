@@ -21,7 +21,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from pivot_jax import metrics, sharding, trees
-from pivot_jax.data import chat, coders, feed, opener, packing
+from pivot_jax.data import chat, coders, feed, opener, packing, streams
 from pivot_jax.data.tokenizer import load_tokenizer
 from pivot_jax.errors import InputError
 from pivot_jax.models import layers, mllm
@@ -94,7 +94,7 @@ def make_stream(
   logps: coders.Reference | None = None,
 ) -> feed.Stream:
   """Return the stage's stream; `data` is one name or (name, weight) pairs."""
-  return opener.open_stream(
+  return streams.open_stream(
     specs(config), coder, seed=config.data_seed, reference=logps
   )
 

@@ -11,7 +11,7 @@ import dataclasses
 import re
 from collections.abc import Sequence
 
-from pivot_jax.data import work as counting
+from pivot_jax.data import packing
 from pivot_jax.models import mllm, qwen2, vit
 
 # Peak of bfloat16 matrix products, without sparsity, in operations a second:
@@ -38,7 +38,7 @@ PEAKS: tuple[tuple[str, float], ...] = (
 
 
 def update(
-  model: mllm.MLLM, trainable: Sequence[str], work: counting.Work
+  model: mllm.MLLM, trainable: Sequence[str], work: packing.Work
 ) -> dict[str, int]:
   """Return the operations of an update by part: vision, projector, llm, head.
 
@@ -87,7 +87,7 @@ class _Part:
     return sum(self.kernels.values())
 
 
-def _parts(model: mllm.MLLM, work: counting.Work) -> dict[str, _Part]:
+def _parts(model: mllm.MLLM, work: packing.Work) -> dict[str, _Part]:
   """Return the parts in the order in which an update goes through them."""
   found = {}
   if model.vision is not None:
@@ -131,7 +131,7 @@ def _vision(config: vit.VisionConfig, images: int) -> _Part:
   )
 
 
-def _llm(config: qwen2.LLMConfig, work: counting.Work) -> _Part:
+def _llm(config: qwen2.LLMConfig, work: packing.Work) -> _Part:
   width, layers = config.hidden_size, config.num_hidden_layers
   queries = config.num_attention_heads * config.head_dim
   keys = config.num_key_value_heads * config.head_dim

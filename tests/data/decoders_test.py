@@ -136,17 +136,11 @@ def test_an_unknown_decoder_and_a_missing_package_are_named(
   for ask in (_pictures, lambda *_: _decoded(_saved(_noise()), "simplejpeg")):
     with pytest.raises(InputError, match="pivot_jax.fast-images"):
       ask(tmp_path, "simplejpeg")
-  assert _pictures(tmp_path, "pil_draft").decoder == "pil_draft"
+  assert _pictures(tmp_path, "pil_draft").spec.decoder == "pil_draft"
 
 
 def _pictures(root, decoder="pil", size=24):
-  return images.Pictures(
-    root,
-    image_size=size,
-    resample="bicubic",
-    max_pixels=images.MAX_PIXELS,
-    decoder=decoder,
-  )
+  return images.Pictures(root, images.ImageSpec(size, decoder=decoder))
 
 
 @pytest.mark.parametrize("decoder", decoders.NAMES)

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pivot_jax.data import coders, feed, lengths, opener
+from pivot_jax.data import coders, feed, lengths, streams
 from pivot_jax.data.scenes import scenes
 from pivot_jax.data.tokenizer import load_tokenizer
 from pivot_jax.errors import InputError
@@ -168,7 +168,7 @@ def spec(tmp_path):
 
 
 def opened(spec, how=None, **fields):
-  return opener.open_stream([(spec | fields, 1.0)], how or coder(), seed=0)
+  return streams.open_stream([(spec | fields, 1.0)], how or coder(), seed=0)
 
 
 def test_an_unreadable_image_is_an_error_unless_some_are_allowed(spec):
@@ -344,7 +344,7 @@ def test_a_void_row_needs_no_reference_and_a_seen_one_does(spec):
     for e in opened(spec, max_bad=0.2).examples(range(12))
     if not e.void
   }
-  found = opener.open_stream(
+  found = streams.open_stream(
     [(spec | dict(max_bad=0.2), 1.0)], coder(), seed=0, reference=seen
   )
   void = [e for e in found.examples(range(12)) if e.void]
@@ -359,7 +359,7 @@ def test_a_void_row_needs_no_reference_and_a_seen_one_does(spec):
 def test_a_share_of_bad_rows_is_each_source_s_own(spec):
   strict = spec | dict(max_bad=0.0)
   with pytest.raises(InputError, match=r"rows.jsonl:(4|9): "):
-    found = opener.open_stream(
+    found = streams.open_stream(
       [(strict, 1.0), (spec | dict(max_bad=0.9), 1.0)], coder(), seed=0
     )
     list(found.examples(range(24)))

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from pyarrow import parquet
 
-from pivot_jax.data import coders, open_path, opener
+from pivot_jax.data import coders, opener, streams
 from pivot_jax.data.sources import json_records, mmpr, records
 from pivot_jax.data.sources import parquet as parquet_source
 from pivot_jax.data.tokenizer import load_tokenizer
@@ -282,7 +282,7 @@ TOKENIZER = load_tokenizer(checkpoint.tokenizer_folder("package:toy"))
 
 def test_show_and_convert_refuse_the_row(folder):
   path = _write(folder / "pairs.jsonl", PAIR | {"img": "goat.png"})
-  _, source = open_path.open_path(path, images=str(folder / "images"))
+  source = opener.open_path(path, image_root=str(folder / "images"))
   shown = shown_rows.look(source, 0, shown_rows.Style(TOKENIZER))
   assert len(shown.errors) == 1 and "img: unknown" in shown.errors[0]
   with pytest.raises(InputError, match="img: unknown"):
@@ -307,7 +307,7 @@ def test_training_reads_images_and_stops_at_another_key(folder):
   def stream(**fields):
     path = _write(folder / "pairs.jsonl", PAIR | fields)
     parts = [(spec | {"path": str(path)}, 1.0)]
-    return opener.open_stream(parts, coder, seed=0)
+    return streams.open_stream(parts, coder, seed=0)
 
   assert stream(images=["goat.png"]).example(0).images[0].shape == (8, 8, 3)
   assert stream().example(0).images == ()

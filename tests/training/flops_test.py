@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from pivot_jax import trees
-from pivot_jax.data import packing, work
+from pivot_jax.data import packing
 from pivot_jax.models import layers, mllm, qwen2, vit
 from pivot_jax.training import flops, objectives
 
@@ -62,7 +62,7 @@ def _shapes():
 def _computed(batch):
   """Return the work that a program of this batch's shapes does, padding too."""
   rows, tokens = batch.tokens.shape
-  return work.Work(
+  return packing.Work(
     images=rows,
     tokens=rows * tokens,
     pairs=rows * tokens**2,
@@ -112,9 +112,9 @@ def test_a_frozen_part_costs_its_forward_pass_alone():
 
 def test_work_leaves_padding_out_and_counts_a_prompt_once():
   batch = _batch()
-  counted = work.count(batch, PATCHES)
+  counted = packing.count_work(batch, PATCHES)
   prompt, answer = 47 + PATCHES, 32
-  assert counted == work.Work(
+  assert counted == packing.Work(
     images=4,
     tokens=4 * (prompt + 2 * answer),
     pairs=4

@@ -5,55 +5,53 @@ record of `rows-*` is a row in msgpack: {"row": the fields but for the pixels,
 "images": the image files, byte for byte as they came}; of a segment row the
 label map's file follows the picture's. `texts-*` repeats the fields alone,
 {"row": ..., "images": their number}, so that what reads only texts (lengths,
-packing) does not read all images. `converting.py` is the command that writes.
+packing) does not read all images. `data convert` is the command that writes.
 """
 
 import functools
 import io
+import json
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import msgpack
 import numpy as np
 from PIL import Image
 
-from pivot_jax.data import images
-from pivot_jax.data.sources import (
-  array_record_folder,
-  embedded,
-  places,
-  records,
-)
+from pivot_jax.data import images, rows
+from pivot_jax.data.sources import records
 from pivot_jax.errors import InputError
 
-NAME, KINDS = array_record_folder.NAME, array_record_folder.KINDS
+NAME = "dataset.json"
+FORMAT, VERSION = "pivot_jax rows in ArrayRecord", 1
+KINDS = ("conversation", "preference", "eval", "classify", "segment")
+PARTS = ("rows", "texts")
 # One record a group, so that a random read decompresses no other.
 _OPTIONS = "group_size:1"
 
-Row = dict[str, Any]
+
+class Shard(NamedTuple):
+  """The number of rows of a shard, and the bytes of its files by name."""
+
+  rows: int
+  sizes: Mapping[str, int]
 
 
-@runtime_checkable
-class Source(Protocol):
-  """What `write` needs of a source; all of `sources.py` have it."""
+class Described(NamedTuple):
+  """The used content of `dataset.json`: one of `KINDS`, and the shards."""
 
-  def __len__(self) -> int: ...
-
-  def text(self, index: int) -> Row: ...
-
-  def name(self, index: int) -> str: ...
-
-  def encoded(self, index: int) -> tuple[bytes, ...]: ...
+  kind: str
+  shards: tuple[Shard, ...]
 
 
 class Written(NamedTuple):
-  """What `write` wrote: rows, bytes, and why rows were left out."""
+  """The outcome of `write`: rows, bytes, and the reason of each skipped row."""
 
   rows: int
   size: int
-  left_out: tuple[str, ...]
+  skipped: tuple[str, ...]
 
 
 class ArrayRecord:
@@ -69,12 +67,8 @@ class ArrayRecord:
 
   def __init__(
     self,
-    folder: str | os.PathLike,
-    *,
-    image_size: int | None = None,
-    resample: str = "bicubic",
-    max_pixels: int = images.MAX_PIXELS,
-    decoder: str = "pil",
+    path: str | os.PathLike,
+    image_spec: images.ImageSpec = images.AS_THEY_ARE,
   ):
     """Open a folder.
 
@@ -82,44 +76,36 @@ class ArrayRecord:
       InputError: no such folder, one that was written in part or by a later
         version, or a shard that is missing or cut.
     """
-    self.path = pathlib.Path(folder)
-    self._pictures = images.Pictures(
-      self.path,
-      image_size=image_size,
-      resample=resample,
-      max_pixels=max_pixels,
-      decoder=decoder,
-    )
-    self.kind, shards = array_record_folder.read(self.path)
+    self.path = pathlib.Path(path)
+    self._pictures = images.Pictures(self.path, image_spec)
+    self.kind, shards = read_description(self.path)
     self._rows = _opened(self.path, "rows", shards)
     self._texts = _opened(self.path, "texts", shards)
-    rows = [shard.rows for shard in shards]
-    self._starts = np.cumsum([0, *rows])
+    self._starts = np.cumsum([0, *(shard.rows for shard in shards)])
 
   def __len__(self) -> int:
     return int(self._starts[-1])
 
-  def __getitem__(self, index: int) -> Row:
+  def __getitem__(self, index: int) -> rows.Row:
     row, files = self._record("rows", index)
     with records.located(self.name(index)):
       if self.kind != "segment":
-        return _row(row, embedded.pixels(self._pictures, files))
+        return _row(row, self._pictures.decode_row(files))
       if len(files) != 2:
         raise InputError(f"image: {len(files)} files, but 2 are needed")
       labels = images.decode_labels(
-        files[1], name="labels", max_pixels=self._pictures.max_pixels
+        files[1], name="labels", max_pixels=self._pictures.spec.max_pixels
       )
-      image, labels = embedded.picture_and_labels(
-        self._pictures, files[0], labels, name="labels"
-      )
+      whole = self._pictures.decode_native(files[0], name="image")
+      image, labels = self._pictures.fit_labeled(whole, labels, name="labels")
       return _row(row, image) | {"labels": labels}
 
-  def text(self, index: int) -> Row:
+  def text(self, index: int) -> rows.Row:
     """Return the row with True in the place of its pixels."""
     row, count = self._record("texts", index)
     if self.kind == "segment":
       return _row(row, True) | {"labels": True}
-    return _row(row, embedded.present(count))
+    return _row(row, records.placeholders(count))
 
   def encoded(self, index: int) -> tuple[bytes, ...]:
     """Return the row's image files as they came; last that of its labels."""
@@ -130,7 +116,7 @@ class ArrayRecord:
     self.text(index)
 
   def stamp(self) -> str:
-    """Return what tells the shards' contents, as they were written."""
+    """Return `dataset.json`, which names the shards and their sizes."""
     return (self.path / NAME).read_text("utf-8")
 
   def name(self, index: int) -> str:
@@ -141,10 +127,10 @@ class ArrayRecord:
     if not 0 <= index < len(self):
       raise IndexError(index)
     shard = int(np.searchsorted(self._starts, index, "right")) - 1
-    file = array_record_folder.file_name(part, shard, len(self._starts) - 1)
+    file = file_name(part, shard, len(self._starts) - 1)
     return f"{self.path / file}:{index - int(self._starts[shard])}"
 
-  def _record(self, part: str, index: int) -> tuple[Row, Any]:
+  def _record(self, part: str, index: int) -> tuple[rows.Row, Any]:
     name = self._name(part, index)
     kept = self._rows if part == "rows" else self._texts
     try:
@@ -158,8 +144,8 @@ class ArrayRecord:
       ) from None
 
 
-class _Shard(NamedTuple):
-  """What array_record calls a FileInstruction; it counts no file then."""
+class _Instruction(NamedTuple):
+  """A FileInstruction of array_record, which then counts no file's rows."""
 
   filename: str
   skip: int
@@ -167,24 +153,24 @@ class _Shard(NamedTuple):
   examples_in_shard: int
 
 
-def _opened(
-  folder: pathlib.Path, part: str, shards: Sequence[array_record_folder.Shard]
-) -> Any:
+def _opened(folder: pathlib.Path, part: str, shards: Sequence[Shard]) -> Any:
   # Only where such files are read or written: sources of other formats do
   # without.
   from array_record.python import array_record_data_source
 
-  name = functools.partial(array_record_folder.file_name, part)
+  name = functools.partial(file_name, part)
   # It reads the fields of a FileInstruction and asks for no class of its own.
   files: Any = [
-    _Shard(str(folder / name(number, len(shards))), 0, shard.rows, shard.rows)
+    _Instruction(
+      str(folder / name(number, len(shards))), 0, shard.rows, shard.rows
+    )
     for number, shard in enumerate(shards)
   ]
   return array_record_data_source.ArrayRecordDataSource(files)
 
 
 def write(
-  source: Source,
+  source: rows.Source,
   folder: str | os.PathLike,
   *,
   kind: str,
@@ -200,8 +186,8 @@ def write(
   Args:
     kind: the kind of the rows, one of `KINDS`.
     shards: the number of files, at most one a row.
-    origin: what the rows were made from, for people to read.
-    max_bad: the share of rows that may be left out because they cannot be read.
+    origin: the data that the rows were made from, for people to read.
+    max_bad: the share of rows that may be skipped because they cannot be read.
     progress: wraps the row numbers, as tqdm does.
 
   Raises:
@@ -209,7 +195,7 @@ def write(
       first five named), or no room on the disk.
   """
   folder = pathlib.Path(folder)
-  array_record_folder.check_name(folder)
+  check_name(folder)
   if kind not in KINDS:
     raise InputError(
       f"kind {kind!r} cannot be written; only {', '.join(KINDS)}"
@@ -229,18 +215,22 @@ def write(
   if not sum(writer.rows):
     raise InputError(f"all {len(source)} rows are bad: {bad[0]}")
   sizes = [writer.sizes(number) for number in range(writer.count)]
-  made = tuple(map(array_record_folder.Shard, writer.rows, sizes))
-  array_record_folder.write(
-    folder,
-    array_record_folder.Described(kind, made),
-    {"origin": origin, "left_out": bad},
+  made = tuple(map(Shard, writer.rows, sizes))
+  write_description(
+    folder, Described(kind, made), {"origin": origin, "left_out": bad}
   )
   total = sum(sum(size.values()) for size in sizes)
   return Written(sum(writer.rows), total, tuple(bad))
 
 
-def _write_rows(source, writer, kind, max_bad, progress) -> list[str]:
-  """Write the rows; returns a message for each that is left out."""
+def _write_rows(
+  source: rows.Source,
+  writer: "_Writer",
+  kind: str,
+  max_bad: float,
+  progress: Callable[[range], Iterable[int]],
+) -> list[str]:
+  """Write the rows; return a message for each that is skipped."""
   total, bad = len(source), []
   for index in progress(range(total)):
     writer.begin(index * writer.count // total)
@@ -289,7 +279,7 @@ class _Writer:
         self._folder, array_record_module.ArrayRecordWriter, aside, _OPTIONS
       )
 
-  def write(self, row: Row, files: Sequence[bytes]) -> None:
+  def write(self, row: rows.Row, files: Sequence[bytes]) -> None:
     """Add a row to the shard."""
     whole = {"row": row, "images": list(files)}
     for writer, found in zip(
@@ -311,20 +301,19 @@ class _Writer:
     return {name: (self._folder / name).stat().st_size for name in names}
 
   def _names(self, number: int) -> list[str]:
-    name = array_record_folder.file_name
-    return [name(p, number, self.count) for p in array_record_folder.PARTS]
+    return [file_name(part, number, self.count) for part in PARTS]
 
 
-def _written(path: pathlib.Path, call: Callable, *given) -> Any:
+def _written(path: pathlib.Path, call: Callable, *arguments: Any) -> Any:
   try:
-    return call(*given)
+    return call(*arguments)
   except RuntimeError as error:
     raise InputError(f"{path}: cannot be written: {error}") from None
 
 
 def _checked(
-  source: Source, index: int, kind: str
-) -> tuple[Row, tuple[bytes, ...]]:
+  source: rows.Source, index: int, kind: str
+) -> tuple[rows.Row, tuple[bytes, ...]]:
   """Return a row without image, and its files, whose headers are sound."""
   row, files = dict(source.text(index)), source.encoded(index)
   with records.located(source.name(index)):
@@ -338,7 +327,7 @@ def _checked(
       images.check_header(data, name=name, labels=labels)
     if kind == "segment":
       picture, labels = map(_size, files)
-      embedded.check_sizes(labels, picture, name="labels")
+      images.check_same_size(labels, picture, name="labels")
     _check_packs(row)
   return row, files
 
@@ -348,7 +337,7 @@ def _size(data: bytes) -> tuple[int, int]:
   return Image.open(io.BytesIO(data), formats=images.FORMATS).size
 
 
-def _check_packs(row: Row) -> None:
+def _check_packs(row: rows.Row) -> None:
   """Raise for a row that msgpack cannot hold, and says which field."""
   for field, value in row.items():
     try:
@@ -362,9 +351,125 @@ def _check_packs(row: Row) -> None:
     # An integer of over 64 bits, another type.
     except (OverflowError, ValueError, TypeError) as error:
       raise InputError(
-        f"{field}: cannot be written: {places.reason(error)}"
+        f"{field}: cannot be written: {images.reason(error)}"
       ) from None
 
 
-def _row(row: Row, image: Any) -> Row:
+def _row(row: rows.Row, image: Any) -> rows.Row:
   return {"id": row["id"], "image": image} | row
+
+
+def file_name(part: str, number: int, count: int) -> str:
+  """Return the name of the file of one of `PARTS` of a shard."""
+  return f"{part}-{number:05d}-of-{count:05d}.array_record"
+
+
+def check_name(folder: pathlib.Path) -> None:
+  """Raise for a name that is not UTF-8, which the library cannot open."""
+  try:
+    str(folder).encode("utf-8")
+  except UnicodeEncodeError:
+    raise InputError(f"{folder}: the name is not UTF-8; give another") from None
+
+
+def write_description(
+  folder: pathlib.Path, described: Described, more: Mapping[str, Any]
+) -> None:
+  """Write `dataset.json`, last of all: a folder without it is incomplete."""
+  said = {
+    "format": FORMAT,
+    "version": VERSION,
+    "kind": described.kind,
+    "rows": sum(shard.rows for shard in described.shards),
+    **more,
+    "shards": [
+      {"rows": shard.rows, "bytes": dict(shard.sizes)}
+      for shard in described.shards
+    ],
+  }
+  aside = folder / (NAME + ".tmp")
+  aside.write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")
+  aside.rename(folder / NAME)
+
+
+def read_description(folder: pathlib.Path) -> Described:
+  """Read and check `dataset.json`; look at the sizes of the files.
+
+  Raises:
+    InputError: no such folder, one that was written in part or by a later
+      version, a shard that is missing or cut, or as `check_name`.
+  """
+  check_name(folder)
+  path = folder / NAME
+  said = _read(path)
+  if said.get("kind") not in KINDS:
+    raise InputError(
+      f"{path}: kind: must be one of {', '.join(KINDS)}, not"
+      f" {said.get('kind')!r}; convert the data again"
+    )
+  found = said.get("shards")
+  if not isinstance(found, list) or not found:
+    raise InputError(
+      f"{path}: shards: must be a list of them; convert the data again"
+    )
+  shards = tuple(
+    _shard(one, f"{path}: shards[{number}]", number, len(found))
+    for number, one in enumerate(found)
+  )
+  for shard in shards:
+    for name, size in shard.sizes.items():
+      _check_file(folder / name, size)
+  return Described(said["kind"], shards)
+
+
+def _read(path: pathlib.Path) -> Mapping[str, Any]:
+  folder = path.parent
+  if not path.is_file():
+    if not folder.is_dir():
+      raise InputError(f"{folder}: no such folder")
+    if any(folder.glob("rows-*")):
+      raise InputError(
+        f"{folder}: was written only in part, it has no {NAME}; remove it and"
+        " convert again"
+      )
+    raise InputError(f"{folder}: no {NAME} in it; make it by converting")
+  try:
+    said = json.loads(path.read_text(encoding="utf-8"))
+    found = said["format"], said["version"]
+  except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+    raise InputError(f"{path}: cannot be read: {error!r}") from None
+  if found != (FORMAT, VERSION):
+    raise InputError(
+      f"{path}: is {found[0]}, version {found[1]}, not {FORMAT}, version"
+      f" {VERSION}; convert the data again"
+    )
+  return said
+
+
+def _shard(found: Any, where: str, number: int, count: int) -> Shard:
+  names = [file_name(part, number, count) for part in PARTS]
+  said = found if isinstance(found, dict) else {}
+  size, sizes = said.get("rows"), said.get("bytes")
+  if not isinstance(size, int):
+    size = -1
+  if isinstance(sizes, dict) and sorted(sizes) == sorted(names):
+    if all(map(_is_count, (size, *sizes.values()))):
+      return Shard(size, sizes)
+  raise InputError(
+    f"{where}: must say rows, and the bytes of {' and '.join(names)}; convert"
+    " the data again"
+  )
+
+
+def _is_count(found: Any) -> bool:
+  return isinstance(found, int) and not isinstance(found, bool) and found >= 0
+
+
+def _check_file(path: pathlib.Path, size: int) -> None:
+  if not path.is_file():
+    raise InputError(f"{path}: the shard is missing; convert the data again")
+  found = path.stat().st_size
+  if found != size:
+    raise InputError(
+      f"{path}: {found} bytes instead of {size}; copy or convert it again"
+    )

@@ -23,13 +23,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pivot_jax.data import images
+from pivot_jax.data import images, rows
 from pivot_jax.data.sources import json_records, records
 from pivot_jax.errors import InputError
 
 LOG = logging.getLogger("pivot_jax")
-
-Row = dict[str, Any]
 
 _KEYS = {"json_path", "sampling_strategy", "expected", "epochs", "weight"}
 _STRATEGY = re.compile(r"(first|end|random):(\d+|\d+(?:\.\d+)?%)")
@@ -109,7 +107,7 @@ def read(path: str | os.PathLike) -> tuple[Entry, ...]:
   return entries
 
 
-class Mixture:
+class Mixture(rows.Derived):
   """The conversations of a mixture as one source.
 
   Ids are FILE/ID after the file's name without suffix; where that name is used
@@ -123,22 +121,18 @@ class Mixture:
     path: str | os.PathLike,
     root: str | os.PathLike | None = None,
     image_root: str | os.PathLike | None = None,
+    image_spec: images.ImageSpec = images.AS_THEY_ARE,
     *,
     seed: int = 0,
     strict: bool = True,
-    image_size: int | None = None,
-    resample: str = "bicubic",
-    max_pixels: int = images.MAX_PIXELS,
-    decoder: str = "pil",
     flawed: bool = False,
   ):
     """Open the files of a mixture; indexes those never seen before.
 
     Args:
       root: the folder that each `json_path` is relative to; the YAML file's own
-        if not given.
-      image_root: the folder that all images are relative to; `root` if not
-        given.
+        if None.
+      image_root: the folder that all images are relative to; `root` if None.
       seed: of `random:N` and of the parts of epochs that weights ask for.
       strict: whether another number of rows than expected is an error, or a
         line in the log.
@@ -158,76 +152,47 @@ class Mixture:
       json_records.LlavaJson(
         root / entry.json_path,
         root if image_root is None else image_root,
-        image_size=image_size,
-        resample=resample,
-        max_pixels=max_pixels,
-        decoder=decoder,
+        image_spec,
         flawed=flawed,
       )
       for entry in self.entries
     ]
     _check_lengths(self.path, root, self.entries, self._files, strict=strict)
     self._parts = _parts(self.path, self.entries, self._files, seed)
-    self._ends = np.cumsum([len(part.rows) for part in self._parts]).tolist()
+    self._ends = np.cumsum([len(part) for part in self._parts]).tolist()
 
   def __len__(self) -> int:
     return self._ends[-1]
 
-  def __getitem__(self, index: int) -> Row:
-    part, row = self._at(index)
-    return self._named(part, self._files[part.file][row])
-
-  def text(self, index: int) -> Row:
-    """Return the row with its images' paths in place of their pixels."""
-    part, row = self._at(index)
-    return self._named(part, self._files[part.file].text(row))
-
-  def encoded(self, index: int) -> tuple[bytes, ...]:
-    """Return the bytes of the row's image files."""
-    part, row = self._at(index)
-    return self._files[part.file].encoded(row)
-
-  def name(self, index: int) -> str:
-    """Return where a row stands in its file."""
-    part, row = self._at(index)
-    return self._files[part.file].name(row)
-
-  def check_row(self, index: int) -> None:
-    """Raise for a wrong field, or an image that is not in place."""
-    part, row = self._at(index)
-    self._files[part.file].check_row(row)
-
-  def stamp(self) -> str:
-    """Return what tells the files' contents and the rows taken of them."""
-    crc = 0
-    for part in self._parts:
-      crc = zlib.crc32(f"{part.file} {part.name}".encode(), crc)
-      crc = zlib.crc32(part.rows.astype(np.int64).tobytes(), crc)
-    return " ".join([*(file.stamp() for file in self._files), f"{crc:08x}"])
-
-  def taken(self, entry: int) -> int:
-    """Return how many rows of the mixture come from an entry."""
-    return sum(len(p.rows) for p in self._parts if p.file == entry)
-
-  def rows(self, entry: int) -> int:
-    """Return how many rows the file of an entry has."""
-    return len(self._files[entry])
-
-  def _at(self, index: int) -> tuple["_Part", int]:
+  def at(self, index: int) -> tuple[rows.Source, int]:
+    """Return the part that holds a row, and the row's index there."""
     if not 0 <= index < len(self):
       raise IndexError(index)
     place = bisect.bisect_right(self._ends, index)
     part = self._parts[place]
-    return part, int(part.rows[index - self._ends[place] + len(part.rows)])
+    return part, index - self._ends[place] + len(part)
 
-  def _named(self, part: "_Part", row: Row) -> Row:
-    return row | {"id": f"{part.name}/{row['id']}"}
+  def stamp(self) -> str:
+    """Return the files' stamps with a CRC32 of the rows taken of them."""
+    crc = 0
+    for part in self._parts:
+      crc = zlib.crc32(f"{part.entry} {part.title}".encode(), crc)
+      crc = zlib.crc32(np.asarray(part.indices, np.int64).tobytes(), crc)
+    return " ".join([*(file.stamp() for file in self._files), f"{crc:08x}"])
+
+  def taken(self, entry: int) -> int:
+    """Return how many rows of the mixture come from an entry."""
+    return sum(len(part) for part in self._parts if part.entry == entry)
+
+  def available(self, entry: int) -> int:
+    """Return how many rows the file of an entry has."""
+    return len(self._files[entry])
 
 
 def describe(mixture: Mixture) -> tuple[Line, ...]:
   """Return what a mixture takes of each of its files."""
   return tuple(
-    Line(entry.name, mixture.rows(i), mixture.taken(i), entry.expected)
+    Line(entry.name, mixture.available(i), mixture.taken(i), entry.expected)
     for i, entry in enumerate(mixture.entries)
   )
 
@@ -239,12 +204,28 @@ def log(mixture: Mixture) -> None:
       LOG.info("%s: %s", mixture.path, line)
 
 
-class _Part(NamedTuple):
-  """Rows of one file that come one after the other, and their ids' opening."""
+class _Part(rows.View):
+  """Rows of one file that come one after the other, their ids prefixed.
 
-  file: int
-  name: str
-  rows: np.ndarray
+  Attributes:
+    entry: the number of the file's entry.
+    title: the prefix of the ids.
+  """
+
+  def __init__(
+    self, source: rows.Source, numbers: np.ndarray, *, entry: int, title: str
+  ):
+    super().__init__(source, numbers)
+    self.entry, self.title = entry, title
+
+  def __getitem__(self, index: int) -> rows.Row:
+    return self._titled(super().__getitem__(index))
+
+  def text(self, index: int) -> rows.Row:
+    return self._titled(super().text(index))
+
+  def _titled(self, row: rows.Row) -> rows.Row:
+    return row | {"id": f"{self.title}/{row['id']}"}
 
 
 def _entry(found: Any, where: str) -> Entry:
@@ -281,7 +262,11 @@ def _entry(found: Any, where: str) -> Entry:
 
 
 def _check_number(
-  found: Mapping[str, Any], key: str, where: str, *, of
+  found: Mapping[str, Any],
+  key: str,
+  where: str,
+  *,
+  of: type | tuple[type, ...],
 ) -> None:
   if key not in found:
     return
@@ -291,7 +276,9 @@ def _check_number(
     raise InputError(f"{where}: {key}: {value!r} is no number over 0")
 
 
-def _check_there(path, root: pathlib.Path, entries: Sequence[Entry]) -> None:
+def _check_there(
+  path: pathlib.Path, root: pathlib.Path, entries: Sequence[Entry]
+) -> None:
   missing = [e for e in entries if not (root / e.json_path).is_file()]
   if missing:
     more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
@@ -302,7 +289,14 @@ def _check_there(path, root: pathlib.Path, entries: Sequence[Entry]) -> None:
     )
 
 
-def _check_lengths(path, root, entries, files, *, strict: bool) -> None:
+def _check_lengths(
+  path: pathlib.Path,
+  root: pathlib.Path,
+  entries: Sequence[Entry],
+  files: Sequence[rows.Source],
+  *,
+  strict: bool,
+) -> None:
   wrong = [
     f"{root / entry.json_path}: {len(file)} rows, expected {entry.expected}"
     for entry, file in zip(entries, files)
@@ -318,7 +312,12 @@ def _check_lengths(path, root, entries, files, *, strict: bool) -> None:
     LOG.warning("%s", one)
 
 
-def _parts(path, entries, files, seed: int) -> list[_Part]:
+def _parts(
+  path: pathlib.Path,
+  entries: Sequence[Entry],
+  files: Sequence[rows.Source],
+  seed: int,
+) -> list[_Part]:
   """Return the rows of every epoch of every entry, in the mixture's order."""
   rngs = [_rng(seed, entry, i) for i, entry in enumerate(entries)]
   chosen = [
@@ -328,47 +327,54 @@ def _parts(path, entries, files, seed: int) -> list[_Part]:
   parts, uses = [], {}
   for i, total in enumerate(_totals(path, entries, chosen)):
     for first in range(0, total, max(1, len(chosen[i]))):
-      rows = chosen[i]
-      if total - first < len(rows):
-        rows = _some(rows, total - first, rngs[i])
-      parts.append(_Part(i, _unused(uses, entries[i].name), rows))
+      numbers = chosen[i]
+      if total - first < len(numbers):
+        numbers = _some(numbers, total - first, rngs[i])
+      title = _unused(uses, entries[i].name)
+      parts.append(_Part(files[i], numbers, entry=i, title=title))
   if not parts:
     raise InputError(f"{path}: the mixture is empty")
   return parts
 
 
-def _choose(path, entry: Entry, rows: int, rng) -> np.ndarray:
+def _choose(
+  path: pathlib.Path, entry: Entry, size: int, rng: np.random.Generator
+) -> np.ndarray:
   """Return the rows that an entry's strategy takes of a file, in its order."""
-  count = entry.count(rows)
-  if count > rows:
+  count = entry.count(size)
+  if count > size:
     raise InputError(
-      f"{path}: {entry.json_path}: {entry.strategy} of {rows} rows cannot be"
+      f"{path}: {entry.json_path}: {entry.strategy} of {size} rows cannot be"
     )
-  every = np.arange(rows, dtype=np.int32)
+  every = np.arange(size, dtype=np.int32)
   if entry.strategy.startswith("random"):
     return _some(every, count, rng)
   if entry.strategy.startswith("end"):
-    return every[rows - count :]
+    return every[size - count :]
   return every[:count]
 
 
-def _some(rows: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-  return np.sort(rng.choice(rows, count, replace=False))
+def _some(
+  numbers: np.ndarray, count: int, rng: np.random.Generator
+) -> np.ndarray:
+  return np.sort(rng.choice(numbers, count, replace=False))
 
 
-def _totals(path, entries, chosen: Sequence[np.ndarray]) -> list[int]:
+def _totals(
+  path: pathlib.Path, entries: Sequence[Entry], chosen: Sequence[np.ndarray]
+) -> list[int]:
   """Return how many rows each entry gives, epochs or weights counted in.
 
   With weights the mixture is as long as without, and shared out by weight;
   of what is left over by rounding, entries in front get one row more.
   """
-  lengths = [len(rows) for rows in chosen]
+  lengths = [len(numbers) for numbers in chosen]
   if entries[0].weight is None:
     return [e.epochs * length for e, length in zip(entries, lengths)]
   if 0 in lengths:
     empty = entries[lengths.index(0)].json_path
     raise InputError(f"{path}: {empty}: has a weight and no rows")
-  weights = [fractions.Fraction(entry.weight) for entry in entries]
+  weights = [fractions.Fraction(entry.weight or 0) for entry in entries]
   share = fractions.Fraction(sum(lengths)) / sum(weights)
   totals = [math.floor(weight * share) for weight in weights]
   for i in range(sum(lengths) - sum(totals)):

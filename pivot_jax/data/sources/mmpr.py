@@ -67,11 +67,8 @@ class Mmpr:
     self,
     meta: str | os.PathLike,
     image_root: str | os.PathLike | None = None,
+    image_spec: images.ImageSpec = images.AS_THEY_ARE,
     *,
-    image_size: int | None = None,
-    resample: str = "bicubic",
-    max_pixels: int = images.MAX_PIXELS,
-    decoder: str = "pil",
     gif_as_jpg: bool = False,
     repeated: bool = True,
     flawed: bool = False,
@@ -102,10 +99,7 @@ class Mmpr:
     roots = [part.root for part in self.parts]
     self._pictures = images.Pictures(
       _image_root(folder, roots) if image_root is None else image_root,
-      image_size=image_size,
-      resample=resample,
-      max_pixels=max_pixels,
-      decoder=decoder,
+      image_spec,
     )
     self.root = self._pictures.root
 

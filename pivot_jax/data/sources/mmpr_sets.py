@@ -27,6 +27,7 @@ KINDS = ("official", "fixed", "all")
 def open_set(
   path: str | os.PathLike,
   image_root: str | os.PathLike | None = None,
+  image_spec: images.ImageSpec = images.AS_THEY_ARE,
   *,
   tokenizer: str | os.PathLike = "",
   selection: str = "all",
@@ -36,10 +37,6 @@ def open_set(
   only: str = "",
   text_only: bool = False,
   several: bool = False,
-  image_size: int | None = None,
-  resample: str = "bicubic",
-  max_pixels: int = images.MAX_PIXELS,
-  decoder: str = "pil",
   flawed: bool = False,
 ) -> mmpr.Mmpr | mmpr.Selected:
   """Return a training set of the `meta.json` at `path` as a source.
@@ -56,10 +53,7 @@ def open_set(
   source = mmpr.Mmpr(
     path,
     image_root,
-    image_size=image_size,
-    resample=resample,
-    max_pixels=max_pixels,
-    decoder=decoder,
+    image_spec,
     gif_as_jpg=selection == "official",
     repeated=selection == "all",
     flawed=selection == "fixed" or (flawed and selection == "all"),

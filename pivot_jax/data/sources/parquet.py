@@ -17,7 +17,6 @@ import numpy as np
 from pivot_jax import texts
 from pivot_jax.data import images
 from pivot_jax.data.sources import (
-  embedded,
   json_index,
   parquet_files,
   parquet_ids,
@@ -65,11 +64,7 @@ class Parquet:
   def __init__(
     self,
     path: str | os.PathLike,
-    *,
-    image_size: int | None = None,
-    resample: str = "bicubic",
-    max_pixels: int = images.MAX_PIXELS,
-    decoder: str = "pil",
+    image_spec: images.ImageSpec = images.AS_THEY_ARE,
   ):
     """Open the files; only their footers are read.
 
@@ -81,13 +76,7 @@ class Parquet:
       InputError: as `parquet_files.Files`, or columns that make no rows.
     """
     self.path = pathlib.Path(path)
-    self._given = {
-      "image_size": image_size,
-      "resample": resample,
-      "max_pixels": max_pixels,
-      "decoder": decoder,
-    }
-    self._pictures = images.Pictures(self.path, **self._given)
+    self._pictures = images.Pictures(self.path, image_spec)
     self._files = parquet_files.Files(self.path)
     names = self._files.schema.names
     where = self._files.paths[0]
@@ -123,7 +112,7 @@ class Parquet:
     row = self.text(index)
     files = self.encoded(index)
     with records.located(self.name(index)):
-      return row | {"image": embedded.pixels(self._pictures, files)}
+      return row | {"image": self._pictures.decode_row(files)}
 
   def text(self, index: int) -> Row:
     """Return the row with True in the place of each image."""
@@ -134,7 +123,7 @@ class Parquet:
         records.check_unread({name: record[name] for name in self._others})
       row: Row = {
         "id": self._row_id(record, index),
-        "image": embedded.present(count),
+        "image": records.placeholders(count),
       }
       return row | self._row_fields(record)
 
@@ -168,7 +157,7 @@ class Parquet:
 
   def __reduce__(self):
     # Locks do not travel to other processes; what took a pass does.
-    return _reopened, (self.path, self._given, self._uses_of_ids())
+    return _reopened, (self.path, self._pictures.spec, self._uses_of_ids())
 
   def _row_id(self, record: Mapping[str, Any], index: int) -> str:
     default = self._files.place(index).id
@@ -212,9 +201,9 @@ class Parquet:
 
 
 def _reopened(
-  path: pathlib.Path, given: dict[str, Any], uses: np.ndarray | None
+  path: pathlib.Path, image_spec: images.ImageSpec, uses: np.ndarray | None
 ) -> Parquet:
-  source = Parquet(path, **given)
+  source = Parquet(path, image_spec)
   source._uses = uses
   return source
 

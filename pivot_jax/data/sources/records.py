@@ -1,7 +1,7 @@
 """Strict reading of JSON records and of the fields in them.
 
-Errors name the field only; `sources.py`, which says what kind of row a record
-is, adds the file and the row.
+Errors name the field only; the source that reads the record adds the file and
+the row (`located`).
 """
 
 import contextlib
@@ -11,9 +11,14 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from pivot_jax.errors import InputError
 
 Record = Mapping[str, Any]
+Json = None | bool | int | float | str | list[Any] | dict[str, Any]
+# The field `image` of a row: pixels, or a path or True in place of them.
+Shown = None | bool | str | np.ndarray | Sequence[Any]
 
 # The fields that pictures are read from, and those that hold a question.
 PICTURES = ("image", "images")
@@ -76,7 +81,7 @@ def parse(data: bytes) -> Record:
   return as_object(record)
 
 
-def as_object(record: Any) -> Record:
+def as_object(record: Json) -> Record:
   """Return a JSON value that is an object; raises InputError for any other."""
   if not isinstance(record, dict):
     kind = type(record).__name__
@@ -269,11 +274,16 @@ def _stem(path: str) -> str:
   return name.rpartition(".")[0] or name
 
 
-def listed(image: Any) -> list[Any]:
+def listed(image: Shown) -> list[Any]:
   """Return the images of a row (None, one, or a list of several) as a list."""
   if image is None:
     return []
   return list(image) if isinstance(image, list) else [image]
+
+
+def placeholders(count: int) -> bool | list[bool] | None:
+  """Return placeholders for `count` undecoded images."""
+  return [True] * count if count > 1 else count == 1 or None
 
 
 def given_id(record: Record, default: str) -> str:
@@ -288,7 +298,7 @@ def given_id(record: Record, default: str) -> str:
 
 @contextlib.contextmanager
 def located(name: str) -> Iterator[None]:
-  """Put the row's name before the message of an error that passes."""
+  """Prefix errors with the row's name."""
   try:
     yield
   except InputError as error:

@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from pivot_jax.data import images
-from pivot_jax.data.sources import embedded, records
+from pivot_jax.data import images, rows
+from pivot_jax.data.sources import records
 from pivot_jax.errors import InputError
 
 _FOLDER = "~/tensorflow_datasets"  # Where tfds itself looks.
@@ -30,8 +30,6 @@ _NEEDED = {
   "classify": {"image", "label"},
   "segment": {"image", "annotation"},
 }
-
-Row = dict[str, Any]
 
 
 class Tfds:
@@ -58,12 +56,9 @@ class Tfds:
     name: str,
     split: str,
     data_dir: str | os.PathLike | None = None,
+    image_spec: images.ImageSpec = images.AS_THEY_ARE,
     *,
     instances: bool = False,
-    image_size: int | None = None,
-    resample: str = "bicubic",
-    max_pixels: int = images.MAX_PIXELS,
-    decoder: str = "pil",
   ):
     """Open a split; no record is read.
 
@@ -71,7 +66,7 @@ class Tfds:
       name: as tfds has it; `imagenet2012:5.1.0` names a version, otherwise it
         is the latest there is.
       split: as tfds has it, `train[:10%]` included.
-      data_dir: what holds the sets, by default $TFDS_DATA_DIR or
+      data_dir: the folder of the sets, by default $TFDS_DATA_DIR or
         ~/tensorflow_datasets.
       instances: takes the red of RGB annotations for the labels.
 
@@ -79,18 +74,11 @@ class Tfds:
       InputError: tensorflow_datasets is not installed, the set is not there,
         not in the format array_record, in part, or of other features.
     """
-    given: dict[str, Any] = {
-      "image_size": image_size,
-      "resample": resample,
-      "max_pixels": max_pixels,
-      "decoder": decoder,
-    }
-    self._named = (name, split, data_dir)
-    self._given = given | {"instances": instances}
+    self._named = (name, split, data_dir, image_spec)
     self._split, self._instances = split, instances
     tfds = _package()
     self.path = _find(name, data_dir)
-    self._pictures = images.Pictures(self.path, **given)
+    self._pictures = images.Pictures(self.path, image_spec)
     builder = _builder(tfds, self.path)
     features = set(builder.info.features)
     kinds = (kind for kind, needed in _NEEDED.items() if needed <= features)
@@ -105,21 +93,20 @@ class Tfds:
   def __len__(self) -> int:
     return len(self._records)
 
-  def __getitem__(self, index: int) -> Row:
+  def __getitem__(self, index: int) -> rows.Row:
     record = self._record(index)
     with records.located(self.name(index)):
       if self.kind == "classify":
         image = self._pictures.decode(record["image"], name="image")
         return self._row(record, index, image)
-      image, labels = embedded.picture_and_labels(
-        self._pictures,
-        record["image"],
-        self._labels(record["annotation"]),
-        name="annotation",
+      labels = self._labels(record["annotation"])
+      whole = self._pictures.decode_native(record["image"], name="image")
+      image, labels = self._pictures.fit_labeled(
+        whole, labels, name="annotation"
       )
       return self._row(record, index, image) | {"labels": labels}
 
-  def text(self, index: int) -> Row:
+  def text(self, index: int) -> rows.Row:
     """Return the row with True in the place of its pixels."""
     record = self._record(index)
     with records.located(self.name(index)):
@@ -132,6 +119,14 @@ class Tfds:
       return (record["image"],)
     return record["image"], record["annotation"]
 
+  def check_row(self, index: int) -> None:
+    """Raise for a wrong field; its images are inside."""
+    self.text(index)
+
+  def stamp(self) -> str:
+    """Return "": the package tells no contents."""
+    return ""
+
   def name(self, index: int) -> str:
     """Return FOLDER/SPLIT:ROW, counted from 0."""
     if not 0 <= index < len(self):
@@ -139,7 +134,7 @@ class Tfds:
     return f"{self.path}/{self._split}:{index}"
 
   def __reduce__(self):
-    return _reopened, (self._named, self._given)
+    return _reopened, (self._named, self._instances)
 
   def _record(self, index: int) -> dict[str, Any]:
     with records.located(self.name(index)):
@@ -149,10 +144,10 @@ class Tfds:
         why = " ".join(str(error).split())
         raise InputError(f"cannot be read: {why}") from None
 
-  def _row(self, record: dict[str, Any], index: int, image: Any) -> Row:
-    given = record.get("file_name")
-    name = f"{self._split}-{index}" if given is None else given.decode()
-    row: Row = {"id": name, "image": image}
+  def _row(self, record: dict[str, Any], index: int, image: Any) -> rows.Row:
+    file = record.get("file_name")
+    name = f"{self._split}-{index}" if file is None else file.decode()
+    row: rows.Row = {"id": name, "image": image}
     if self.kind == "segment":
       return row | {"labels": True}
     if record["label"] < 0:
@@ -174,13 +169,13 @@ class Tfds:
     if colour == _GREY and self._instances:
       raise InputError("annotation: grey, but instances=True is for RGB")
     pixels = images.decode(
-      data, name="annotation", max_pixels=self._pictures.max_pixels
+      data, name="annotation", max_pixels=self._pictures.spec.max_pixels
     )
     return pixels[:, :, 0].astype(np.int32)
 
 
-def _reopened(named: tuple, given: dict[str, Any]) -> Tfds:
-  return Tfds(*named, **given)
+def _reopened(named: tuple, instances: bool) -> Tfds:
+  return Tfds(*named, instances=instances)
 
 
 def _package() -> Any:
@@ -230,9 +225,9 @@ def _opened(tfds: Any, builder: Any, split: str, kind: str) -> Any:
 
 def _find(name: str, data_dir: str | os.PathLike | None) -> pathlib.Path:
   """Return the folder of a set's version."""
-  given = data_dir or os.environ.get("TFDS_DATA_DIR") or _FOLDER
+  sets = data_dir or os.environ.get("TFDS_DATA_DIR") or _FOLDER
   name, _, version = name.partition(":")
-  folder = pathlib.Path(given).expanduser() / name
+  folder = pathlib.Path(sets).expanduser() / name
   found = sorted(
     (path.parent for path in folder.glob("*/dataset_info.json")),
     key=lambda path: [int(p) for p in path.name.split(".") if p.isdecimal()],

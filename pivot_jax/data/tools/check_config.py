@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from pivot_jax.data import images, open_path, opener
+from pivot_jax.data import images, opener
 from pivot_jax.data.tools import (
   check_encoder,
   check_files,
@@ -144,10 +144,6 @@ def _entry(
   """Return what to open for an entry of a config, and how it is read."""
   kept = {key: spec[key] for key in spec if key not in _USE}
   place = pathlib.Path(spec["path"]) / spec.get("split", "")
-  known = spec["kind"] in opener.ROWS and opener.format_of(place)
-  kind = known or spec["kind"].removesuffix("_text")
-  if kind in open_path.FLAWED:
-    kept["flawed"] = True
   frames = [stage.frame for stage in users if stage.frame]
   if spec.get("image_size") and spec["kind"] not in opener.TEXTS:
     # The source frames them, and a square is never refused.

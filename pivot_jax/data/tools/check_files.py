@@ -5,11 +5,9 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from pivot_jax.data import open_path, opener
+from pivot_jax.data import opener
 from pivot_jax.data.sources import json_index
 from pivot_jax.errors import InputError
-
-_JSON = (".json", ".jsonl")
 
 
 def is_there(path: str) -> bool:
@@ -29,9 +27,9 @@ def open_file(path: str, root: str | None) -> Any:
     raise InputError(f"{path}: scenes are made, and have no faults; give files")
   file = pathlib.Path(path)
   try:
-    return open_path.open_path(file, images=root, flawed=True)[1]
+    return opener.open_path(file, image_root=root, flawed=True)
   except InputError as error:
-    if not _holds_records(file):
+    if not opener.holds_records(file):
       raise
     refused = error
   return _Unknown(_lines(file, refused))
@@ -41,9 +39,9 @@ def open_entry(spec: Mapping[str, Any]) -> Any:
   """Return the source of a config's entry; raises as `open_file`."""
   file = pathlib.Path(spec["path"])
   try:
-    return opener.open_source(spec)
+    return opener.open_source(spec, flawed=True)
   except InputError as error:
-    if _holds_records(file):
+    if opener.holds_records(file):
       _lines(file, error)
     # The file has rows, and something else of the entry is wrong.
     raise
@@ -51,11 +49,6 @@ def open_entry(spec: Mapping[str, Any]) -> Any:
 
 def _matches(pattern: pathlib.Path) -> bool:
   return any(pattern.parent.glob(pattern.name))
-
-
-def _holds_records(path: pathlib.Path) -> bool:
-  records = path.suffix in _JSON and path.is_file()
-  return records and not opener.format_of(path)
 
 
 def _lines(path: pathlib.Path, refused: InputError) -> json_index.File:

@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pivot_jax.data import coders, framing, images, packing
-from pivot_jax.data.sources import json_index, places, records
+from pivot_jax.data import coders, framing, images, packing, rows
+from pivot_jax.data.sources import json_index, records
 from pivot_jax.data.tokenizer import load_tokenizer
 from pivot_jax.errors import InputError
 
@@ -228,7 +228,7 @@ class Checker:
 
   def _check_id(self, name: str) -> None:
     """Raise for a row whose id an earlier one of its file has."""
-    at = places.place(name)
+    at = rows.parse_name(name)
     # Readers of other formats make ids unique, and there it may be no fault.
     if at.file.endswith(_JSON) and self._ids(at.file).is_again(at.row):
       raise InputError(
@@ -237,7 +237,7 @@ class Checker:
 
   def _given_id(self, name: str, row: Row | None) -> str | None:
     """Return the id that a faulty row has in its file, if that can be told."""
-    at = places.place(name)
+    at = rows.parse_name(name)
     if at.file.endswith(_JSON):
       return self._ids(at.file).given(at.row)
     return None if row is None else str(row["id"])

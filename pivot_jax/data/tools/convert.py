@@ -1,6 +1,6 @@
 """`python -m pivot_jax.data convert SRC DST`: a data set to ArrayRecord.
 
-SRC is a file or folder that `opening.open_path` opens: what of the published
+SRC is a file or folder that `opener.open_path` opens: what of the published
 formats has a path of its own, so neither scenes nor TensorFlow Datasets. Rows
 are read by index afterwards, each at one read, which shuffled training needs
 and parquet and lists of JSON do not give. Images are copied as they are; their
@@ -22,7 +22,7 @@ from collections.abc import Sequence
 import tqdm
 
 from pivot_jax import files
-from pivot_jax.data import open_path, opener
+from pivot_jax.data import opener, rows
 from pivot_jax.data.sources import array_record, mmpr_choice, mmpr_sets
 from pivot_jax.errors import InputError
 
@@ -51,26 +51,26 @@ def main(argv: Sequence[str]) -> int:
   place = pathlib.Path(given["source"])
   if given["root"] is not None and opener.format_of(place) != "mixture":
     raise InputError(f"{place}: --root is for mixtures, .yaml")
-  kind, source = open_path.open_path(
+  source = opener.open_path(
     given["source"],
-    images=given["images"],
+    image_root=given["images"],
     root=given["root"],
     flawed=max_bad > 0,
   )
   written = convert(
     source,
     given["folder"],
-    kind=kind,
+    kind=source.kind,
     origin=given["source"],
     shards=given["shards"],
     max_bad=max_bad,
     overwrite=overwrite,
   )
-  for message in written.left_out:
-    _say(f"left out: {message}")
+  for message in written.skipped:
+    _say(f"skipped: {message}")
   _say(
-    f"{given['folder']}: {written.rows} {kind} rows,"
-    f" {written.size / 2**20:.1f} MiB; {len(written.left_out)} left out"
+    f"{given['folder']}: {written.rows} {source.kind} rows,"
+    f" {written.size / 2**20:.1f} MiB; {len(written.skipped)} skipped"
   )
   return 0
 
@@ -104,7 +104,7 @@ def _write_paper_files(given: dict) -> int:
 
 
 def convert(
-  source: array_record.Source,
+  source: rows.Source,
   folder: str | os.PathLike,
   *,
   kind: str,
@@ -115,11 +115,11 @@ def convert(
 ) -> array_record.Written:
   """Write a source beside `folder` and renames it into place when complete.
 
-  Args: as of `array_records.write`, and
+  Args: as of `array_record.write`, and
     overwrite: whether a folder that was converted before may be replaced.
 
   Raises:
-    InputError: the folder exists, or as `array_records.write`.
+    InputError: the folder exists, or as `array_record.write`.
   """
   folder = pathlib.Path(folder)
   check_target(folder, overwrite=overwrite)

@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from pivot_jax.data.sources import places
+from pivot_jax.data import rows
 from pivot_jax.data.tools import check_rows
 
 _QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.999)
@@ -286,7 +286,7 @@ def _drawn(found: dict[str, Any] | None) -> list[str]:
 
 def line(fault: check_rows.Fault, row: bool = True) -> str:
   """Return a fault as a line of `bad.jsonl`; `row`: not of a whole file."""
-  at = places.place(fault.name) if row else None
+  at = rows.parse_name(fault.name) if row else None
   said = {
     "file": at.file if at else fault.name,
     "row": at.row if at else None,

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from pivot_jax import addresses, files
-from pivot_jax.data import chat, open_path
+from pivot_jax.data import chat, opener
 from pivot_jax.data.tokenizer import load_tokenizer
 from pivot_jax.data.tools import shown_page, shown_rows, shown_text
 from pivot_jax.errors import InputError
@@ -188,8 +188,8 @@ def _count(text: str) -> int:
 
 
 def _open(path: str, images: str | None, choice: Choice) -> Opened:
-  kind, source = open_path.open_path(path, images=images, flawed=True)
-  return Opened(path, kind, source, choose(source, choice, path))
+  source = opener.open_path(path, image_root=images, flawed=True)
+  return Opened(path, source.kind, source, choose(source, choice, path))
 
 
 def _write_page(

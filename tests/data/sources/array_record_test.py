@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from array_record.python import array_record_module
 
-from pivot_jax.data.sources import array_record, json_records
+from pivot_jax.data import images
+from pivot_jax.data.sources import array_record, folders, json_records
 from pivot_jax.errors import InputError
 from tests.fixtures import published, published_parts
 
@@ -49,9 +50,13 @@ def test_text_rows_and_several_images_come_back(tmp_path):
   given = [None, "0.png", ["1.png", "2.png", "0.png"]]
   lines = [json.dumps({"image": image, **pair}) for image in given]
   (tmp_path / "a.jsonl").write_text("\n".join(lines), encoding="utf-8")
-  source = json_records.JsonLines(tmp_path / "a.jsonl", image_size=4)
+  source = json_records.JsonLines(
+    tmp_path / "a.jsonl", image_spec=images.ImageSpec(4)
+  )
   _write(source, tmp_path / "set", kind="preference", shards=9)
-  found = array_record.ArrayRecord(tmp_path / "set", image_size=4)
+  found = array_record.ArrayRecord(
+    tmp_path / "set", image_spec=images.ImageSpec(4)
+  )
   for index in range(3):
     row, expected = found[index], source[index]
     np.testing.assert_equal(row.pop("image"), expected.pop("image"))
@@ -76,16 +81,18 @@ def test_texts_are_read_without_the_images(captions, folder):
 def test_labels_of_both_kinds_come_back(tmp_path, test_data):
   made = published.make_image_folder(tmp_path)
   _write(
-    json_records.ImageFolder(made.path, "train"),
+    folders.ImageFolder(made.path, "train"),
     tmp_path / "a",
     kind="classify",
   )
   published_parts.assert_reads(array_record.ArrayRecord(tmp_path / "a"), made)
-  streets = json_records.SegmentFolder(
-    test_data / "camvid", "val", image_size=16
+  streets = folders.SegmentFolder(
+    test_data / "camvid", "val", image_spec=images.ImageSpec(16)
   )
   _write(streets, tmp_path / "b", kind="segment")
-  found = array_record.ArrayRecord(tmp_path / "b", image_size=16)
+  found = array_record.ArrayRecord(
+    tmp_path / "b", image_spec=images.ImageSpec(16)
+  )
   assert len(found) == len(streets) > 0
   for index in (0, len(found) - 1):
     row, expected = found[index], streets[index]
@@ -99,7 +106,7 @@ def test_labels_of_both_kinds_come_back(tmp_path, test_data):
 
 
 def test_threads_and_processes_read_any_rows(captions, folder):
-  source = array_record.ArrayRecord(folder, image_size=6)
+  source = array_record.ArrayRecord(folder, image_spec=images.ImageSpec(6))
   order = np.random.default_rng(0).permutation(np.arange(8).repeat(20)).tolist()
   with concurrent.futures.ThreadPoolExecutor(8) as pool:
     found = list(pool.map(source.encoded, order))
@@ -131,13 +138,13 @@ def test_bad_rows_are_left_out_up_to_a_share(captions, tmp_path):
     array_record.ArrayRecord(tmp_path / "none")
   written = _write(source, tmp_path / "set", max_bad=0.25, shards=8)
   assert written.rows == 6
-  assert "json#2: image: " in written.left_out[0]
-  assert "json#3: image: not a readable image" in written.left_out[1]
+  assert "json#2: image: " in written.skipped[0]
+  assert "json#3: image: not a readable image" in written.skipped[1]
   found = array_record.ArrayRecord(tmp_path / "set")
   kept = [made.rows[i]["id"] for i in (0, 1, 4, 5, 6, 7)]
   assert [found.text(i)["id"] for i in range(6)] == kept
   told = json.loads((tmp_path / "set" / "dataset.json").read_text())
-  assert told["left_out"] == list(written.left_out)
+  assert told["left_out"] == list(written.skipped)
   assert (told["kind"], told["rows"], told["origin"]) == (
     "conversation",
     6,
@@ -151,7 +158,7 @@ def test_a_label_map_must_be_one(tmp_path):
     (tmp_path / "train" / name).mkdir(parents=True)
     picture = published_parts.picture(rng, "PNG")  # No label map: RGB.
     (tmp_path / "train" / name / "a.png").write_bytes(picture)
-  source = json_records.SegmentFolder(tmp_path, "train")
+  source = folders.SegmentFolder(tmp_path, "train")
   with pytest.raises(
     InputError, match="train#0: labels: a label map must hold"
   ):
@@ -165,7 +172,7 @@ def _street(folder, labels):
     (folder / "train" / name).mkdir(parents=True)
     data = published_parts.encode(array, "PNG")
     (folder / "train" / name / "a.png").write_bytes(data)
-  return json_records.SegmentFolder(folder, "train")
+  return folders.SegmentFolder(folder, "train")
 
 
 def test_a_label_map_must_be_as_large_as_its_image(tmp_path):
@@ -178,7 +185,9 @@ def test_a_label_map_must_be_as_large_as_its_image(tmp_path):
   record = {"row": {"id": "a"}, "images": source.encoded(0)}
   _replace_rows(tmp_path / "other", msgpack.packb(record))
   # Also where both are made the same size.
-  found = array_record.ArrayRecord(tmp_path / "other", image_size=4)
+  found = array_record.ArrayRecord(
+    tmp_path / "other", image_spec=images.ImageSpec(4)
+  )
   with pytest.raises(InputError, match=f"-of-00001.array_record:0: {said}"):
     found[0]
 
@@ -210,11 +219,11 @@ def test_a_name_that_is_no_utf8_is_a_bad_row(tmp_path):
   folder = made.path / "train" / "n01440764"
   name = os.fsdecode(b"n\xff.JPEG")
   (folder / "n01440764_0.JPEG").rename(folder / name)
-  source = json_records.ImageFolder(made.path, "train")
+  source = folders.ImageFolder(made.path, "train")
   with pytest.raises(InputError, match="train#1: id: .* no UTF-8; .* rename"):
     _write(source, tmp_path / "none", kind="classify")
   written = _write(source, tmp_path / "set", kind="classify", max_bad=0.2)
-  assert written.rows == 5 and "train#1: id: " in written.left_out[0]
+  assert written.rows == 5 and "train#1: id: " in written.skipped[0]
 
 
 @pytest.mark.parametrize("value", [2**70, {1, 2}])

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import strategies as st
 from PIL import Image
 
+from pivot_jax.data import images, rows
 from pivot_jax.data.sources import json_records
 from pivot_jax.errors import InputError
-from tests import unpack_cifar10
 
 PAIR = {"question": "<image>\nWhat?", "chosen": "yes", "rejected": "no"}
 TURNS = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Ok"}]
@@ -67,7 +67,7 @@ def test_a_row_without_pixels_is_the_same_row(folder):
 
 def test_preference_rows_are_read_by_line(folder):
   path = _lines(folder / "a.jsonl", {"image": "1.png", **PAIR}, PAIR)
-  source = json_records.JsonLines(path, folder, image_size=2)
+  source = json_records.JsonLines(path, folder, images.ImageSpec(2))
   assert len(source) == 2
   assert source[0]["image"].shape == (2, 2, 3)
   assert source[1] == {"id": "a-1", "image": None, **PAIR}
@@ -210,12 +210,12 @@ def test_a_check_reads_all_rows_and_lists_the_bad_ones(folder):
   path = _lines(folder / "a.jsonl", *({"image": n, **PAIR} for n in names))
   source = json_records.JsonLines(path)
   with pytest.raises(InputError, match="2 of 4 rows are bad") as caught:
-    json_records.check(source)
+    rows.unreadable(source)
   for part in ("a.jsonl:2: image: ", "gone.png", "a.jsonl:4: ", "cut.png"):
     assert part in str(caught.value)
   with pytest.raises(InputError, match="a share of 0.49"):
-    json_records.check(source, max_bad=0.49)
-  bad = json_records.check(source, max_bad=0.5)
+    rows.unreadable(source, max_bad=0.49)
+  bad = rows.unreadable(source, max_bad=0.5)
   assert [index for index, _ in bad] == [1, 3]
   assert "gone.png" in bad[0][1]
 
@@ -225,109 +225,19 @@ def test_a_check_refuses_an_empty_source(folder):
     source = json_records.JsonLines(path)
     assert len(source) == 0
     with pytest.raises(InputError, match="has no rows"):
-      json_records.check(source)
+      rows.unreadable(source)
 
 
 def test_a_check_shortens_a_long_list(folder):
   path = _lines(folder / "a.jsonl", *[{"question": "q"}] * 8)
   with pytest.raises(InputError, match="8 of 8 .*:5: .*; and 3 more$"):
-    json_records.check(json_records.JsonLines(path))
-
-
-@pytest.fixture
-def classes(tmp_path):
-  for split, count in (("train", 2), ("val", 1)):
-    for level, name in enumerate(("zebra", "ant")):
-      for index in range(count):
-        _image(tmp_path / split / name / f"{index}.png", level=100 * level)
-  return tmp_path
-
-
-def test_an_image_folder_numbers_its_classes_by_name(classes):
-  (classes / "train" / ".hidden").write_bytes(b"")
-  (classes / "train" / "ant" / ".hidden").write_bytes(b"")
-  source = json_records.ImageFolder(classes, "train", image_size=3)
-  assert source.classes == ("ant", "zebra")
-  assert [source[i]["label"] for i in range(len(source))] == [0, 0, 1, 1]
-  row = source[3]
-  assert row["id"] == "zebra/1.png"
-  assert row["image"].shape == (3, 3, 3) and row["image"].max() == 0
-  assert source[0]["image"].min() == 100
-  val = json_records.ImageFolder(classes, "val")
-  assert [val[i]["id"] for i in range(2)] == ["ant/0.png", "zebra/0.png"]
-  assert val.name(1).endswith("val#1")
-  assert json_records.check(val) == []
-
-
-def test_an_image_folder_that_is_not_one_is_refused(classes):
-  with pytest.raises(InputError, match="test: no such folder"):
-    json_records.ImageFolder(classes, "test")
-  _image(classes / "val" / "bee" / "0.png")
-  with pytest.raises(InputError, match="differ from train's: .'bee'."):
-    json_records.ImageFolder(classes, "val")
-  (classes / "train" / "ant" / "notes.txt").write_text("x")
-  with pytest.raises(InputError, match="ant: notes.txt is not an image"):
-    json_records.ImageFolder(classes, "train")
-
-
-def test_a_bad_file_of_an_image_folder_is_named(classes, tmp_path):
-  (classes / "val" / "ant" / "0.png").write_bytes(b"")
-  source = json_records.ImageFolder(classes, "val")
-  with pytest.raises(InputError, match="val#0: .*ant/0.png: .* is empty"):
-    source[0]
-  outside = tmp_path / "outside.png"
-  _image(outside)
-  (classes / "val" / "ant" / "0.png").unlink()
-  (classes / "val" / "ant" / "0.png").symlink_to(outside)
-  with pytest.raises(InputError, match="escapes the image root by a link"):
-    source[0]
-
-
-@pytest.fixture
-def streets(tmp_path):
-  for name in ("b", "a"):
-    _image(tmp_path / "train" / "images" / f"{name}.jpg", level=50)
-    (tmp_path / "train" / "labels").mkdir(exist_ok=True)
-    labels = np.arange(24, dtype=np.uint8).reshape(4, 6)
-    Image.fromarray(labels).save(tmp_path / "train" / "labels" / f"{name}.png")
-  return tmp_path
-
-
-def test_a_segment_folder_pairs_images_and_labels_by_name(streets):
-  source = json_records.SegmentFolder(streets, "train")
-  assert [source[i]["id"] for i in range(2)] == ["a", "b"]
-  row = source[0]
-  assert row["image"].shape == (4, 6, 3)
-  assert row["labels"].dtype == np.int32
-  np.testing.assert_array_equal(row["labels"], np.arange(24).reshape(4, 6))
-  small = json_records.SegmentFolder(streets, "train", image_size=2)[1]
-  assert small["image"].shape == (2, 2, 3)
-  assert small["labels"].shape == (2, 2)
-  assert set(small["labels"].flat) <= set(range(24))
-
-
-def test_a_segment_folder_that_is_not_one_is_refused(streets):
-  labels = streets / "train" / "labels"
-  _image(labels / "a.png", size=(5, 4))
-  source = json_records.SegmentFolder(streets, "train")
-  with pytest.raises(InputError, match="train#0: .*a.png: .* not mode RGB"):
-    source[0]
-  Image.new("L", (5, 4)).save(labels / "a.png")
-  with pytest.raises(InputError, match="a.png: the label map is 5x4 .* 6x4"):
-    source[0]
-  _image(streets / "train" / "images" / "a.png")
-  with pytest.raises(InputError, match="a.(png|jpg) and a.(png|jpg) have one"):
-    json_records.SegmentFolder(streets, "train")
-  (streets / "train" / "images" / "a.png").unlink()
-  (labels / "a.png").unlink()
-  with pytest.raises(InputError, match="1 names are not in both .*: a"):
-    json_records.SegmentFolder(streets, "train")
+    rows.unreadable(json_records.JsonLines(path))
 
 
 def test_a_misspelt_resample_is_refused_when_the_source_is_made(folder):
   path = _lines(folder / "a.jsonl", PAIR)
   with pytest.raises(InputError, match="'cubic' is none of bicubic"):
-    json_records.JsonLines(path, resample="cubic")
+    json_records.JsonLines(path, None, images.ImageSpec(resample="cubic"))
 
 
 def test_the_real_statements_are_read_in_both_forms(test_data):
@@ -344,61 +254,3 @@ def test_the_real_statements_are_read_in_both_forms(test_data):
   suite = json_records.EvalJson(root / "test_llava.json", root / "images")
   assert suite[0]["answer"] in ("True.", "False.")
   assert suite[0]["category"] == "test_llava"
-
-
-def test_the_real_streets_have_twelve_labels(test_data):
-  source = json_records.SegmentFolder(test_data / "camvid", "val")
-  found = [source[i]["labels"] for i in range(0, len(source), 8)]
-  assert set(np.unique(found)) <= set(range(12))
-  assert source[0]["image"].shape == (*found[0].shape, 3)
-
-
-def test_the_real_photos_unpack_into_an_image_folder(test_data, tmp_path):
-  archive = test_data / "cifar10" / "cifar10_jpeg_4k_1k.npz"
-  unpack_cifar10.unpack(archive, tmp_path)
-  train = json_records.ImageFolder(tmp_path, "train")
-  val = json_records.ImageFolder(tmp_path, "val")
-  assert (len(train), len(val), len(train.classes)) == (4000, 1000, 10)
-  assert train[0]["image"].shape == (32, 32, 3)
-  with np.load(archive, allow_pickle=False) as arrays:
-    last, classes = int(arrays["test_labels"][-1]), arrays["classes"]
-  name = f"{classes[last]}/00999.jpg"
-  labels = {val[i]["id"]: val[i]["label"] for i in range(len(val))}
-  assert train.classes[labels[name]] == classes[last]
-
-
-COMPOSED, PARTS = "\u00c5se", "A\u030ase"
-
-
-def test_class_folders_are_one_however_their_letters_are_composed(tmp_path):
-  # By bytes PARTS comes before "Bo" and COMPOSED after it.
-  for split, name in (("train", PARTS), ("val", COMPOSED)):
-    _image(tmp_path / split / name / "0.png")
-    _image(tmp_path / split / "Bo" / "0.png")
-  found = {}
-  for split in ("train", "val"):
-    source = json_records.ImageFolder(tmp_path, split)
-    assert source.classes == ("Bo", COMPOSED)
-    found[split] = {source[i]["id"]: source[i]["label"] for i in range(2)}
-  assert found["train"] == {"Bo/0.png": 0, f"{PARTS}/0.png": 1}
-  assert found["val"] == {"Bo/0.png": 0, f"{COMPOSED}/0.png": 1}
-  _image(tmp_path / "train" / COMPOSED / "0.png")
-  with pytest.raises(InputError, match="have one name"):
-    json_records.ImageFolder(tmp_path, "train")
-
-
-def test_label_maps_are_matched_however_their_names_are_composed(tmp_path):
-  folder = tmp_path / "train"
-  _image(folder / "images" / f"{PARTS}.png")
-  (folder / "labels").mkdir()
-  Image.new("L", (6, 4), 2).save(folder / "labels" / f"{COMPOSED}.png")
-  source = json_records.SegmentFolder(tmp_path, "train")
-  assert source[0]["id"] == COMPOSED and (source[0]["labels"] == 2).all()
-
-
-def test_a_single_class_is_refused_with_the_layout(tmp_path):
-  for split in ("train", "val"):
-    _image(tmp_path / split / "photos" / "0.png")
-  for split in ("train", "val"):
-    with pytest.raises(InputError, match="train: .*'photos'.*CLASS/"):
-      json_records.ImageFolder(tmp_path, split)

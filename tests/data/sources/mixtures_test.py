@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from configs import paper_data
-from pivot_jax.data import coders, opener
+from pivot_jax.data import coders, images, opener, streams
 from pivot_jax.data.sources import mixtures
 from pivot_jax.data.tokenizer import load_tokenizer
 from pivot_jax.errors import InputError
@@ -122,7 +122,7 @@ def test_images_are_in_the_root_or_where_it_is_said(write, tmp_path):
   assert apart[0]["image"].shape == (4, 4, 3)
   assert apart.text(0)["image"] == "x.png"
   assert apart.encoded(0) == ((tmp_path / "images/x.png").read_bytes(),)
-  small = mixtures.Mixture(path, tmp_path, image_size=8)
+  small = mixtures.Mixture(path, tmp_path, image_spec=images.ImageSpec(8))
   assert small[0]["image"].shape == (8, 8, 3)
 
 
@@ -208,7 +208,7 @@ def test_the_log_has_a_mixture_once_and_only_for_a_stream(write, caplog):
       spec = {"kind": kind, "path": str(path)}
       assert opener.open_source(spec).stamp()
       assert not caplog.messages
-      opener.open_stream([(spec, 1.0)], coder, seed=0)
+      streams.open_stream([(spec, 1.0)], coder, seed=0)
       assert len(caplog.messages) == 2
       caplog.clear()
 
@@ -312,7 +312,7 @@ def test_a_list_that_is_none_is_refused_in_one_line(tmp_path, text, match):
 
 def test_only_numbers_of_rows_are_held(write):
   path = write({"a.json": 2000}, entry("a.json", "random:50%", epochs=2))
-  held = [part.rows for part in mixtures.Mixture(path)._parts]
+  held = [part.indices for part in mixtures.Mixture(path)._parts]
   assert [rows.dtype for rows in held] == [np.int32] * 2
   assert sum(rows.nbytes for rows in held) == 4 * 2000
 

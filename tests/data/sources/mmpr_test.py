@@ -7,7 +7,7 @@ import logging
 import pytest
 from PIL import Image
 
-from pivot_jax.data import opener
+from pivot_jax.data import images, opener
 from pivot_jax.data.sources import mmpr
 from pivot_jax.data.tools import check, convert
 from pivot_jax.errors import InputError
@@ -49,7 +49,11 @@ def test_images_are_decoded_or_given_as_they_are(write):
   assert source[2]["image"] is None and source.encoded(2) == ()
   files = [meta.parent / "images/0" / name for name in ("x.png", "y.jpg")]
   assert source.encoded(1) == tuple(file.read_bytes() for file in files)
-  assert mmpr.Mmpr(meta, image_size=8)[0]["image"].shape == (8, 8, 3)
+  assert mmpr.Mmpr(meta, image_spec=images.ImageSpec(8))[0]["image"].shape == (
+    8,
+    8,
+    3,
+  )
 
 
 @pytest.mark.parametrize(

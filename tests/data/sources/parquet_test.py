@@ -69,7 +69,7 @@ def test_preference_rows_are_read_with_their_images(tmp_path):
     {"id": "a", **PAIR, "image": _image(1)},
     {"id": None, **PAIR, "image": None},
   )
-  source = parquet.Parquet(path, image_size=2)
+  source = parquet.Parquet(path, image_spec=images.ImageSpec(2))
   assert source.kind == "preference"
   assert source[0]["image"].shape == (2, 2, 3) and source[0]["image"].max() == 1
   assert source.text(0) == {"id": "a", "image": True, **PAIR}
@@ -102,7 +102,7 @@ def test_several_images_come_as_a_list_and_one_alone(tmp_path):
     {**PAIR, "images": []},
     {**PAIR, "images": [_image(4), None]},
   )
-  source = parquet.Parquet(path, image_size=3)
+  source = parquet.Parquet(path, image_spec=images.ImageSpec(3))
   assert [source.text(i)["image"] for i in range(3)] == [
     [True, True], True, None
   ]  # fmt: skip
@@ -170,7 +170,7 @@ def test_a_group_is_read_once_while_there_is_room(tmp_path, monkeypatch):
 
 def test_a_source_travels_to_other_processes(tmp_path):
   made = published.make_onevision(tmp_path)
-  source = parquet.Parquet(made.path, image_size=5)
+  source = parquet.Parquet(made.path, image_spec=images.ImageSpec(5))
   source.text(0)
   copy = pickle.loads(pickle.dumps(source))
   assert copy.text(1) == source.text(1)
@@ -233,7 +233,7 @@ def test_a_bad_turn_is_named_with_its_row(tmp_path):
 def test_an_image_too_large_is_refused(tmp_path):
   path = _write(tmp_path / "a.parquet", {"image": _image(), **PAIR})
   with pytest.raises(InputError, match="a.parquet:0: image: 6x4 pixels"):
-    parquet.Parquet(path, max_pixels=23)[0]
+    parquet.Parquet(path, images.ImageSpec(max_pixels=23))[0]
 
 
 @pytest.mark.parametrize("record, message", [
@@ -362,8 +362,8 @@ def test_a_missing_package_is_named_with_its_command(tmp_path, monkeypatch):
 def test_settings_are_those_of_other_sources(tmp_path):
   path = _write(tmp_path / "a.parquet", PAIR)
   with pytest.raises(InputError, match="'cubic' is none of bicubic"):
-    parquet.Parquet(path, resample="cubic")
-  assert images.MAX_PIXELS == parquet.Parquet(path)._pictures.max_pixels
+    parquet.Parquet(path, images.ImageSpec(resample="cubic"))
+  assert images.MAX_PIXELS == parquet.Parquet(path)._pictures.spec.max_pixels
 
 
 def test_answers_of_annotators_are_one_however_they_are_composed(tmp_path):

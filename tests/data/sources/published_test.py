@@ -6,7 +6,7 @@ import pytest
 import yaml
 from pyarrow import parquet
 
-from pivot_jax.data.sources import json_records
+from pivot_jax.data.sources import folders, json_records
 from tests.fixtures import (
   published,
   published_evaluations,
@@ -107,10 +107,8 @@ def test_a_mixture_names_files_and_strategies(tmp_path):
 
 def test_an_image_folder_has_a_folder_a_class(tmp_path):
   made = published.make_image_folder(tmp_path, rows=2)
-  published_parts.assert_reads(
-    json_records.ImageFolder(made.path, "train"), made
-  )
-  val = json_records.ImageFolder(made.path, "val")
+  published_parts.assert_reads(folders.ImageFolder(made.path, "train"), made)
+  val = folders.ImageFolder(made.path, "val")
   assert [val[i]["label"] for i in range(len(val))] == [0, 1, 2]
 
 

@@ -64,7 +64,9 @@ def test_grey_annotations_are_labels(tmp_path):
     assert found["labels"].dtype == np.int32
   text = {"id": "train-1", "image": True, "labels": True}
   assert source.text(1) == text
-  small = tfds.Tfds("scene_parse150", "train", tmp_path, image_size=4)[0]
+  small = tfds.Tfds(
+    "scene_parse150", "train", tmp_path, image_spec=images.ImageSpec(4)
+  )[0]
   assert small["image"].shape == (4, 4, 3)
   assert small["labels"].shape == (4, 4)
   assert set(small["labels"].flat) <= set(made.rows[0]["labels"].flat)
@@ -86,7 +88,9 @@ def test_instance_annotations_are_labels_only_if_they_are_wanted(tmp_path):
 def test_an_annotation_must_be_as_large_as_its_image(tmp_path, monkeypatch):
   published_tfds.make_scene_parse150(tmp_path, grey=True)
   # Also where both are made the same size.
-  source = tfds.Tfds("scene_parse150", "train", tmp_path, image_size=4)
+  source = tfds.Tfds(
+    "scene_parse150", "train", tmp_path, image_spec=images.ImageSpec(4)
+  )
   height, width = images.decode(source.encoded(1)[0], name="image").shape[:2]
   small = published_parts.encode(np.zeros((height - 1, width), "uint8"), "PNG")
   record = dict(source._record(1), annotation=small)
@@ -129,8 +133,8 @@ def test_threads_and_processes_read_any_rows(imagenet):
 def test_tensorflow_is_not_imported(imagenet):
   script = f"""
 import sys
-from pivot_jax.data import tfds_source
-source = tfds_source.Tfds("imagenet2012", "train", {str(imagenet.path)!r})
+from pivot_jax.data.sources import tfds
+source = tfds.Tfds("imagenet2012", "train", {str(imagenet.path)!r})
 assert source[6]["image"].ndim == 3
 assert "tensorflow" not in sys.modules
 """

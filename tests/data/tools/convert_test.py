@@ -36,7 +36,7 @@ def test_a_file_becomes_a_folder_of_the_same_rows(made, tmp_path, capsys):
   folder = tmp_path / "set"
   assert _run(made, folder, "--shards=2") == 0
   assert capsys.readouterr().out == (
-    f"{folder}: 6 conversation rows, 0.5 MiB; 0 left out\n"
+    f"{folder}: 6 conversation rows, 0.5 MiB; 0 skipped\n"
   )
   source = array_record.ArrayRecord(folder)
   assert source.kind == "conversation"
@@ -102,8 +102,8 @@ def test_bad_rows_are_named_when_they_are_left_out(made, tmp_path, capsys):
   (made.root / "00000" / "000004051.jpg").unlink()
   assert _run(made, tmp_path / "set", "--max-bad=0.2") == 0
   out = capsys.readouterr().out.splitlines()
-  assert out[0].startswith(f"left out: {made.path}#1: image: ")
-  assert out[1].endswith("; 1 left out")
+  assert out[0].startswith(f"skipped: {made.path}#1: image: ")
+  assert out[1].endswith("; 1 skipped")
   assert len(array_record.ArrayRecord(tmp_path / "set")) == 5
 
 
@@ -120,8 +120,8 @@ def test_bad_lines_are_left_out_as_bad_rows_are(made, tmp_path, capsys):
     convert.main([*argv, "--max-bad=0.3"])
   assert convert.main([*argv, "--max-bad=0.4"]) == 0
   out = capsys.readouterr().out.splitlines()
-  assert out[0].startswith(f"left out: {path}:3: invalid JSON")
-  assert out[1].startswith(f"left out: {path}:5: a record must be a JSON obj")
+  assert out[0].startswith(f"skipped: {path}:3: invalid JSON")
+  assert out[1].startswith(f"skipped: {path}:5: a record must be a JSON obj")
   source = array_record.ArrayRecord(tmp_path / "set")
   kept = [made.rows[i]["id"] for i in (0, 1, 3, 5)]
   assert [source.text(i)["id"] for i in range(len(source))] == kept
