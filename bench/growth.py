@@ -5,7 +5,7 @@
 One axis is varied at a time from the toy of `bench/update/toy.py`; each point is the
 package's own update on random weights, timed in this process. Printed and
 written are an affine fit, seconds = a + b x, its share of unexplained variance,
-and the exponent of a power law, beside the growth that `pivot_jax.flops` counts.
+and the exponent of a power law, beside the growth that `training.cost` counts.
 One machine's seconds: what carries over is whether a curve is straight.
 """
 
@@ -25,7 +25,7 @@ from bench.update import toy
 from pivot_jax import sharding, trees
 from pivot_jax.data import packing
 from pivot_jax.models import layers, mllm, qwen2, vit
-from pivot_jax.training import flops, loop, objectives, optimizer
+from pivot_jax.training import cost, loop, objectives, optimizer
 
 CORES = 2
 WARM_UP, STEPS = 2, 5
@@ -111,7 +111,7 @@ def measure(axis: str, sizes: Sizes) -> Point:
     x=place_on(axis, sizes),
     wall=float(np.median(walls)),
     cpu=float(np.median(cpus)),
-    flops=sum(flops.update(model, paths, counted).values()),
+    flops=sum(cost.flops_of_update(model, paths, counted).values()),
     first=seconds[0][0],
   )
 

@@ -28,9 +28,8 @@ from pivot_jax import sharding, trees
 from pivot_jax.data import packing
 from pivot_jax.models import layers, mllm, qwen2, vit
 from pivot_jax.training import (
-  flops,
+  cost,
   loop,
-  memory,
   monitor,
   objectives,
   optimizer,
@@ -145,12 +144,12 @@ class Update:
       return objectives.sft(model, chunk=CHUNK)
     return objectives.dpo(model, beta=ladder.BETA, chunk=CHUNK)
 
-  def estimate(self) -> memory.Estimate | None:
+  def estimate(self) -> cost.Estimate | None:
     """Return the bytes foreseen; None with a reference model in every step."""
     if self._rung in ladder.POLICIES:
       return None
     with self._context():
-      return memory.estimate(
+      return cost.estimate_memory(
         self.state,
         self._objective,
         self.model,
@@ -158,7 +157,7 @@ class Update:
         accum=1,
         shards=1,
         chunk=CHUNK,
-        available=memory.available(),
+        available=cost.available_memory(),
       )
 
   def lower(self, *platforms: str) -> jax.stages.Lowered:
@@ -346,14 +345,14 @@ def work(workload: str, *, tiny: bool) -> dict[str, float]:
   return {
     "examples": len(data.prompt),
     "useful tokens": found.tokens,
-    "TFLOP": sum(flops.update(model, paths, found).values()) / 1e12,
+    "TFLOP": sum(cost.flops_of_update(model, paths, found).values()) / 1e12,
   }
 
 
 def ceiling_work(*, tiny: bool) -> harness.Work:
   """Return the work of a step of both ceilings, and the published peak."""
   side, words = _ceiling_sizes(tiny)
-  peak = flops.peak(jax.devices()[0].device_kind, 1)
+  peak = cost.peak_flops(jax.devices()[0].device_kind, 1)
   known = {"device": {"peak TFLOP": peak / 1e12}} if peak else {}
   return known | {
     "product": {"TFLOP": _CALLS * 2 * side**3 / 1e12},

@@ -26,9 +26,8 @@ from pivot_jax.data.tokenizer import load_tokenizer
 from pivot_jax.errors import InputError
 from pivot_jax.models import layers, mllm
 from pivot_jax.training import (
-  flops,
+  cost,
   loop,
-  memory,
   monitor,
   objectives,
   optimizer,
@@ -349,7 +348,7 @@ class _Job:
 
   def _log_memory(self, state, layout: packing.Layout) -> None:
     """Say what an update will take, before anything is compiled."""
-    found = memory.estimate(
+    found = cost.estimate_memory(
       state,
       self._loss,
       self.start.mllm,
@@ -357,7 +356,7 @@ class _Job:
       accum=self.config.accum,
       shards=sharding.row_shards(self.mesh),
       chunk=self.config.chunk,
-      available=memory.available(),
+      available=cost.available_memory(),
     )
     LOG.info(
       "%s attends by %s; memory: %s",
@@ -366,7 +365,7 @@ class _Job:
       found,
     )
     if not found.fits:
-      LOG.warning("that is more than there is: %s", memory.advice(found))
+      LOG.warning("that is more than there is: %s", cost.advice(found))
 
 
 class _Recorder:
@@ -378,7 +377,7 @@ class _Recorder:
     self.model, self.trainable = model, list(trees.flatten(state.trainable))
     devices = jax.devices()
     self.meter = monitor.Meter(
-      peak=flops.peak(devices[0].device_kind, len(devices))
+      peak=cost.peak_flops(devices[0].device_kind, len(devices))
     )
     self.measured, self.speed = time.monotonic(), ""
     self.writer = metrics.Writer(
@@ -404,7 +403,7 @@ class _Recorder:
       # It compiled.
       self.meter.skip()
     else:
-      parts = flops.update(self.model, self.trainable, work)
+      parts = cost.flops_of_update(self.model, self.trainable, work)
       self.meter.add(
         tokens=work.tokens,
         examples=self.config.batch,

@@ -2,7 +2,7 @@
 
 Numbers on their way to the status line and `speed.jsonl`. They are no results:
 they differ from run to run, so that nothing compares them. How much arithmetic
-an update takes is `flops.py`'s business.
+an update takes is `training/cost.py`'s business.
 """
 
 import dataclasses

@@ -13,7 +13,7 @@ from jax.extend import core
 from pivot_jax import sharding, trees
 from pivot_jax.data import packing
 from pivot_jax.models import layers, qwen2
-from pivot_jax.training import loop, memory, objectives, optimizer
+from pivot_jax.training import cost, loop, objectives, optimizer
 from tests.fixtures import tiny
 
 _JAXPRS = (core.Jaxpr, core.ClosedJaxpr)
@@ -146,9 +146,9 @@ def test_the_memory_that_is_promised_is_what_xla_takes(remat):
   mesh = _one_device()
   model = tiny.MODEL.clone(compute=layers.Compute(remat=remat))
   state, _ = _state(mesh)
-  batch = memory.rows_at_once(_batch(), 256)
+  batch = cost.rows_at_once(_batch(), 256)
   objective = functools.partial(objectives.dpo, beta=0.1, chunk=CHUNK)
-  found = memory.estimate(
+  found = cost.estimate_memory(
     state,
     objective,
     model,
@@ -176,7 +176,7 @@ def test_less_is_kept_the_more_is_computed_again():
   def kept(remat):
     model = tiny.MODEL.clone(compute=layers.Compute(remat=remat))
     loss_fn = objectives.dpo(model, beta=0.1, chunk=CHUNK)
-    return memory.activations(loss_fn, state, _batch())
+    return cost.activation_bytes(loss_fn, state, _batch())
 
   sizes = [kept(name) for name in layers.REMATS]
   assert layers.REMATS == ("none", "attention", "dots", "full")
@@ -185,13 +185,13 @@ def test_less_is_kept_the_more_is_computed_again():
 
 def test_an_estimate_counts_parts_devices_logits_and_copies():
   state, _ = _state(_one_device())
-  batch = memory.rows_at_once(_batch(), 64)
+  batch = cost.rows_at_once(_batch(), 64)
 
   def estimate(dtype="float32", **settings):
     how = dict(accum=1, shards=1, chunk=CHUNK, available=None) | settings
     model = tiny.MODEL.clone(compute=layers.Compute(dtype=dtype))
     objective = functools.partial(objectives.dpo, beta=0.1, chunk=how["chunk"])
-    return memory.estimate(state, objective, model, batch, **how).parts
+    return cost.estimate_memory(state, objective, model, batch, **how).parts
 
   whole, parts, spread = estimate(), estimate(accum=4), estimate(shards=4)
   for fewer in (parts, spread):
@@ -213,12 +213,12 @@ def test_an_estimate_counts_parts_devices_logits_and_copies():
 
 
 def test_an_estimate_that_does_not_fit_says_what_to_change():
-  found = memory.Estimate({"parameters": 8, "activations": 30}, available=20)
+  found = cost.Estimate({"parameters": 8, "activations": 30}, available=20)
   assert not found.fits
-  assert "remat" in memory.advice(found)
-  found = memory.Estimate({"optimizer": 30, "activations": 8}, available=None)
+  assert "remat" in cost.advice(found)
+  found = cost.Estimate({"optimizer": 30, "activations": 8}, available=None)
   assert found.fits
-  assert "fsdp" in memory.advice(found)
+  assert "fsdp" in cost.advice(found)
 
 
 def test_kernels_are_cast_once_an_update_and_nothing_changes():

@@ -7,7 +7,7 @@ import pytest
 from pivot_jax import trees
 from pivot_jax.data import packing
 from pivot_jax.models import layers, mllm, qwen2, vit
-from pivot_jax.training import flops, objectives
+from pivot_jax.training import cost, objectives
 
 # Two layers each, unrolled: XLA counts the body of a loop once. Wide enough that
 # products outweigh norms and softmax.
@@ -91,7 +91,9 @@ def test_the_formula_is_what_xla_compiles(trainable):
   grad_fn = jax.jit(jax.value_and_grad(loss, has_aux=True))
   compiled = grad_fn.lower(inside, outside, batch).compile()
   counted = compiled.cost_analysis()["flops"]
-  parts = flops.update(MODEL, list(trees.flatten(inside)), _computed(batch))
+  parts = cost.flops_of_update(
+    MODEL, list(trees.flatten(inside)), _computed(batch)
+  )
   assert sum(parts.values()) == pytest.approx(counted, rel=0.05)
 
 
@@ -99,7 +101,9 @@ def test_a_frozen_part_costs_its_forward_pass_alone():
   paths = list(trees.flatten(_shapes()))
   done = _computed(_batch())
   projector = [path for path in paths if path.startswith("projector/")]
-  every, frozen = (flops.update(MODEL, p, done) for p in (paths, projector))
+  every, frozen = (
+    cost.flops_of_update(MODEL, p, done) for p in (paths, projector)
+  )
   # Pixels need no gradient; everything else is done three times if it trains.
   patch = 2 * 4 * PATCHES * (16 * 16 * 3) * 128
   assert every["vision"] == 3 * frozen["vision"] - patch
@@ -128,10 +132,10 @@ def test_work_leaves_padding_out_and_counts_a_prompt_once():
 
 
 def test_the_peak_of_a_device_is_looked_up_by_its_kind():
-  assert flops.peak("NVIDIA H200", 2) == 2 * 989e12
-  assert flops.peak("NVIDIA H100 PCIe", 1) == 756e12
-  assert flops.peak("NVIDIA L40", 1) == 181e12
-  assert flops.peak("NVIDIA L4", 1) == 121e12
-  assert flops.peak("NVIDIA H100 80GB HBM3 MIG 1g.10gb", 1) is None
-  assert flops.peak("TPU v5 lite", 4) == 4 * 197e12
-  assert flops.peak("cpu", 1) is None
+  assert cost.peak_flops("NVIDIA H200", 2) == 2 * 989e12
+  assert cost.peak_flops("NVIDIA H100 PCIe", 1) == 756e12
+  assert cost.peak_flops("NVIDIA L40", 1) == 181e12
+  assert cost.peak_flops("NVIDIA L4", 1) == 121e12
+  assert cost.peak_flops("NVIDIA H100 80GB HBM3 MIG 1g.10gb", 1) is None
+  assert cost.peak_flops("TPU v5 lite", 4) == 4 * 197e12
+  assert cost.peak_flops("cpu", 1) is None
