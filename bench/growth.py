@@ -25,7 +25,13 @@ from bench.update import toy
 from pivot_jax import sharding, trees
 from pivot_jax.data import packing
 from pivot_jax.models import layers, mllm, qwen2, vit
-from pivot_jax.training import cost, loop, objectives, optimizer
+from pivot_jax.training import (
+  cost,
+  objectives,
+  optimizer,
+  train_state,
+  train_step,
+)
 
 CORES = 2
 WARM_UP, STEPS = 2, 5
@@ -97,11 +103,11 @@ def measure(axis: str, sizes: Sizes) -> Point:
   mesh = sharding.make_mesh({"data": -1})
   with jax.set_mesh(mesh), layers.logical_rules(sharding.ACTIVATION_RULES):
     params = jax.device_get(mllm.init_params(model, jax.random.PRNGKey(0)))
-    state, tx = loop.make_state(
+    state, tx = train_state.make_state(
       params, trainable=(".*",), tx=_optimizer, mesh=mesh, seed=0
     )
     paths = list(trees.flatten(state.trainable))
-    step_fn = loop.make_train_step(
+    step_fn = train_step.make_train_step(
       objectives.dpo(model, beta=0.1), tx, accum=1, examples=sizes.pairs
     )
     placed = sharding.place_rows(batch, mesh)

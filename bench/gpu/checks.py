@@ -20,7 +20,7 @@ from bench.gpu import ours, sizes
 from bench.update import ladder
 from pivot_jax import trees
 from pivot_jax.models import attention, layers, mllm
-from pivot_jax.training import loop, objectives
+from pivot_jax.training import objectives, train_state
 
 STEPS, WARM_UP = 10, 2
 # |a - b| / |b| of the loss and of the worst module's gradient. On a CPU
@@ -182,7 +182,7 @@ def _batch(
     params = init(jax.random.PRNGKey(0))
   loss_fn = objectives.dpo(model, beta=ladder.BETA, chunk=ours.CHUNK)
   grad_fn = jax.jit(jax.value_and_grad(loss_fn, has_aux=True))
-  params = loop.cast_kernels(params, dtype)
+  params = train_state.cast_kernels(params, dtype)
   inputs = jax.device_put((params, ours.packed(data)), device)
   # A GPU would round the inputs of float32 products otherwise.
   precision = "highest" if dtype == "float32" else "default"

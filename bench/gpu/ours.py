@@ -33,6 +33,8 @@ from pivot_jax.training import (
   monitor,
   objectives,
   optimizer,
+  train_state,
+  train_step,
 )
 
 # Positions that have logits at a time.
@@ -121,7 +123,7 @@ class Update:
     than the steps.
     """
     params = mllm.init_params(self.model, key)
-    return loop.TrainState(
+    return train_state.TrainState(
       step=jnp.zeros((), jnp.int32),
       examples=jnp.zeros((), jnp.int32),
       trainable=params,
@@ -134,7 +136,7 @@ class Update:
     """Return a copy for a forward pass, its kernels in the products' dtype."""
     # What is not cast is to be copied, too: the state is donated.
     dtype = self.model.compute.dtype
-    return jax.tree.map(jnp.copy, loop.cast_kernels(params, dtype))
+    return jax.tree.map(jnp.copy, train_state.cast_kernels(params, dtype))
 
   def _objective(self, model: mllm.MLLM) -> objectives.LossFn:
     if self._rung in ladder.POLICIES:
@@ -167,7 +169,7 @@ class Update:
       fixed = jax.eval_shape(self._fixed, self.state.trainable)
       inputs = (inputs, self._placed(fixed))
     with self._context():
-      step_fn = loop.make_train_step(
+      step_fn = train_step.make_train_step(
         self._objective(self.model),
         self._optimizer(self.state.trainable),
         accum=1,
@@ -178,7 +180,7 @@ class Update:
       traced = step_fn.trace(self.state, inputs)
       return traced.lower(lowering_platforms=platforms or None)
 
-  def start(self) -> tuple[loop.TrainState, packing.Batch | tuple]:
+  def start(self) -> tuple[train_state.TrainState, packing.Batch | tuple]:
     """Return the first state and the batch, on the device."""
     shardings = jax.tree.map(lambda x: x.sharding, self.state)
     with self._context():

@@ -22,7 +22,7 @@ from bench.update import toy
 from pivot_jax import sharding, trees
 from pivot_jax.data import packing
 from pivot_jax.models import layers
-from pivot_jax.training import loop, optimizer
+from pivot_jax.training import loop, optimizer, train_state, train_step
 from pivot_jax.weights import checkpoint
 
 LEARNING_RATE = 1e-4
@@ -114,7 +114,7 @@ def training(
   setup: Setup, loss_fn: Callable, batch: Any, scores: np.ndarray
 ) -> harness.Ready:
   """Return the update of a loss; `scores` are log-probabilities before it."""
-  state, tx = loop.make_state(
+  state, tx = train_state.make_state(
     setup.params,
     trainable=(".*",),
     tx=functools.partial(
@@ -127,7 +127,7 @@ def training(
     seed=SEED,
   )
   count = len(setup.data.prompt)
-  step_fn = loop.make_train_step(
+  step_fn = train_step.make_train_step(
     loss_fn, tx, accum=1, examples=count, dtype=setup.model.compute.dtype
   )
   held = {"state": state}
@@ -145,7 +145,7 @@ def training(
   def numbers():
     kept = [loop.means(jax.device_get(m)) for m in history]
     before = trees.flatten(setup.params)
-    after = trees.flatten(loop.params_of(held["state"]))
+    after = trees.flatten(train_state.params_of(held["state"]))
     return {
       "logps": scores,
       "loss": np.array([m["losses/total"] for m in kept]),

@@ -16,7 +16,7 @@ from pivot_jax.data.sources import folders
 from pivot_jax.data.tokenizer import load_tokenizer
 from pivot_jax.recipe import plan, run_folder
 from pivot_jax.stages import detach
-from pivot_jax.training import loop, optimizer, starting_model
+from pivot_jax.training import optimizer, starting_model, train_state
 from pivot_jax.weights import checkpoint
 
 _Configs = dict[str, Any]
@@ -90,7 +90,7 @@ def _state_bytes(shapes: trees.Tree, config: ConfigDict) -> int:
   """
   dtype = jnp.dtype(config.compute.dtype)
   inside, outside = trees.split(shapes, config.trainable)
-  frozen = loop.kernel_dtypes(outside, config.compute.dtype)
+  frozen = train_state.kernel_dtypes(outside, config.compute.dtype)
   tx = optimizer.adamw(
     inside,
     lr=config.lr,

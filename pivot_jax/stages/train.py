@@ -33,6 +33,8 @@ from pivot_jax.training import (
   optimizer,
   reference_logps,
   starting_model,
+  train_state,
+  train_step,
 )
 from pivot_jax.weights import artifacts, checkpoint
 
@@ -222,10 +224,10 @@ class _Job:
     self.config, self.out, self.start = config, out, start
     self.stream, self.coder, self.mesh = stream, coder, mesh
 
-  def run(self) -> tuple[loop.TrainState, str]:
+  def run(self) -> tuple[train_state.TrainState, str]:
     """Return the last state and the digest of the rows seen, in order."""
     config = self.config
-    state, tx = loop.make_state(
+    state, tx = train_state.make_state(
       self.start.params,
       trainable=config.trainable,
       tx=functools.partial(
@@ -252,7 +254,7 @@ class _Job:
     recorder = _Recorder(config, self.out, saved, state, rows, self.start.mllm)
     if config.tensorboard:
       recorder.writer.write_samples(self._samples())
-    step_fn = loop.make_train_step(
+    step_fn = train_step.make_train_step(
       self._loss(self.start.mllm),
       tx,
       accum=config.accum,
@@ -426,7 +428,7 @@ class _Recorder:
     self.kept = step
 
 
-def _resumable(state: loop.TrainState) -> dict[str, Any]:
+def _resumable(state: train_state.TrainState) -> dict[str, Any]:
   return {
     "step": state.step,
     "examples": state.examples,

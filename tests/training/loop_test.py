@@ -11,7 +11,13 @@ import pytest
 
 from pivot_jax import sharding, trees
 from pivot_jax.data import feed, packing
-from pivot_jax.training import loop, objectives, optimizer
+from pivot_jax.training import (
+  loop,
+  objectives,
+  optimizer,
+  train_state,
+  train_step,
+)
 from tests.fixtures import tiny
 
 # Sums of float32 in another order: relative to the size of what is compared.
@@ -62,11 +68,11 @@ def _run(update, *, mesh, accum=1, trainable=ALL, tx=_sgd, steps=1):
   Whatever the mesh and the number of steps, the update is compiled once.
   """
   with jax.set_mesh(mesh), nn.logical_axis_rules(sharding.ACTIVATION_RULES):
-    state, tx = loop.make_state(
+    state, tx = train_state.make_state(
       tiny.params(), trainable=trainable, tx=tx, mesh=mesh, seed=0
     )
     before = jax.device_get(state)
-    step_fn = loop.make_train_step(
+    step_fn = train_step.make_train_step(
       _loss(),
       tx,
       accum=accum,
@@ -211,7 +217,7 @@ def test_a_frozen_part_has_no_norm(update, projector_run):
 
 
 def test_params_of_gives_the_whole_tree_again(projector_run):
-  assert not trees.diff(tiny.params(), loop.params_of(projector_run[1]))
+  assert not trees.diff(tiny.params(), train_state.params_of(projector_run[1]))
 
 
 def test_steps_and_examples_are_counted(projector_run):
@@ -232,10 +238,10 @@ def _line(params, batch, rng):
 
 def _line_state(tx, trainable=ALL):
   params = {"a": {"w": np.ones(2, np.float32)}, "b": {"w": np.ones(2, "f4")}}
-  state, tx = loop.make_state(
+  state, tx = train_state.make_state(
     params, trainable=trainable, tx=tx, mesh=_one_device(), seed=0
   )
-  step_fn = loop.make_train_step(_line, tx, accum=1, examples=2)
+  step_fn = train_step.make_train_step(_line, tx, accum=1, examples=2)
   return params, state, step_fn
 
 
@@ -387,10 +393,10 @@ def _fit_guarded(update, place):
   """
   mesh, seen = _one_device(), _Losses()
   with jax.set_mesh(mesh), nn.logical_axis_rules(sharding.ACTIVATION_RULES):
-    state, tx = loop.make_state(
+    state, tx = train_state.make_state(
       tiny.params(), trainable=ALL, tx=_sgd, mesh=mesh, seed=0
     )
-    step_fn = loop.make_train_step(
+    step_fn = train_step.make_train_step(
       _loss(),
       tx,
       accum=1,

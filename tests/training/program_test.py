@@ -13,7 +13,13 @@ from jax.extend import core
 from pivot_jax import sharding, trees
 from pivot_jax.data import packing
 from pivot_jax.models import layers, qwen2
-from pivot_jax.training import cost, loop, objectives, optimizer
+from pivot_jax.training import (
+  cost,
+  objectives,
+  optimizer,
+  train_state,
+  train_step,
+)
 from tests.fixtures import tiny
 
 _JAXPRS = (core.Jaxpr, core.ClosedJaxpr)
@@ -50,7 +56,7 @@ def _tx(trainable, moments="float32"):
 
 
 def _state(mesh, **settings):
-  return loop.make_state(
+  return train_state.make_state(
     tiny.params(),
     trainable=(".*",),
     tx=_tx,
@@ -67,7 +73,7 @@ def _compiled(**compute):
   model = tiny.MODEL.clone(compute=layers.Compute(**compute))
   state, tx = _state(mesh)
   loss_fn = objectives.dpo(model, beta=0.1, chunk=CHUNK)
-  step_fn = loop.make_train_step(loss_fn, tx, accum=1, examples=6)
+  step_fn = train_step.make_train_step(loss_fn, tx, accum=1, examples=6)
   done = step_fn.lower(state, _batch()).compile()
   return done.as_text(), done.memory_analysis(), state
 
@@ -92,7 +98,7 @@ def _count(left, right, *, scan):
   model = tiny.MODEL.clone(compute=layers.Compute(attention="xla", scan=scan))
   state, tx = _state(_one_device())
   loss_fn = objectives.dpo(model, beta=0.1, chunk=CHUNK)
-  step_fn = loop.make_train_step(loss_fn, tx, accum=1, examples=6)
+  step_fn = train_step.make_train_step(loss_fn, tx, accum=1, examples=6)
   program = jax.make_jaxpr(step_fn)(state, _batch())
   return sum(
     times
@@ -230,7 +236,7 @@ def test_kernels_are_cast_once_an_update_and_nothing_changes():
   batch = jax.tree.map(jnp.asarray, _batch())
 
   def run(dtype, accum):
-    gradients = loop._gradients(loss_fn, accum, dtype)
+    gradients = train_step._gradients(loss_fn, accum, dtype)
     return jax.jit(gradients)(state, batch, state.rng)
 
   (loss, _), there = run("float32", 1)
@@ -278,7 +284,7 @@ def test_no_loop_casts_a_kernel(dtype):
   """Over parts or layers; a stack of kernels in the first, one in the other."""
   model = tiny.MODEL.clone(compute=layers.Compute(dtype="bfloat16"))
   state, tx = _state(_one_device())
-  step_fn = loop.make_train_step(
+  step_fn = train_step.make_train_step(
     objectives.dpo(model, beta=0.1), tx, accum=3, examples=6, dtype=dtype
   )
   program = jax.make_jaxpr(step_fn)(state, _batch()).jaxpr
@@ -322,7 +328,7 @@ def test_gradients_of_what_all_tokens_share_are_summed_in_float32(module):
 
 def test_what_is_frozen_is_held_in_the_dtype_of_the_products():
   mesh = _one_device()
-  state, _ = loop.make_state(
+  state, _ = train_state.make_state(
     tiny.params(),
     trainable=("projector/.*",),
     tx=_tx,
