@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
+from ml_collections import ConfigDict
 
 from pivot_jax import trees
 from pivot_jax.errors import InputError
@@ -49,7 +50,7 @@ ACTIVATION_RULES: tuple[tuple[str, Any], ...] = (
 )
 
 
-def make_mesh(shape: Mapping[str, int]) -> Mesh:
+def make_mesh(shape: Mapping[str, int] | ConfigDict) -> Mesh:
   """Return a mesh of axes data, fsdp, tensor; -1 takes what is left.
 
   Axis types are Auto: linen's modules fail under jax's default of Explicit.

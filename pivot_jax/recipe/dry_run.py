@@ -91,16 +91,7 @@ def _state_bytes(shapes: trees.Tree, config: ConfigDict) -> int:
   dtype = jnp.dtype(config.compute.dtype)
   inside, outside = trees.split(shapes, config.trainable)
   frozen = train_state.kernel_dtypes(outside, config.compute.dtype)
-  tx = optimizer.adamw(
-    inside,
-    lr=config.lr,
-    factor=optimizer.schedule(
-      config.schedule, steps=config.steps, warmup=config.warmup
-    ),
-    weight_decay=config.weight_decay,
-    clip=config.clip,
-    moments=config.moments,
-  )
+  tx = optimizer.from_config(config)(inside)
   state = jax.eval_shape(tx.init, inside)
   size = 2 * 4 * trees.count(inside)
   size += sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))

@@ -8,12 +8,9 @@ objective. Leaves an artifact of the whole model and `metrics.jsonl`.
 """
 
 import contextlib
-import functools
 import logging
 import pathlib
-import time
-import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -31,6 +28,7 @@ from pivot_jax.training import (
   monitor,
   objectives,
   optimizer,
+  recorder,
   reference_logps,
   starting_model,
   train_state,
@@ -39,8 +37,6 @@ from pivot_jax.training import (
 from pivot_jax.weights import artifacts, checkpoint
 
 LOG = logging.getLogger("pivot_jax")
-# Seconds that a rate is measured over.
-SPEED_EVERY = 10.0
 # Rows shown in TensorBoard.
 _SAMPLES = 8
 
@@ -48,7 +44,7 @@ _SAMPLES = 8
 def run(
   config: ConfigDict, inputs: Mapping[str, str], out: pathlib.Path
 ) -> dict[str, Any]:
-  """Train, saves the artifact and returns what was measured."""
+  """Train, save the artifact and return the measures."""
   tokenizer = load_tokenizer(checkpoint.tokenizer_folder(config.tokenizer))
   start = starting_model.assemble(config, inputs, tokenizer)
   prints = trees.fingerprint(start.params)
@@ -64,7 +60,7 @@ def run(
   # What is frozen leaves as it came, not as it was computed with.
   _, frozen = trees.split(start.params, config.trainable)
   trained = jax.device_get(state.trainable)
-  check_moved(config, start.params, trained, metrics.read(out))
+  optimizer.check_moved(config, start.params, trained, metrics.read(out))
   after = trees.merge(trained, frozen)
   save_model(out, after, start, config, tokenizer)
   return _report(config, out, start, prints, after, rows) | {
@@ -124,76 +120,6 @@ def read_reference(
   return reference_logps.read(pathlib.Path(inputs["reference"]), made)
 
 
-def check_moved(
-  config: ConfigDict,
-  before: Mapping[str, Any],
-  trained: Mapping[str, Any],
-  lines: Sequence[Mapping[str, float]],
-) -> None:
-  """Raise InputError for a part that trains and is as it was, and why.
-
-  A part whose rates are all 0, and a stage all of whose updates have a rate of
-  0 (the first of a warmup), are asked for, and are a warning.
-
-  Args:
-    before: the parameters that the stage began with.
-    trained: those that train, after the last update.
-    lines: the run's metrics, for the norms of gradients.
-  """
-  factor = optimizer.schedule(
-    config.schedule, steps=config.steps, warmup=config.warmup
-  )
-  peak = float(np.max(factor(np.arange(config.steps))))
-  old = trees.flatten(before)
-  for part, leaves in trained.items():
-    new = trees.flatten({part: leaves})
-    if any(not np.array_equal(old[path], leaf) for path, leaf in new.items()):
-      continue
-    rules = [_rule(config.lr, path) for path in new]
-    if not peak or not any(rate for _, rate in rules):
-      LOG.warning(
-        "%s: %s is as it was: its learning rate is 0 in all %d updates",
-        config.name,
-        part,
-        config.steps,
-      )
-      continue
-    said = ", ".join(
-      f"{rule!r}: {rate:g}" for rule, rate in dict(rules).items()
-    )
-    raise InputError(
-      f"{config.name}: {part} trains (lr {said}) and did not move in "
-      f"{config.steps} updates: {_why_still(part, new, lines)}"
-    )
-
-
-def _why_still(
-  part: str,
-  leaves: Mapping[str, Any],
-  lines: Sequence[Mapping[str, float]],
-) -> str:
-  """Return why a part did not move, as its gradients tell, and what to do."""
-  name = f"grad_norm/{part}"
-  # A run that an older version began has lines without it.
-  norms = [line[name] for line in lines if name in line]
-  if norms and not any(norms):
-    needed = " (has the data images?)" if part != "llm" else ""
-    return (
-      f"its gradient was 0 in every one, so no row reaches it{needed}; give "
-      "data that does, or take it out of `trainable`"
-    )
-  dtypes = ", ".join(sorted({str(leaf.dtype) for leaf in leaves.values()}))
-  return (
-    f"its gradient was up to {max(norms, default=0):.3g}, but the steps are lost in the "
-    f"rounding of its {dtypes} parameters; raise the learning rate"
-  )
-
-
-def _rule(rules: Sequence[tuple[str, float]], path: str) -> tuple[str, float]:
-  """Return the learning-rate rule of a parameter."""
-  return trees.first_match([(rule[0], tuple(rule)) for rule in rules], path)
-
-
 def save_model(
   out: pathlib.Path,
   params: trees.Params,
@@ -230,16 +156,7 @@ class _Job:
     state, tx = train_state.make_state(
       self.start.params,
       trainable=config.trainable,
-      tx=functools.partial(
-        optimizer.adamw,
-        lr=config.lr,
-        factor=optimizer.schedule(
-          config.schedule, steps=config.steps, warmup=config.warmup
-        ),
-        weight_decay=config.weight_decay,
-        clip=config.clip,
-        moments=config.moments,
-      ),
+      tx=optimizer.from_config(config),
       mesh=self.mesh,
       seed=config.seed,
       dtype=config.compute.dtype,
@@ -248,12 +165,25 @@ class _Job:
       name = f"{config.name}.{field}"
       optimizer.check_rules(config[field], self.start.params, name)
     saved = checkpoint.Resumable(self.out / "checkpoints")
-    state, rows = self._resume(saved, state)
+    state, rows = recorder.resume(config.name, saved, state)
     layout = self._layout(state)
     self._log_memory(state, layout)
-    recorder = _Recorder(config, self.out, saved, state, rows, self.start.mllm)
+    writer = metrics.Writer(
+      self.out, step=int(state.step), tensorboard=config.tensorboard
+    )
     if config.tensorboard:
-      recorder.writer.write_samples(self._samples())
+      writer.write_samples(self._samples())
+    hook = recorder.Recorder(
+      config.name,
+      saved,
+      writer,
+      state,
+      rows,
+      self.start.mllm,
+      steps=config.steps,
+      batch=config.batch,
+      save_every=config.save_every,
+    )
     step_fn = train_step.make_train_step(
       self._loss(self.start.mllm),
       tx,
@@ -269,35 +199,18 @@ class _Job:
         step_fn,
         updates,
         num_steps=config.steps,
-        hooks=[recorder],
+        hooks=[hook],
         should_stop=loop.stop_requested,
         trace=monitor.Trace(config.profile, self.out / "profile"),
       )
     saved.close()
-    recorder.writer.close()
+    writer.close()
     if int(state.step) < config.steps:
       raise loop.Stopped(
         f"{config.name} saved at step {int(state.step)} of {config.steps}; the "
         "same command continues there"
       )
-    return state, f"{recorder.rows:08x}"
-
-  def _resume(self, saved, state):
-    target = jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
-      _resumable(state),
-    )
-    found = saved.restore(target)
-    if found is None:
-      return state, 0
-    step, values, note = found
-    LOG.info(
-      "%s resumes at step %d, example %d",
-      self.config.name,
-      step,
-      int(values["examples"]),
-    )
-    return state.replace(**values), note["rows"]
+    return state, f"{hook.rows:08x}"
 
   def _loss(self, model: mllm.MLLM):
     config = self.config
@@ -368,74 +281,6 @@ class _Job:
     )
     if not found.fits:
       LOG.warning("that is more than there is: %s", cost.advice(found))
-
-
-class _Recorder:
-  """Writes metrics, shows progress, commits checkpoints, stops on non-finite."""
-
-  def __init__(self, config, out, saved, state, rows: int, model):
-    self.config, self.saved, self.rows = config, saved, rows
-    self.kept = self.begin = begin = int(state.step)
-    self.model, self.trainable = model, list(trees.flatten(state.trainable))
-    devices = jax.devices()
-    self.meter = monitor.Meter(
-      peak=cost.peak_flops(devices[0].device_kind, len(devices))
-    )
-    self.measured, self.speed = time.monotonic(), ""
-    self.writer = metrics.Writer(
-      out, step=begin, tensorboard=config.tensorboard
-    )
-    self.status = metrics.Status(config.name, config.steps, start=begin)
-
-  def metrics(self, step, values, update, wait) -> None:
-    if values["finite"] < 1:
-      raise loop.NonFiniteError(
-        f"{self.config.name}: the loss is not finite at step {step} (loss "
-        f"{values['losses/total']}, rows {', '.join(update.ids[:8])}"
-        f"{', ...' if len(update.ids) > 8 else ''}); the checkpoint of step "
-        f"{self.kept} is untouched: look at the rows, or start in a new workdir "
-        "with a lower learning rate"
-      )
-    self.rows = zlib.crc32(f"{update.digest:08x}".encode(), self.rows)
-    self.writer.write(step, {k: v for k, v in values.items() if k != "finite"})
-    self._show(step, values["losses/total"], update.work, wait)
-
-  def _show(self, step, loss, work, wait) -> None:
-    if step == self.begin + 1:
-      # It compiled.
-      self.meter.skip()
-    else:
-      parts = cost.flops_of_update(self.model, self.trainable, work)
-      self.meter.add(
-        tokens=work.tokens,
-        examples=self.config.batch,
-        flops=sum(parts.values()),
-        wait=wait,
-      )
-    now = time.monotonic()
-    if now - self.measured >= SPEED_EVERY or step == self.config.steps:
-      self.measured, window = now, self.meter.window()
-      if window is not None:
-        self.writer.write_speed(step, window.metrics())
-        self.speed = f" {window}"
-    self.status.show(step, f"loss {loss:.3f}{self.speed}")
-
-  def due(self, step: int) -> bool:
-    return step % self.config.save_every == 0
-
-  def state(self, state, step: int) -> None:
-    self.saved.save(step, _resumable(state), {"rows": self.rows})
-    self.kept = step
-
-
-def _resumable(state: train_state.TrainState) -> dict[str, Any]:
-  return {
-    "step": state.step,
-    "examples": state.examples,
-    "trainable": state.trainable,
-    "opt_state": state.opt_state,
-    "rng": state.rng,
-  }
 
 
 def _report(config, out, start, prints, after, rows) -> dict[str, Any]:

@@ -4,6 +4,8 @@ What trains is decided by `trees.split` before any gradient or optimizer state
 exists. This file only sees the trainable part.
 """
 
+import functools
+import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -13,10 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import Array, Float
+from ml_collections import ConfigDict
 
 from pivot_jax import trees
 from pivot_jax.errors import InputError
 
+LOG = logging.getLogger("pivot_jax")
 # The factor on the learning rate at an update.
 Schedule = Callable[[Array | int | float], Array]
 SCHEDULES = ("cosine", "constant")
@@ -140,6 +144,87 @@ def check_rules(
   for pattern, _ in rules:
     if not any(re.fullmatch(pattern, path) for path in paths):
       raise InputError(f"{field}: the rule {pattern!r} matches no parameter")
+
+
+def from_config(
+  config: ConfigDict,
+) -> Callable[[trees.Params], optax.GradientTransformation]:
+  """Return f(trainable) -> optimizer, by the rules of a training stage."""
+  return functools.partial(
+    adamw,
+    lr=config.lr,
+    factor=schedule(config.schedule, steps=config.steps, warmup=config.warmup),
+    weight_decay=config.weight_decay,
+    clip=config.clip,
+    moments=config.moments,
+  )
+
+
+def check_moved(
+  config: ConfigDict,
+  before: Mapping[str, Any],
+  trained: Mapping[str, Any],
+  lines: Sequence[Mapping[str, float]],
+) -> None:
+  """Raise InputError for a part that trains and is as it was, and why.
+
+  A part whose rates are all 0, and a stage all of whose updates have a rate of
+  0 (the first of a warmup), are asked for, and are a warning.
+
+  Args:
+    config: of the training stage.
+    before: the parameters that the stage began with.
+    trained: those that train, after the last update.
+    lines: the run's metrics, for the norms of gradients.
+  """
+  factor = schedule(config.schedule, steps=config.steps, warmup=config.warmup)
+  peak = float(np.max(factor(np.arange(config.steps))))
+  old = trees.flatten(before)
+  for part, leaves in trained.items():
+    new = trees.flatten({part: leaves})
+    if any(not np.array_equal(old[path], leaf) for path, leaf in new.items()):
+      continue
+    rules = dict(_rule(config.lr, path) for path in new)
+    if not peak or not any(rules.values()):
+      LOG.warning(
+        "%s: %s is as it was: its learning rate is 0 in all %d updates",
+        config.name,
+        part,
+        config.steps,
+      )
+      continue
+    said = ", ".join(f"{rule!r}: {rate:g}" for rule, rate in rules.items())
+    raise InputError(
+      f"{config.name}: {part} trains (lr {said}) and did not move in "
+      f"{config.steps} updates: {_why_still(part, new, lines)}"
+    )
+
+
+def _why_still(
+  part: str,
+  leaves: Mapping[str, Any],
+  lines: Sequence[Mapping[str, float]],
+) -> str:
+  """Return why a part did not move, as its gradients tell, and what to do."""
+  name = f"grad_norm/{part}"
+  # A run that an older version began has lines without it.
+  norms = [line[name] for line in lines if name in line]
+  if norms and not any(norms):
+    needed = " (has the data images?)" if part != "llm" else ""
+    return (
+      f"its gradient was 0 in every one, so no row reaches it{needed}; give "
+      "data that does, or take it out of `trainable`"
+    )
+  dtypes = ", ".join(sorted({str(leaf.dtype) for leaf in leaves.values()}))
+  return (
+    f"its gradient was up to {max(norms, default=0):.3g}, but the steps are "
+    f"lost in the rounding of its {dtypes} parameters; raise the learning rate"
+  )
+
+
+def _rule(rules: Sequence[tuple[str, float]], path: str) -> tuple[str, float]:
+  """Return the learning-rate rule of a parameter."""
+  return trees.first_match([(rule[0], tuple(rule)) for rule in rules], path)
 
 
 def _like(values: Mapping[str, float], tree: Any) -> Any:

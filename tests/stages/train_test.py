@@ -16,7 +16,7 @@ from pivot_jax.data import feed
 from pivot_jax.data.tokenizer import load_tokenizer
 from pivot_jax.errors import InputError
 from pivot_jax.stages import train
-from pivot_jax.training import loop, starting_model
+from pivot_jax.training import loop, optimizer, starting_model
 from pivot_jax.weights import artifacts, checkpoint
 from pivot_jax.weights.convert import hf
 from tests.fixtures import tiny_stages
@@ -286,7 +286,7 @@ def test_a_part_that_no_row_reaches_is_an_error_with_rule_and_rate(
 
 
 def moved(config, before, trained, lines=()):
-  return train.check_moved(
+  return optimizer.check_moved(
     ConfigDict(dict(name="s", schedule="cosine", warmup=0.03) | config),
     before,
     trained,
@@ -340,7 +340,7 @@ def test_a_stopped_training_goes_on_at_its_example_with_another_batch(
   config, inputs = arm("sft", **free)
   stops = iter([False, True])
   with monkeypatch.context() as patch:
-    patch.setattr(training, "stop_requested", lambda: next(stops, True))
+    patch.setattr(loop, "stop_requested", lambda: next(stops, True))
     with pytest.raises(loop.Stopped, match="saved at step 2 of 4"):
       train.run(config, inputs, tmp_path)
   taken = seen[:16]

@@ -1,0 +1,134 @@
+"""The hook of a training: metrics, rates, checkpoints, and a stop on NaN."""
+
+import logging
+import time
+import zlib
+from typing import Any
+
+import jax
+
+from pivot_jax import metrics, trees
+from pivot_jax.data import feed, work
+from pivot_jax.models import mllm
+from pivot_jax.training import cost, loop, monitor
+from pivot_jax.training.train_state import TrainState
+from pivot_jax.weights import checkpoint
+
+LOG = logging.getLogger("pivot_jax")
+# Seconds that a rate is measured over.
+SPEED_EVERY = 10.0
+
+
+class Recorder:
+  """Writes metrics, shows progress, commits checkpoints, stops on non-finite.
+
+  Args:
+    name: of the stage, for messages.
+    saved: the checkpoints; each notes the digest of the rows seen.
+    writer: of the metrics.
+    state: the state that the run begins with.
+    rows: the digest of the rows seen so far, `self.rows` later.
+    model: with the sizes that rates are computed from.
+    steps: updates of the whole run.
+    batch: examples of an update.
+    save_every: updates from one checkpoint to the next.
+  """
+
+  def __init__(
+    self,
+    name: str,
+    saved: checkpoint.Resumable,
+    writer: metrics.Writer,
+    state: TrainState,
+    rows: int,
+    model: mllm.MLLM,
+    *,
+    steps: int,
+    batch: int,
+    save_every: int,
+  ):
+    self.rows = rows
+    self._name, self._saved, self._writer = name, saved, writer
+    self._steps, self._batch, self._save_every = steps, batch, save_every
+    self._kept = self._begin = begin = int(state.step)
+    self._model, self._trainable = model, list(trees.flatten(state.trainable))
+    devices = jax.devices()
+    self._meter = monitor.Meter(
+      peak=cost.peak_flops(devices[0].device_kind, len(devices))
+    )
+    self._measured, self._speed = time.monotonic(), ""
+    self._status = metrics.Status(name, steps, start=begin)
+
+  def metrics(
+    self, step: int, values: loop.Host, update: feed.Update, wait: float
+  ) -> None:
+    """Write the metrics of an update; raise NonFiniteError, naming its rows."""
+    if values["finite"] < 1:
+      raise loop.NonFiniteError(
+        f"{self._name}: the loss is not finite at step {step} (loss "
+        f"{values['losses/total']}, rows {', '.join(update.ids[:8])}"
+        f"{', ...' if len(update.ids) > 8 else ''}); the checkpoint of step "
+        f"{self._kept} is untouched: look at the rows, or start in a new "
+        "workdir with a lower learning rate"
+      )
+    self.rows = zlib.crc32(f"{update.digest:08x}".encode(), self.rows)
+    kept = {name: value for name, value in values.items() if name != "finite"}
+    self._writer.write(step, kept)
+    self._show(step, values["losses/total"], update.work, wait)
+
+  def due(self, step: int) -> bool:
+    """Return whether update `step` is followed by a checkpoint."""
+    return step % self._save_every == 0
+
+  def state(self, state: TrainState, step: int) -> None:
+    """Commit a checkpoint."""
+    self._saved.save(step, _resumable(state), {"rows": self.rows})
+    self._kept = step
+
+  def _show(self, step: int, loss: float, seen: work.Work, wait: float) -> None:
+    if step == self._begin + 1:
+      # It compiled.
+      self._meter.skip()
+    else:
+      parts = cost.flops_of_update(self._model, self._trainable, seen)
+      self._meter.add(
+        tokens=seen.tokens,
+        examples=self._batch,
+        flops=sum(parts.values()),
+        wait=wait,
+      )
+    now = time.monotonic()
+    if now - self._measured >= SPEED_EVERY or step == self._steps:
+      self._measured, window = now, self._meter.window()
+      if window is not None:
+        self._writer.write_speed(step, window.metrics())
+        self._speed = f" {window}"
+    self._status.show(step, f"loss {loss:.3f}{self._speed}")
+
+
+def resume(
+  name: str, saved: checkpoint.Resumable, state: TrainState
+) -> tuple[TrainState, int]:
+  """Return the state to go on with, and the digest of the rows it has seen."""
+  target = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
+    _resumable(state),
+  )
+  found = saved.restore(target)
+  if found is None:
+    return state, 0
+  step, values, note = found
+  LOG.info(
+    "%s resumes at step %d, example %d", name, step, int(values["examples"])
+  )
+  return state.replace(**values), note["rows"]
+
+
+def _resumable(state: TrainState) -> dict[str, Any]:
+  return {
+    "step": state.step,
+    "examples": state.examples,
+    "trainable": state.trainable,
+    "opt_state": state.opt_state,
+    "rng": state.rng,
+  }
