@@ -2,48 +2,30 @@
 
   c.gradcam_dpo = stage("gradcam", inputs=dict(init="@stage2_dpo"), ...)
 
-For the gradient of the SFT and the DPO loss on the vision features, at the
-encoder's output (the paper's text) and the projector's (its code): paper.md
-5.3. No training and no activation weighting; the number uses the raw map, the
-pictures a cleaned one. Chosen and rejected are laid out as two examples with
-an image encoding each, so that the chosen branch and the total are both seen.
-
-A map's scale cancels in the number: beta and the reference model do not matter,
-and none is read (the margin is that of a model which is its own reference, 0).
-On one model "dpo_chosen" is "sft" up to scale where both have the same target
-tokens: what differs between arms is their weights. "dpo_total" is the map of
-the difference of the two answers' gradients.
-
-Legend: B scenes, R = 3 B rows, P patches, D width at a tap, M loss positions.
+Reads preference scenes with the mask of the asked-about object, and writes the
+maps and the ratios of evals/gradients.py; it trains nothing. Chosen and rejected
+are laid out as two examples with an image encoding each, so that the chosen
+branch and the total are both seen. The number uses the raw map, the pictures a
+cleaned one. Legend: H W pixels, P patches.
 """
 
 import dataclasses
-import functools
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Bool, Float
 from ml_collections import ConfigDict
 
-from pivot_jax import files, metrics, sharding, trees
+from pivot_jax import files, metrics, sharding
 from pivot_jax.data import feed, images, opener, packing
 from pivot_jax.errors import InputError
-from pivot_jax.models import layers, mllm
-from pivot_jax.training import loop, objectives
+from pivot_jax.evals import gradients
+from pivot_jax.models import layers
+from pivot_jax.training import loop
 from pivot_jax.weights import checkpoint
-
-
-class Gradients(NamedTuple):
-  """Per row the summed log-probability and its gradient at the taps."""
-
-  logps: Float[Array, "R"]
-  targets: Float[Array, "R"]
-  encoder: Float[Array, "R P D"]
-  projector: Float[Array, "R P E"]
 
 
 class Scene(NamedTuple):
@@ -55,138 +37,15 @@ class Scene(NamedTuple):
   share: Float[np.ndarray, "P"]
 
 
-def row_gradients(
-  model: mllm.MLLM, params: trees.Params, batch: packing.Batch, *, chunk: int
-) -> Gradients:
-  """Return d(summed log-probability of a row's targets) / d(its features).
+@runtime_checkable
+class Rows(Protocol):
+  """Rows by index, and their names for messages."""
 
-  Each row holds one example with one image, so one backward pass gives every
-  row its own gradient.
-  """
-  used = batch.loss_answer >= 0
+  def __len__(self) -> int: ...
 
-  def read(projected: Float[Array, "R P E"]):
-    values = objectives.logps_from_visual(
-      model, params, projected, batch, chunk=chunk
-    )
-    sums = jnp.where(used, values, 0.0).sum(axis=1)
-    return sums.sum(), sums
+  def __getitem__(self, index: int) -> Mapping[str, Any]: ...
 
-  features = objectives.features(model, params, batch)
-  projected, pull = jax.vjp(
-    lambda x: objectives.project(model, params, x, batch), features
-  )
-  at_projector, logps = jax.grad(read, has_aux=True)(projected)
-  (at_encoder,) = pull(at_projector)
-  return Gradients(logps, used.sum(axis=1), at_encoder, at_projector)
-
-
-def loss_maps(
-  gradients: Gradients, margin: Float[Array, "B"], *, beta: float
-) -> dict[str, Float[Array, "B P"]]:
-  """Return the maps sum_d |dL/dA_d| by "TAP/LOSS" of the per-scene losses.
-
-  Rows come in three blocks of B: chosen with the supervised targets, chosen
-  and rejected with those of DPO. With s the summed log-probabilities, the SFT
-  loss has the gradient -ds/targets and DPO's has
-  beta * sigmoid(-margin) * (ds_rejected - ds_chosen), the margin being the
-  chosen minus the rejected reward.
-  """
-  pull = beta * jax.nn.sigmoid(-margin)[:, None, None]
-  count = jnp.split(gradients.targets, 3)[0][:, None, None]
-  found = {}
-  for tap, values in (
-    ("encoder", gradients.encoder),
-    ("projector", gradients.projector),
-  ):
-    supervised, chosen, rejected = jnp.split(values.astype(jnp.float32), 3)
-    found[f"{tap}/sft"] = magnitude(-supervised / count)
-    found[f"{tap}/dpo_chosen"] = magnitude(-pull * chosen)
-    found[f"{tap}/dpo_total"] = magnitude(pull * (rejected - chosen))
-  return found
-
-
-def magnitude(gradient: Float[Array, "B P D"]) -> Float[Array, "B P"]:
-  """Return the L1 norm over the width, patch by patch."""
-  return jnp.abs(gradient).sum(axis=-1)
-
-
-def patch_share(
-  mask: np.ndarray, *, patch: int, grid: int
-) -> Float[np.ndarray, "P"]:
-  """Return the share of each patch's pixels that a mask [H, W] covers."""
-  cut = mask[: grid * patch, : grid * patch].astype(np.float64)
-  return cut.reshape(grid, patch, grid, patch).mean(axis=(1, 3)).reshape(-1)
-
-
-def localisation(
-  maps: Float[np.ndarray, "B P"], share: Float[np.ndarray, "B P"]
-) -> Float[np.ndarray, "B"]:
-  """Return the gradient's share inside the mask over the mask's own share.
-
-  1 is a map that does not look for the object, NaN a map that is zero.
-  """
-  maps = maps.astype(np.float64)
-  everything = maps.sum(axis=1)
-  inside = np.divide(
-    (maps * share).sum(axis=1),
-    everything,
-    out=np.full(len(maps), np.nan),
-    where=everything > 0,
-  )
-  return inside / share.mean(axis=1)
-
-
-def mean_and_error(values: Float[np.ndarray, "B"]) -> metrics.Measured:
-  """Return the mean over the finite values with its standard error."""
-  kept = values[np.isfinite(values)]
-  if not len(kept):
-    raise InputError("every gradient map is zero: the weights are not finite")
-  error = float(kept.std(ddof=1) / len(kept) ** 0.5) if len(kept) > 1 else None
-  return metrics.measured(kept.mean(), len(kept), error)
-
-
-def picture(
-  values: Float[np.ndarray, "P"], *, rng: np.random.Generator
-) -> Float[np.ndarray, "g g"]:
-  """Return a map as the paper draws it, in 0..1 (paper.md 5.3).
-
-  The border, where transformers keep artefacts, is replaced from one or two
-  rows or columns further in, at random for each of its cells; then min-max
-  and a power of 1.1.
-  """
-  raw = values.reshape(grid_size(len(values)), -1)
-  last = len(raw) - 1
-  cells = np.arange(len(raw))
-  found = raw.copy()
-  # Every replacement reads the original map, and columns come after rows.
-  found[0] = raw[rng.integers(1, 3, len(raw)), cells]
-  found[last] = raw[last - rng.integers(1, 3, len(raw)), cells]
-  found[:, 0] = raw[cells, rng.integers(1, 3, len(raw))]
-  found[:, last] = raw[cells, last - rng.integers(1, 3, len(raw))]
-  low, high = found.min(), found.max()
-  return ((found - low) / max(high - low, 1e-12)) ** 1.1
-
-
-def _cell(config, vision, grid: int) -> int:
-  """Return the pixels of a side of a feature, which may not be a patch."""
-  if not vision.feature_tokens:
-    return vision.patch_size
-  if vision.image_size % grid:
-    raise InputError(
-      f"{config.name}: {vision.feature_tokens} features do not divide images of"
-      f" {vision.image_size} pixels, so maps cannot be laid over masks: choose"
-      " another ?tokens= or leave the stage out"
-    )
-  return vision.image_size // grid
-
-
-def grid_size(patches: int) -> int:
-  """Return the side of a square grid of patches, of at least 3."""
-  side = round(patches**0.5)
-  if side * side != patches or side < 3:
-    raise ValueError(f"{patches} patches are not a square grid of 3 or more")
-  return side
+  def name(self, index: int) -> str: ...
 
 
 def run(
@@ -194,7 +53,7 @@ def run(
 ) -> dict[str, Any]:
   """Measure the gradient maps of `inputs["init"]` on preference scenes.
 
-  Rows need `object_mask`; those with an empty mask are left out. Returns by
+  Rows need `object_mask`; those with an empty mask are skipped. Returns by
   "TAP/LOSS" (encoder, projector; sft, dpo_chosen, dpo_total) the mean ratio
   with its standard error, and `scenes` and `without_object`. Writes
   `values.npz` (`id`, `kind`, `mask_share` and per "TAP/LOSS" the ratios),
@@ -212,7 +71,9 @@ def run(
   with jax.set_mesh(mesh), layers.logical_rules(sharding.ACTIVATION_RULES):
     maps = _all_maps(config, model, scenes, mesh)
   share = np.stack([scene.share for scene in scenes])
-  ratios = {name: localisation(values, share) for name, values in maps.items()}
+  ratios = {
+    name: gradients.localisation(values, share) for name, values in maps.items()
+  }
   out.mkdir(parents=True, exist_ok=True)
   np.savez_compressed(
     out / "values.npz",
@@ -222,11 +83,13 @@ def run(
     **ratios,
   )
   _write_examples(out, scenes[: config.examples], maps, config.seed)
-  measured = {name: mean_and_error(x) for name, x in ratios.items()}
+  measured = {name: gradients.mean_and_error(x) for name, x in ratios.items()}
   return measured | {"scenes": len(scenes), "without_object": empty}
 
 
-def read_scenes(config, model, source) -> tuple[list[Scene], int]:
+def read_scenes(
+  config: ConfigDict, model: checkpoint.Model, source: Rows
+) -> tuple[list[Scene], int]:
   """Return the scenes with an object, and the number of those without.
 
   The supervised example has the answer's tokens as targets; those of DPO are
@@ -242,7 +105,7 @@ def read_scenes(config, model, source) -> tuple[list[Scene], int]:
   )
   supervised = dataclasses.replace(coder, pairs=False, mask="answer")
   vision = model.mllm.vision
-  grid = grid_size(vision.num_patches)
+  grid = gradients.grid_size(vision.num_patches)
   cell = _cell(config, vision, grid)
   found = []
   for index in range(len(source)):
@@ -252,12 +115,25 @@ def read_scenes(config, model, source) -> tuple[list[Scene], int]:
       examples = _lay_out(row, supervised, coder)
     except InputError as error:
       raise InputError(f"{source.name(index)}: {error}") from error
-    share = patch_share(mask, patch=cell, grid=grid)
+    share = gradients.patch_share(mask, patch=cell, grid=grid)
     if share.any():
       found.append(Scene(row, examples, mask, share))
   if not found:
     raise InputError(f"{config.name}: no row of {config.data} has an object")
   return found, len(source) - len(found)
+
+
+def _cell(config, vision, grid: int) -> int:
+  """Return the pixels of a side of a feature, which may not be a patch."""
+  if not vision.feature_tokens:
+    return vision.patch_size
+  if vision.image_size % grid:
+    raise InputError(
+      f"{config.name}: {vision.feature_tokens} features do not divide images of"
+      f" {vision.image_size} pixels, so maps cannot be laid over masks: choose"
+      " another ?tokens= or skip the stage"
+    )
+  return vision.image_size // grid
 
 
 def _object_mask(row, coder) -> Bool[np.ndarray, "H W"]:
@@ -313,7 +189,7 @@ def _all_maps(config, model, scenes, mesh) -> dict[str, np.ndarray]:
     blocks = zip(*(scene.examples for scene in full))
     examples = [example for block in blocks for example in block]
     packed = packing.pack_in_order(examples, layout)
-    found = _scene_maps(
+    found = gradients.scene_maps(
       model.mllm,
       params,
       sharding.place_rows(packed, mesh),
@@ -327,14 +203,6 @@ def _all_maps(config, model, scenes, mesh) -> dict[str, np.ndarray]:
   return {name: np.concatenate([p[name] for p in pieces]) for name in pieces[0]}
 
 
-# Model and numbers are arguments, so that the arms share an executable.
-@functools.partial(jax.jit, static_argnums=0, static_argnames=("beta", "chunk"))
-def _scene_maps(model, params, batch, *, beta, chunk):
-  gradients = row_gradients(model, params, batch, chunk=chunk)
-  margin = jnp.zeros(len(gradients.logps) // 3)
-  return loss_maps(gradients, margin, beta=beta)
-
-
 def _write_examples(out, scenes: Sequence[Scene], maps, seed: int) -> None:
   """Write images, masks, raw and cleaned maps and the texts of a few scenes."""
   arrays = {
@@ -343,10 +211,10 @@ def _write_examples(out, scenes: Sequence[Scene], maps, seed: int) -> None:
   }
   for name, values in maps.items():
     kept = values[: len(scenes)]
-    side = grid_size(kept.shape[1])
+    side = gradients.grid_size(kept.shape[1])
     # The same border cells are replaced in every map of a scene.
     cleaned = [
-      picture(one, rng=np.random.default_rng([seed, index]))
+      gradients.picture(one, rng=np.random.default_rng([seed, index]))
       for index, one in enumerate(kept)
     ]
     arrays[name] = kept.reshape(-1, side, side)

@@ -13,6 +13,7 @@ from pivot_jax import errors
 from pivot_jax.data import packing
 from pivot_jax.data.scenes import scenes
 from pivot_jax.data.tokenizer import load_tokenizer
+from pivot_jax.evals import gradients
 from pivot_jax.models import mllm, qwen2, vit
 from pivot_jax.stages import gradcam
 from pivot_jax.training import objectives
@@ -104,7 +105,7 @@ def packed(found, *, copies=(0, 1, 2)):
 
 @jax.jit
 def row_gradients(params, batch):
-  return gradcam.row_gradients(MODULE, params, batch, chunk=4096)
+  return gradients.row_gradients(MODULE, params, batch, chunk=4096)
 
 
 @jax.jit
@@ -114,12 +115,12 @@ def row_sums(params, projected, batch):
 
 
 @pytest.fixture(scope="module")
-def gradients(model, three):
+def taken(model, three):
   return row_gradients(model.params, packed(three))
 
 
 def test_the_map_of_dpo_total_is_the_gradient_of_one_shared_image(
-  model, three, gradients
+  model, three, taken
 ):
   """T13: an image encoded once for both answers gets the sum of branches."""
   pairs = [
@@ -157,7 +158,7 @@ def test_the_map_of_dpo_total_is_the_gradient_of_one_shared_image(
 
   maps, margin = zip(*(maps_of(packing.pack([p], layout)) for p in pairs))
   want = dict(zip(("encoder", "projector"), map(np.stack, zip(*maps))))
-  found = gradcam.loss_maps(gradients, jnp.asarray(margin), beta=BETA)
+  found = gradients.loss_maps(taken, jnp.asarray(margin), beta=BETA)
   assert np.abs(margin).max() > 0.1
   for tap, maps in want.items():
     size = np.max(maps)
@@ -167,7 +168,7 @@ def test_the_map_of_dpo_total_is_the_gradient_of_one_shared_image(
 
 
 def test_the_map_of_the_chosen_branch_holds_the_rejected_one_fixed(
-  model, three, gradients
+  model, three, taken
 ):
   batch = packed(three[:1], copies=(1, 2))
   features = objectives.features(MODULE, model.params, batch)
@@ -181,15 +182,13 @@ def test_the_map_of_the_chosen_branch_holds_the_rejected_one_fixed(
     return -jax.nn.log_sigmoid(BETA * (margin[0] - margin[1]))
 
   want = np.abs(jax.grad(loss)(features[0])).sum(-1)
-  found = gradcam.loss_maps(gradients, jnp.zeros(3), beta=BETA)
+  found = gradients.loss_maps(taken, jnp.zeros(3), beta=BETA)
   np.testing.assert_allclose(
     found["encoder/dpo_chosen"][0], want, atol=1e-4 * want.max()
   )
 
 
-def test_the_map_of_sft_is_the_gradient_of_the_token_mean(
-  model, three, gradients
-):
+def test_the_map_of_sft_is_the_gradient_of_the_token_mean(model, three, taken):
   example = three[0].examples[0]
   layout = packing.layout_for([[example]], patches=36, image_size=48)
   batch = packing.pack([example], layout)
@@ -201,48 +200,48 @@ def test_the_map_of_sft_is_the_gradient_of_the_token_mean(
 
   features = objectives.features(MODULE, model.params, batch)
   want = np.abs(jax.grad(loss)(features)[0]).sum(-1)
-  found = gradcam.loss_maps(gradients, jnp.zeros(3), beta=BETA)
+  found = gradients.loss_maps(taken, jnp.zeros(3), beta=BETA)
   np.testing.assert_allclose(
     found["encoder/sft"][0], want, atol=1e-4 * want.max()
   )
 
 
 def test_the_gradient_at_the_projector_is_a_finite_difference(
-  model, three, gradients
+  model, three, taken
 ):
   batch = packed(three)
   features = objectives.features(MODULE, model.params, batch)
   visual = objectives.project(MODULE, model.params, features, batch)
   # Uphill, where the slope is the sum of the map and stands out of rounding.
-  way, step = jnp.sign(gradients.projector), 1e-2
+  way, step = jnp.sign(taken.projector), 1e-2
   up, down = (
     row_sums(model.params, visual + sign * step * way, batch)
     for sign in (1, -1)
   )
   slope = (up - down) / (2 * step)
-  want = gradcam.magnitude(gradients.projector).sum(axis=1)
+  want = gradients.magnitude(taken.projector).sum(axis=1)
   np.testing.assert_allclose(slope, want, rtol=0.02)
 
 
 def test_a_row_that_reads_one_patch_has_all_its_gradient_there(model, three):
   batch = packed(three)
   one = np.where(batch.image_index == 7, 7, -1)
-  gradients = row_gradients(model.params, batch._replace(image_index=one))
+  taken = row_gradients(model.params, batch._replace(image_index=one))
   share = np.zeros((3, 36))
   share[:, 7] = 1.0
-  for name, values in gradcam.loss_maps(
-    gradients, jnp.zeros(3), beta=BETA
+  for name, values in gradients.loss_maps(
+    taken, jnp.zeros(3), beta=BETA
   ).items():
-    ratio = gradcam.localisation(np.asarray(values), share)
+    ratio = gradients.localisation(np.asarray(values), share)
     np.testing.assert_allclose(ratio, 36.0, rtol=1e-6, err_msg=name)
 
 
-def test_the_scale_of_a_map_cancels(gradients):
+def test_the_scale_of_a_map_cancels(taken):
   share = np.random.default_rng(0).random((3, 36))
   ratios = [
-    gradcam.localisation(
+    gradients.localisation(
       np.asarray(
-        gradcam.loss_maps(gradients, jnp.full(3, margin), beta=beta)[
+        gradients.loss_maps(taken, jnp.full(3, margin), beta=beta)[
           "encoder/dpo_total"
         ]
       ),
@@ -251,70 +250,6 @@ def test_the_scale_of_a_map_cancels(gradients):
     for margin, beta in ((0.0, 0.1), (2.0, 0.7))
   ]
   np.testing.assert_allclose(*ratios, rtol=1e-5)
-
-
-def test_a_uniform_map_has_ratio_one_and_a_zero_map_none():
-  share = np.array([[0.5, 0.0, 1.0, 0.0], [0.25, 0.25, 0.0, 0.0]])
-  maps = np.array([[2.0] * 4, [0.0] * 4])
-  found = gradcam.localisation(maps, share)
-  assert found[0] == 1.0 and np.isnan(found[1])
-
-
-def test_localisation_by_hand():
-  maps = np.array([[6.0, 2.0, 0.0, 0.0]])
-  share = np.array([[0.5, 0.5, 0.0, 0.0]])
-  # Inside: (3 + 1) / 8 of the gradient, on a quarter of the image.
-  assert gradcam.localisation(maps, share)[0] == 2.0
-
-
-def test_the_error_is_that_of_a_mean_over_finite_values():
-  found = gradcam.mean_and_error(np.array([1.0, 2.0, 3.0, np.nan]))
-  assert found == {"value": 2.0, "n": 3, "se": pytest.approx(1 / 3**0.5)}
-
-
-def test_shares_of_a_mask_leave_the_cut_pixels_out():
-  mask = np.zeros((7, 7), bool)
-  mask[:2, :3] = mask[6] = True
-  found = gradcam.patch_share(mask, patch=2, grid=3)
-  assert found.tolist() == [1.0, 0.5, 0, 0, 0, 0, 0, 0, 0]
-
-
-def test_a_picture_keeps_its_inside_and_replaces_its_border():
-  values = np.arange(25.0)
-  values[[0, 4, 24]] = 1e6
-  found = gradcam.picture(values, rng=np.random.default_rng(0))
-  assert found.min() == 0.0 and found.max() == 1.0
-  # What is left ranks as before: undo the power and the scale at two cells.
-  inside = found[1:4, 1:4] ** (1 / 1.1)
-  step = np.diff(inside, axis=1)
-  np.testing.assert_allclose(step, step[0, 0])
-  again = gradcam.picture(values, rng=np.random.default_rng(0))
-  assert (found == again).all()
-
-
-def test_the_border_comes_from_one_or_two_cells_further_in():
-  values = np.add.outer(10.0 * np.arange(5), np.arange(5)).reshape(-1)
-  raw = values.reshape(5, 5)
-  found = gradcam.picture(values, rng=np.random.default_rng(1)) ** (1 / 1.1)
-  # The scale: cells (1, 1) and (3, 3) keep their values, 11 and 33.
-  scale = 22 / (found[3, 3] - found[1, 1])
-  back = found * scale + 11 - found[1, 1] * scale
-  for cell in (1, 2, 3):
-    assert np.isclose(back[0, cell], raw[[1, 2], cell]).any()
-    assert np.isclose(back[4, cell], raw[[3, 2], cell]).any()
-  for cell in range(5):
-    assert np.isclose(back[cell, 0], raw[cell, [1, 2]]).any()
-    assert np.isclose(back[cell, 4], raw[cell, [3, 2]]).any()
-
-
-def test_a_flat_map_is_black():
-  found = gradcam.picture(np.ones(9), rng=np.random.default_rng(0))
-  assert (found == 0).all()
-
-
-def test_a_grid_that_is_not_square_is_refused():
-  with pytest.raises(ValueError, match="12 patches"):
-    gradcam.grid_size(12)
 
 
 def test_the_supervised_targets_are_the_answer_alone(three):
