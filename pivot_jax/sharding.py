@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-from jaxtyping import PyTree
+from jaxtyping import PyTree, Shaped
 from ml_collections import ConfigDict
 
 from pivot_jax import trees
@@ -130,6 +130,15 @@ def over_rows(mesh: Mesh) -> NamedSharding:
 def row_shards(mesh: Mesh) -> int:
   """Return over how many shards the rows of a batch are spread."""
   return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def filled(
+  piece: Shaped[np.ndarray, "n *rest"], size: int
+) -> Shaped[np.ndarray, "N *rest"]:
+  """Fill a batch up with rows of zeros, so that one executable serves all."""
+  return np.pad(
+    piece, ((0, max(0, size - len(piece))), *((0, 0),) * (piece.ndim - 1))
+  )
 
 
 def place_rows(tree: PyTree, mesh: Mesh) -> Any:

@@ -16,9 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Bool, Float, Int, Integer, Shaped
+from jaxtyping import Array, Bool, Float, Int, Integer
 
-from pivot_jax import trees
+from pivot_jax import sharding, trees
 from pivot_jax.models import heads
 
 
@@ -172,7 +172,7 @@ def predict(
   batch: int,
 ) -> Float[np.ndarray, "N P C"]:
   """Return the head's float32 logits for at most `batch` images."""
-  logits = _apply(head, params, filled(features, batch))
+  logits = _apply(head, params, sharding.filled(features, batch))
   return jax.device_get(logits)[: len(features)]
 
 
@@ -255,15 +255,6 @@ def standard_errors(
   )
   found = scores(Counts(*(draws @ field for field in counts)))
   return {name: float(x.std(ddof=1)) for name, x in found.items()}
-
-
-def filled(
-  piece: Shaped[np.ndarray, "n *rest"], size: int
-) -> Shaped[np.ndarray, "N *rest"]:
-  """Fill a batch up with zeros, so that one executable serves all."""
-  return np.pad(
-    piece, ((0, max(0, size - len(piece))), *((0, 0),) * (piece.ndim - 1))
-  )
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -19,16 +19,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int
 from ml_collections import ConfigDict
 
 from pivot_jax import errors, files, metrics, sharding
-from pivot_jax.data import feed, opener
-from pivot_jax.evals import logistic
-from pivot_jax.models import heads, layers
-from pivot_jax.training import loop
+from pivot_jax.data import feed
+from pivot_jax.evals import features, logistic
+from pivot_jax.models import layers
 from pivot_jax.weights import checkpoint
 
 LOG = logging.getLogger("pivot_jax")
@@ -207,57 +205,34 @@ def accuracies(
   return found
 
 
-def _features(config, model, spec, mesh):
+def _features(
+  config: ConfigDict,
+  model: checkpoint.Model,
+  spec: Mapping[str, Any],
+  mesh: jax.sharding.Mesh,
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
   """Return ({kind: float32 [N, D]}, labels [N]) of a classification source."""
-  source = opener.open_source(spec)
-  if len(source) == 0:
-    raise errors.InputError(f"{config.name}: the data {spec} is empty")
-  parts = {k: v for k, v in model.params.items() if k != "llm"}
-  params = sharding.place(parts, mesh)
-  shards = sharding.row_shards(mesh)
-  batch = -(-config.batch // shards) * shards
-  found, labels = [], []
-  for start in range(0, len(source), batch):
-    rows = [source[i] for i in range(start, min(start + batch, len(source)))]
-    images, given = feed.images_and_labels(
-      rows, model.mllm.vision.image_size, config.resample
-    )
-    # The last batch is filled up, so that one executable serves all.
-    images = np.pad(images, ((0, batch - len(rows)), *((0, 0),) * 3))
-    placed = sharding.place_rows(images, mesh)
-    values = jax.device_get(_pooled(model.mllm, params, placed))
-    found.append({kind: x[: len(rows)] for kind, x in values.items()})
-    labels.append(given)
-    loop.stop_if_requested(config.name)
-  kinds, classes = found[0], np.concatenate(labels)
+  found, labels, first = [], [], ""
+  for batch in features.read(
+    config,
+    spec,
+    model.mllm,
+    {name: part for name, part in model.params.items() if name != "llm"},
+    encode=features.pooled,
+    frame=feed.images_and_labels,
+    mesh=mesh,
+  ):
+    found.append(batch.features)
+    labels.append(batch.labels)
+    first = first or batch.name(0)
+  classes = np.concatenate(labels)
   if len(np.unique(classes)) == 1:
     raise errors.InputError(
-      f"{config.name}: all {len(classes)} images of {source.name(0)} and after "
-      f"have the label {classes[0]}: give data of two classes or more"
+      f"{config.name}: all {len(classes)} images of {first} and after have the "
+      f"label {classes[0]}: give data of two classes or more"
     )
-  stacked = {kind: np.concatenate([f[kind] for f in found]) for kind in kinds}
-  return stacked, classes
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _pooled(model, params, images):
-  """Return {kind: float32 [N, D]}, the means over an image's patches.
-
-  The model is an argument, so that the arms of a recipe share an executable.
-  """
-
-  def mean(features):
-    return features.astype(jnp.float32).mean(axis=1)
-
-  features = model.apply({"params": params}, images, method="encode")
-  found = {"encoder": mean(features)}
-  if "projector" in params:
-    width = params["projector"]["linear_2"]["bias"].shape[0]
-    # Not through the model: cut from its LLM, it has no projector of its own.
-    projector = heads.Projector(width, model.compute)
-    visual = projector.apply({"params": params["projector"]}, features)
-    found["projector"] = mean(visual)
-  return found
+  kinds = found[0]
+  return {k: np.concatenate([one[k] for one in found]) for k in kinds}, classes
 
 
 def _path_entry(

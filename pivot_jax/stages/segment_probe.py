@@ -11,7 +11,6 @@ Legend: N images, P patches, D feature width, C classes.
 """
 
 import dataclasses
-import functools
 import logging
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -25,7 +24,7 @@ from ml_collections import ConfigDict
 from pivot_jax import errors, files, metrics, sharding
 from pivot_jax.data import feed, opener
 from pivot_jax.data.sources import folders
-from pivot_jax.evals import segmentation
+from pivot_jax.evals import features, segmentation
 from pivot_jax.models import heads, layers
 from pivot_jax.training import loop
 from pivot_jax.weights import checkpoint
@@ -56,7 +55,7 @@ class Epoch(NamedTuple):
 def run(
   config: ConfigDict, inputs: Mapping[str, str], out: pathlib.Path
 ) -> dict[str, Any]:
-  """Train and scores the head on the encoder of `inputs["init"]`.
+  """Train and score the head on the encoder of `inputs["init"]`.
 
   Returns `macro_recall`, `accuracy`, `precision`, `f1` and `miou` of the last
   epoch, n being images; and `macro_recall_best_epoch` with `best_epoch` (from
@@ -134,11 +133,13 @@ def summarize(
 ) -> dict[str, Any]:
   """Return the metrics of the last epoch, and those of the best beside."""
 
-  def measured(epoch, name, errors_):
+  def measured(
+    epoch: Epoch, name: str, found: Mapping[str, float]
+  ) -> metrics.Measured:
     images = len(epoch.counts.right)
-    return metrics.measured(epoch.scores[name], images, errors_[name])
+    return metrics.measured(epoch.scores[name], images, found[name])
 
-  def standard_errors(epoch):
+  def standard_errors(epoch: Epoch) -> dict[str, float]:
     return segmentation.standard_errors(
       epoch.counts, resamples=resamples, seed=seed
     )
@@ -160,50 +161,40 @@ def extract(
   mesh: jax.sharding.Mesh,
 ) -> Split:
   """Return the encoder's features and the patch labels of a source."""
-  source = opener.open_source(spec)
-  if len(source) == 0:
-    raise errors.InputError(f"{config.name}: the data {spec} is empty")
-  # Labels are by patch, so that a resize of the features is left out.
+  # Labels are by patch, so that a resize of the features is skipped.
   vision = dataclasses.replace(model.mllm.vision, feature_tokens=0)
-  encoder = model.mllm.clone(llm=None, vision=vision)
-  params = sharding.place({"vision": model.params["vision"]}, mesh)
-  shards = sharding.row_shards(mesh)
-  batch = -(-config.batch // shards) * shards
-  ids, features, histograms, shown = [], [], [], []
-  for start in range(0, len(source), batch):
-    rows = [source[i] for i in range(start, min(start + batch, len(source)))]
-    images, labels = feed.images_and_maps(
-      rows, vision.image_size, config.resample
-    )
-    for index, one in enumerate(labels):
-      _check_classes(one, config, source, start + index)
+  ids, found, histograms, shown = [], [], [], []
+  for batch in features.read(
+    config,
+    spec,
+    model.mllm.clone(llm=None, vision=vision),
+    {"vision": model.params["vision"]},
+    encode=features.by_patch,
+    frame=feed.images_and_maps,
+    mesh=mesh,
+  ):
+    for place, one in enumerate(batch.labels):
+      _check_classes(one, config, batch.name(place))
     histograms.append(
       segmentation.patch_histogram(
-        labels,
+        batch.labels,
         patch=vision.patch_size,
         num_classes=config.num_classes,
         ignore=_optional(config.ignore),
       )
     )
-    placed = sharding.place_rows(segmentation.filled(images, batch), mesh)
-    found = jax.device_get(_encode(encoder, params, placed))
-    features.append(found[: len(rows)])
-    ids += [row["id"] for row in rows]
-    loop.stop_if_requested(config.name)
-    shown += list(zip(images, labels))[: config.examples - len(shown)]
+    found.append(batch.features["encoder"])
+    ids += [row["id"] for row in batch.rows]
+    pairs = list(zip(batch.images, batch.labels))
+    shown += pairs[: config.examples - len(shown)]
   pictures, maps = zip(*shown)
   return Split(
     ids=tuple(ids),
-    features=np.concatenate(features),
+    features=np.concatenate(found),
     histogram=np.concatenate(histograms),
     images=np.stack(pictures),
     labels=np.stack(maps),
   )
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _encode(model, params, images):
-  return model.apply({"params": params}, images, method="encode")
 
 
 def _write(out, test, predicted, epochs) -> None:
@@ -257,11 +248,12 @@ def _counted(config: ConfigDict) -> ConfigDict:
   return counted
 
 
-def _check_classes(labels, config, source, index: int) -> None:
+def _check_classes(labels: np.ndarray, config: ConfigDict, name: str) -> None:
+  """Raise InputError for a class of row `name` beyond those there are."""
   known = (labels >= 0) & (labels < config.num_classes)
   wrong = labels[~known & (labels != config.ignore)]
   if wrong.size:
     raise errors.InputError(
-      f"{source.name(index)}: labels holds class {wrong[0]}, beyond num_classes="
+      f"{name}: labels holds class {wrong[0]}, beyond num_classes="
       f"{config.num_classes}: raise it, or name the class in `ignore`"
     )

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from sklearn import linear_model, model_selection, neighbors
 
 from pivot_jax import errors
+from pivot_jax.data import opener
 from pivot_jax.models import mllm
 from pivot_jax.stages import linear_probe
 from pivot_jax.weights import checkpoint
@@ -309,14 +310,14 @@ def test_features_do_not_depend_on_the_batch(model, tmp_path, monkeypatch):
 
 def test_empty_data_is_named(model, tmp_path, monkeypatch):
   monkeypatch.setattr(checkpoint, "load_model", lambda *_, **__: model)
-  monkeypatch.setattr(linear_probe.registry, "open_source", lambda _: [])
+  monkeypatch.setattr(opener, "open_source", lambda _: [])
   with pytest.raises(errors.InputError, match="linear_probe: the data"):
     linear_probe.run(config(), {"init": "x"}, tmp_path)
 
 
 def test_data_of_one_class_is_refused(model, tmp_path, monkeypatch):
   monkeypatch.setattr(checkpoint, "load_model", lambda *_, **__: model)
-  opened = linear_probe.registry.open_source
+  opened = opener.open_source
 
   class OneClass:
     def __init__(self, spec):
@@ -331,6 +332,6 @@ def test_data_of_one_class_is_refused(model, tmp_path, monkeypatch):
     def name(self, index):
       return f"labels.parquet:{index}"
 
-  monkeypatch.setattr(linear_probe.registry, "open_source", OneClass)
+  monkeypatch.setattr(opener, "open_source", OneClass)
   with pytest.raises(errors.InputError, match="labels.parquet.* label 7:"):
     linear_probe.run(config(), {"init": "x"}, tmp_path / "out")
