@@ -16,7 +16,7 @@ from pivot_jax.data import feed
 from pivot_jax.data.tokenizer import load_tokenizer
 from pivot_jax.errors import InputError
 from pivot_jax.stages import train
-from pivot_jax.training import loop, optimizer, starting_model
+from pivot_jax.training import loop, optimizer, recorder, starting_model
 from pivot_jax.weights import artifacts, checkpoint
 from pivot_jax.weights.convert import hf
 from tests.fixtures import tiny_stages
@@ -137,7 +137,11 @@ def test_a_report_counts_steps_examples_and_parameters(finished, lines):
   assert found["loss"] == lines["sft"][-1]["losses/total"]
 
 
-def test_a_run_says_what_it_holds_and_how_fast_it_is(arm, tmp_path, caplog):
+def test_a_run_says_what_it_holds_and_how_fast_it_is(
+  arm, tmp_path, caplog, monkeypatch
+):
+  # One window, however slow the machine is.
+  monkeypatch.setattr(recorder, "SPEED_EVERY", math.inf)
   logger = logging.getLogger("pivot_jax")
   logger.propagate, propagated = True, logger.propagate
   with caplog.at_level(logging.INFO, "pivot_jax"):
