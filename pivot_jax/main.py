@@ -43,7 +43,7 @@ def main(argv: Sequence[str]) -> None:
   _setup_logging()
   # Imported here so that a wrong flag is answered at once.
   from pivot_jax import files
-  from pivot_jax.recipe import dry_run, plan, preflight, run_folder
+  from pivot_jax.recipe import plan, preflight, run_folder
   from pivot_jax.training import loop
 
   try:
@@ -57,11 +57,11 @@ def main(argv: Sequence[str]) -> None:
     run_folder.check_folders(workdir, planned.steps)
     preflight.check(planned.steps)
     if _DRY_RUN.value:
-      sys.stdout.write(dry_run.describe(planned) + "\n")
+      sys.stdout.write(preflight.describe(planned) + "\n")
       return
     LOG.info("%s", plan.describe(planned))
     for line in dict.fromkeys(
-      line for step in planned.steps for line in dry_run.label_gaps(step)
+      line for step in planned.steps for line in preflight.label_gaps(step)
     ):
       LOG.warning("%s", line)
     plan.run(planned, workdir, config)

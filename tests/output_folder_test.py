@@ -40,7 +40,7 @@ def test_a_path_stays_what_it_is(path):
       *("pivot_jax.main", "--config=configs/pivot.py:debug", "--workdir={}"),
       "--dry_run",
     ),
-    ("pivot_jax.ship", "--from=runs/scratch", "--to={}"),
+    ("pivot_jax.recipe.shipped", "--from=runs/scratch", "--to={}"),
     ("pivot_jax.data.scenes.tokenizer", "--out={}"),
   ],
   ids=lambda command: f"{command[0]}{command[-1][:9]}",

@@ -9,19 +9,16 @@ knows the order of things and nothing of what a stage does.
 import copy
 import dataclasses
 import importlib
-import json
 import logging
 import pathlib
 import re
 import time
 from collections.abc import Mapping
-from typing import Any
 
 from ml_collections import ConfigDict
 
-from pivot_jax import addresses, files
 from pivot_jax.errors import InputError
-from pivot_jax.recipe import run_folder
+from pivot_jax.recipe import run_folder, sections, shipped
 from pivot_jax.training import loop
 
 LOG = logging.getLogger("pivot_jax")
@@ -40,7 +37,7 @@ KINDS = (
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-  """What will run, in order, and what was left out with the reason."""
+  """The stages that will run, in order, and those skipped with the reason."""
 
   steps: tuple[run_folder.Step, ...]
   left_out: Mapping[str, str]
@@ -69,7 +66,7 @@ def expand(config: ConfigDict, workdir: pathlib.Path) -> Plan:
   left_out: dict[str, str] = {}
   steps: list[run_folder.Step] = []
   used = _edges(config)
-  given = _given(config)
+  given = shipped.taken(config)
   left_out |= {
     name: f"shipped, made with these settings ({address})"
     for name, address in given.items()
@@ -140,81 +137,10 @@ def describe(plan: Plan) -> str:
   return "\n".join(lines)
 
 
-def _given(config: ConfigDict) -> dict[str, str]:
-  """Return the stages whose shipped result is what they would make.
-
-  A stage that names one in `shipped` runs all the same if it, its data, the
-  tokenizer or the weights before it are not those that made it.
-  """
-  return {
-    name: config[name].shipped
-    for name in config.order
-    if name in config
-    and config[name].get("shipped")
-    and _made_alike(config, config[name].shipped)
-  }
-
-
-def _made_alike(config: ConfigDict, address: str) -> bool:
-  """Return whether the stages that led to a shipped result are unchanged."""
-  folder = addresses.parse(address).path
-  made = folder / "made.json"
-  if not made.exists():
-    return False
-  origins = (config.vision.init, config.llm.init)
-  if origins != ("package:toy:vision", "package:toy:llm"):
-    return False
-  return all(
-    name in config and _as_recorded(settings, shipped_settings(config, name))
-    for name, settings in files.read_json(made)["settings"].items()
-  )
-
-
-def _as_recorded(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
-  """Return whether settings are still those that were recorded.
-
-  A setting that came later, with its default, is in no record and decides
-  nothing. What is free counts in no record either; another input always does.
-  """
-  free = run_folder.FREE_KEYS
-  return recorded["inputs"] == now["inputs"] and all(
-    key in now and _holds(value, now[key])
-    for key, value in recorded.items()
-    if key not in free or key == "compute"
-  )
-
-
-def _holds(recorded: Any, now: Any) -> bool:
-  if not isinstance(recorded, Mapping) or not isinstance(now, Mapping):
-    return recorded == now
-  return all(
-    key in now and _holds(value, now[key]) for key, value in recorded.items()
-  )
-
-
-def shipped_settings(config: ConfigDict, name: str) -> dict[str, Any]:
-  """Return what decides a stage's result, but for the weights it starts from.
-
-  `run_folder.FREE_KEYS` are skipped, except the precision: a shipped result is taken
-  unasked, so it has to be what the run itself would make. Where vision and llm
-  came from is skipped, too: in the run that made a shipped result, from the
-  stages before it.
-  """
-  section = config[name]
-  fields = _common(config, section) | section.to_dict()
-  free = {*run_folder.FREE_KEYS, "name", "only_if_used"}
-  kept = {k: v for k, v in fields.items() if k not in free}
-  kept["compute"] = {"dtype": fields["compute"]["dtype"]}
-  for part in ("vision", "llm"):
-    kept[part] = {k: v for k, v in kept[part].items() if k != "init"}
-    kept["inputs"] = {k: v for k, v in kept["inputs"].items() if k != part}
-  return json.loads(json.dumps(kept, default=list))
-
-
 def _reason(config, name, left_out, used, given) -> str:
   """Return why a stage does not run, empty if it does."""
   section = config[name]
-  for source in _sources(section):
+  for source in sections.sources(section):
     if source not in config.sources:
       raise InputError(
         f"{name} names the data {source!r}; the config has {sorted(config.sources)}"
@@ -257,7 +183,7 @@ def _step(
       )
     inputs[key] = str(folders[local]) + colon + part
   own = workdir if not seed else workdir / f"seed{seed}"
-  fields = _common(config, section) | section.to_dict()
+  fields = sections.common(config, section) | section.to_dict()
   fields |= {"name": _named(name, seed), "seed": section.seed + 1000 * seed}
   fields["data_seed"] = section.data_seed + 1000 * seed
   if section.kind == "report":
@@ -270,34 +196,6 @@ def _step(
     inputs=inputs,
     folder=own / name,
   )
-
-
-def _common(config: ConfigDict, section: ConfigDict) -> dict[str, Any]:
-  """Return what every stage gets beside its own section."""
-  names = _sources(section)
-  shared = (
-    "tokenizer",
-    "vision",
-    "llm",
-    "resample",
-    "compute",
-    "mesh",
-    "tensorboard",
-    "profile",
-  )
-  common = {
-    key: value.to_dict() if isinstance(value, ConfigDict) else value
-    for key, value in ((key, config[key]) for key in shared)
-  }
-  common["sources"] = {n: config.sources[n].to_dict() for n in names}
-  return common
-
-
-def _sources(section: ConfigDict) -> list[str]:
-  """Return the names of the sources that a stage reads."""
-  data = section.get("data") or ()
-  names = [data] if isinstance(data, str) else [name for name, _ in data]
-  return names + ([section.blind] if section.get("blind") else [])
 
 
 def _target(edge: str) -> str | None:

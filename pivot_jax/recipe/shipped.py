@@ -1,46 +1,46 @@
-"""Makes the weights that ship with the package from a finished run.
+"""Weights that ship with the package: when they are taken, how they are made.
 
-  python -m pivot_jax.ship --from=runs/scratch --to=pivot_jax/assets/toy
+  python -m pivot_jax.recipe.shipped --from=runs/scratch --to=pivot_jax/assets/toy
 
 Takes the encoder of `stage0_vision` and the LLM of `stage0_llm`, and beside
 them, in `stage1/`, the whole model of `stage1_full`; rounds them to bfloat16 and
-writes them with what made them. The tokenizer there stays.
+writes them with what made them. The tokenizer there stays. A run takes a shipped
+result for a stage that would make the same.
 """
 
+import argparse
+import json
 import pathlib
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from absl import app, flags
 from ml_collections import ConfigDict
 
-from pivot_jax import files, trees
+from pivot_jax import addresses, files, trees
 from pivot_jax.errors import InputError
-from pivot_jax.recipe import plan
+from pivot_jax.recipe import run_folder, sections
 from pivot_jax.weights import artifacts, checkpoint
-
-_FROM = flags.DEFINE_string("from", None, "The run folder.", required=True)
-_TO = flags.DEFINE_string("to", None, "The artifact folder.", required=True)
-
 
 COMMAND = "python -m pivot_jax.main --config=configs/pivot.py:from_scratch"
 
 
-def main(argv: Sequence[str]) -> None:
-  """Ship what the flags say; a mistake is one line."""
-  del argv
+def main() -> None:
+  """Ship what the command line says; a mistake is one line."""
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument("--from", required=True, help="the run folder")
+  parser.add_argument("--to", required=True, help="the artifact folder")
+  said = vars(parser.parse_args())
   try:
-    _ship()
+    ship(pathlib.Path(said["from"]), files.local_path(said["to"], "--to"))
   except InputError as error:
     sys.stderr.write(f"error: {error}\n")
     sys.exit(2)
 
 
-def _ship() -> None:
+def ship(run: pathlib.Path, to: pathlib.Path) -> None:
   """Write params.safetensors, model.json, fingerprint.json and made.json."""
-  run, to = pathlib.Path(_FROM.value), files.local_path(_TO.value, "--to")
   vision = checkpoint.load(f"{run / 'stage0_vision'}:vision")
   llm = checkpoint.load(f"{run / 'stage0_llm'}:llm")
   meta = _meta(vision, llm, parts=["llm", "vision"])
@@ -56,13 +56,84 @@ def _ship() -> None:
   config = ConfigDict(files.read_json(run / "config.json"))
   made = {
     "command": COMMAND,
-    "settings": {n: plan.shipped_settings(config, n) for n in names},
+    "settings": {n: settings(config, n) for n in names},
     "stages": {name: _record(run, name) for name in names},
   }
   files.write_json(to / "stage1" / "made.json", made)
   shutil.copytree(
     to / "tokenizer", to / "stage1" / "tokenizer", dirs_exist_ok=True
   )
+
+
+def taken(config: ConfigDict) -> dict[str, str]:
+  """Return the stages whose shipped result is what they would make.
+
+  A stage that names one in `shipped` runs all the same if it, its data, the
+  tokenizer or the weights before it are not those that made it.
+  """
+  return {
+    name: config[name].shipped
+    for name in config.order
+    if name in config
+    and config[name].get("shipped")
+    and _made_alike(config, config[name].shipped)
+  }
+
+
+def _made_alike(config: ConfigDict, address: str) -> bool:
+  """Return whether the stages that led to a shipped result are unchanged."""
+  folder = addresses.parse(address).path
+  made = folder / "made.json"
+  if not made.exists():
+    return False
+  origins = (config.vision.init, config.llm.init)
+  if origins != ("package:toy:vision", "package:toy:llm"):
+    return False
+  return all(
+    name in config and _as_recorded(recorded, settings(config, name))
+    for name, recorded in files.read_json(made)["settings"].items()
+  )
+
+
+def _as_recorded(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+  """Return whether settings are still those that were recorded.
+
+  A setting that came later, with its default, is in no record and decides
+  nothing. What is free counts in no record either; another input always does.
+  """
+  free = run_folder.FREE_KEYS
+  return recorded["inputs"] == now["inputs"] and all(
+    key in now and _holds(value, now[key])
+    for key, value in recorded.items()
+    if key not in free or key == "compute"
+  )
+
+
+def _holds(recorded: Any, now: Any) -> bool:
+  if not isinstance(recorded, Mapping) or not isinstance(now, Mapping):
+    return recorded == now
+  return all(
+    key in now and _holds(value, now[key]) for key, value in recorded.items()
+  )
+
+
+def settings(config: ConfigDict, name: str) -> dict[str, Any]:
+  """Return what decides a stage's result, but for the weights it starts from.
+
+  `run_folder.FREE_KEYS` are skipped, except the precision: a shipped result is taken
+  unasked, so it has to be what the run itself would make. Where vision and llm
+  came from is skipped, too: in the run that made a shipped result, from the
+  stages before it.
+  """
+  section = config[name]
+  fields = sections.common(config, section) | section.to_dict()
+  free = {*run_folder.FREE_KEYS, "name", "only_if_used"}
+  kept = {k: v for k, v in fields.items() if k not in free}
+  kept["compute"] = {"dtype": fields["compute"]["dtype"]}
+  for part in ("vision", "llm"):
+    kept[part] = {k: v for k, v in kept[part].items() if k != "init"}
+    kept["inputs"] = {k: v for k, v in kept["inputs"].items() if k != part}
+  return json.loads(json.dumps(kept, default=list))
 
 
 def _meta(vision, llm, *, parts: list[str]) -> dict[str, Any]:
@@ -86,4 +157,4 @@ def _record(run: pathlib.Path, name: str) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-  app.run(main)
+  main()

@@ -8,7 +8,7 @@ from PIL import Image
 from pivot_jax.data import images, rows
 from pivot_jax.data.sources import folders
 from pivot_jax.errors import InputError
-from pivot_jax.recipe import dry_run, run_folder
+from pivot_jax.recipe import preflight, run_folder
 from tests import unpack_cifar10
 
 
@@ -225,7 +225,7 @@ def test_a_dry_run_tells_a_gap_unless_classes_are_counted(tmp_path):
     step = run_folder.Step(
       "s", "segment_probe", ConfigDict(config), {}, tmp_path
     )
-    return dry_run.label_gaps(step)
+    return preflight.label_gaps(step)
 
   (said,) = told(num_classes=0, ignore=-1)
   assert "maps: in 1 of 1 label maps: labels 1 and 255: " in said

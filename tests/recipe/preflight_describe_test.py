@@ -8,7 +8,7 @@ import pytest
 
 from configs import pivot
 from pivot_jax.errors import InputError
-from pivot_jax.recipe import dry_run, plan
+from pivot_jax.recipe import plan, preflight
 
 
 def describe(
@@ -19,7 +19,7 @@ def describe(
   config.order = order
   for key, value in changed.items():
     config.update_from_flattened_dict({key.replace("__", "."): value})
-  return dry_run.describe(plan.expand(config, workdir))
+  return preflight.describe(plan.expand(config, workdir))
 
 
 def megabytes(text: str) -> float:
@@ -64,7 +64,7 @@ def test_an_encoder_alone_can_be_detached(tmp_path):
   config.detach_dpo.inputs = ml_collections.ConfigDict(
     dict(vision="package:toy:vision")
   )
-  assert "detach_dpo" in dry_run.describe(plan.expand(config, tmp_path))
+  assert "detach_dpo" in preflight.describe(plan.expand(config, tmp_path))
   config.detach_dpo.inputs = ml_collections.ConfigDict({})
   with pytest.raises(InputError, match="detach_dpo: .*init.*vision"):
-    dry_run.describe(plan.expand(config, tmp_path))
+    preflight.describe(plan.expand(config, tmp_path))
