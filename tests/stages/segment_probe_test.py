@@ -10,6 +10,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from pivot_jax import errors, sharding
+from pivot_jax.data import opener
 from pivot_jax.data.scenes import scenes
 from pivot_jax.evals import segmentation
 from pivot_jax.models import mllm, vit
@@ -119,7 +120,7 @@ def test_a_class_beyond_the_config_is_refused_by_row(tmp_path, monkeypatch):
   rows[0]["labels"] = np.zeros((48, 48), np.int32)
   rows[1]["labels"] = np.full((48, 48), 255, np.int32)
   opened = Source(rows)
-  monkeypatch.setattr(segment_probe.registry, "open_source", lambda _: opened)
+  monkeypatch.setattr(opener, "open_source", lambda _: opened)
   with pytest.raises(errors.InputError, match="folder#1: labels .* class 255"):
     segment_probe.run(config(), {"init": "x"}, tmp_path)
 
@@ -129,7 +130,7 @@ def test_a_gap_in_the_labels_is_told_in_the_log(tmp_path, monkeypatch, caplog):
   rows = [dict(scenes.Scenes(task="segment", size=8)[i]) for i in range(8)]
   for row in rows:
     row["labels"] = np.where(row["labels"] > 2, 255, row["labels"])
-  monkeypatch.setattr(segment_probe.registry, "open_source", lambda _: rows)
+  monkeypatch.setattr(opener, "open_source", lambda _: rows)
   segment_probe.run(config(num_classes=0), {"init": "x"}, tmp_path)
   (said,) = [m for m in caplog.messages if "255" in m]
   assert "256 classes" in said and "segment_ignore=255" in said
