@@ -1,4 +1,4 @@
-"""What recipes share: how a stage is written down, and its defaults.
+"""Common to all recipes: how a stage is written down, and its defaults.
 
 Every number of a run stands in a config file: here, or in the recipe that
 overrides it.

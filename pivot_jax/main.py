@@ -76,16 +76,16 @@ def main(argv: Sequence[str]) -> None:
 
 def _check_sizes(config) -> None:
   """Raise for sizes on the command line that given weights would override."""
-  given = _overrides()
+  changed = _overrides()
   for part in ("vision", "llm"):
     init = config[part].init
     sizes = [
-      k for k in given if k.startswith(f"{part}.") and k != f"{part}.init"
+      k for k in changed if k.startswith(f"{part}.") and k != f"{part}.init"
     ]
     if sizes and init and not init.startswith("@"):
       raise InputError(
         f"--config.{sizes[0]} says nothing: the sizes are those of the weights in "
-        f"--config.{part}.init={init}; leave one of the two out"
+        f"--config.{part}.init={init}; remove one of the two"
         f"{_OTHER_SIZE if 'vision.image_size' in sizes else ''}"
       )
 
@@ -106,7 +106,7 @@ def _setup_logging() -> None:
 
 
 def _setup_jax() -> None:
-  """Turn the compilation cache on and joins a cluster if there is one."""
+  """Turn the compilation cache on and join a cluster if there is one."""
   import jax
 
   if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
@@ -132,7 +132,7 @@ def _leave(message: str, code: int) -> None:
 
 
 def run() -> None:
-  """Parse flags, answering a wrong one in a line, and runs `main`."""
+  """Parse flags, answering a wrong one in a line, and run `main`."""
   flags.mark_flags_as_required(["config", "workdir"])
   app.run(main, flags_parser=_parse)
 

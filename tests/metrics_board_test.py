@@ -1,4 +1,4 @@
-"""What TensorBoard gets: numbers, images and texts of rows, in an event file."""
+"""TensorBoard's share: numbers, images and texts of rows, in an event file."""
 
 import io
 import struct

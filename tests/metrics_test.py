@@ -1,4 +1,4 @@
-"""What is measured, and the file it goes to."""
+"""Measured numbers, and the file they go to."""
 
 import math
 

@@ -97,7 +97,7 @@ def pooled(
 ) -> dict[str, Float[Array, "N D"]]:
   """Return float32 means over an image's patches: encoder and projector."""
 
-  def mean(features):
+  def mean(features: Float[Array, "N P D"]) -> Float[Array, "N D"]:
     return features.astype(jnp.float32).mean(axis=1)
 
   features = model.apply({"params": params}, images, method="encode")

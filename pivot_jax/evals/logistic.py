@@ -40,7 +40,7 @@ class Basis(NamedTuple):
 
 
 class Solution(NamedTuple):
-  """Where the solver stopped; a gradient below the tolerance is a minimum.
+  """The point at which the solver stopped; a gradient below the tolerance is a minimum.
 
   `point` holds weights [D, C] and intercepts [C] in the axes of the basis.
   """

@@ -1,4 +1,4 @@
-"""What can be answered without looking: baselines that see only the question.
+"""Baselines that see only the question, never the image.
 
 An accuracy on visual questions means little until it is set beside these. Not
 for the other half of the control, a model that sees a wrong picture: that one

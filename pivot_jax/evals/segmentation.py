@@ -24,7 +24,7 @@ from pivot_jax.models import heads
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-  """How the head is trained: AdamW, cosine after a linear warmup.
+  """The training of the head: AdamW, cosine after a linear warmup.
 
   `warmup` counts updates. Of the last, incomplete batch of an epoch nothing is
   used, as in the paper.
@@ -39,7 +39,7 @@ class Recipe:
 
 
 class Counts(NamedTuple):
-  """What is counted per image, from which every score is a ratio of sums.
+  """Counts per image; every score is a ratio of their sums.
 
   The first three count patches at threshold 0.5, the last three pixels under
   the patches' best class. `right` counts (patch, class) decisions.
@@ -182,7 +182,7 @@ def count(
   *,
   background: int | None,
 ) -> Counts:
-  """Return the counts of each image; patches of ignored pixels are left out."""
+  """Return the counts of each image; patches of ignored pixels are skipped."""
   valid = histogram.any(axis=-1)
   truth = patch_targets(histogram, background=background)
   said = (logits > 0) & valid[..., None]

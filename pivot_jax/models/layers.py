@@ -39,7 +39,7 @@ ATTENTIONS = ("auto", "plain", "xla", "cudnn", "splash")
 
 @dataclasses.dataclass(frozen=True)
 class Compute:
-  """How a model is computed; changes cost and rounding, never what it is.
+  """The way a model is computed: its cost and rounding, never its function.
 
   dtype: of activations and of the matrix products; parameters, norms, softmax
     and logits stay float32.

@@ -24,7 +24,7 @@ from pivot_jax.models import attention, layers, sequences
 
 @dataclasses.dataclass(frozen=True)
 class LLMConfig:
-  """What a decoder computes; every field goes to model.json.
+  """The sizes and choices of a decoder; every field goes to model.json.
 
   initializer_range: standard deviation of fresh weights. Qwen2.5's 0.02 is for
     widths of 1,000 and more: at a width of 100, with tied embeddings, words

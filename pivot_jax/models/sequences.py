@@ -25,7 +25,7 @@ from jaxtyping import Array, Float, Int
 # Not checked: jax rebuilds it around whatever a tree function gives.
 @typing.no_type_check
 class Sequences(flax.struct.PyTreeNode):
-  """Where the tokens of packed rows lie in the row's causal sequences.
+  """The places of packed rows' tokens in the row's causal sequences.
 
   index: the token at each place of a sequence, -1 behind its end.
   copies: the places s * L + l of each token; the first is where its result is

@@ -34,7 +34,7 @@ _LINEAR_INIT = nn.initializers.xavier_uniform()
 
 @dataclasses.dataclass(frozen=True)
 class VisionConfig:
-  """What an encoder computes; every field goes to model.json.
+  """The sizes and choices of an encoder; every field goes to model.json.
 
   feature_layer: index into the N + 1 hidden states as transformers counts
     them (0 is the embedding); -2 is the output of block N-1. Blocks behind it

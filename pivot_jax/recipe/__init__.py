@@ -1,0 +1,6 @@
+"""A recipe: the stages that run, in which order, and those that are done.
+
+`sections` and `plan` expand a config to steps with their edges and run them;
+`preflight` answers mistakes and says sizes before anything runs; `run_folder`
+knows what is finished or begun; `shipped` has the weights of the package.
+"""

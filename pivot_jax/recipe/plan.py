@@ -54,10 +54,10 @@ def resolve(config: ConfigDict) -> ConfigDict:
 
 
 def expand(config: ConfigDict, workdir: pathlib.Path) -> Plan:
-  """Return the stages that will run, seeds repeated, missing data left out.
+  """Return the stages that will run, seeds repeated, each skip with its reason.
 
-  A stage is left out if its data is not given, if a stage that it needs is left
-  out, or if it only makes weights that are given. Raises InputError for an edge
+  A stage is skipped if the config has no data for it, if a stage that it needs
+  is skipped, or if it only makes weights that the config names. Raises InputError for an edge
   to a stage that does not run before.
   """
   config = resolve(config)

@@ -204,8 +204,8 @@ def _check_weights(steps: Iterable[run_folder.Step]) -> None:
   seen = set()
   for step in steps:
     for name, address in step.inputs.items():
-      given = step.kind == "train" and name in ("init", *checkpoint.PARTS)
-      if not given or (name, address) in seen:
+      read = step.kind == "train" and name in ("init", *checkpoint.PARTS)
+      if not read or (name, address) in seen:
         continue
       if addresses.parse(address).path in made:
         continue
@@ -287,7 +287,7 @@ def _train(step: run_folder.Step, models: dict[str, _Configs]) -> list[str]:
   """Return parameters and state bytes of a training stage, from shapes.
 
   Raises:
-    InputError: rules that match no parameter, or leave one out.
+    InputError: rules that match no parameter, or skip one.
   """
   config = step.config
   shapes = _shapes(step, models)

@@ -1,0 +1,1 @@
+"""The report of a run: `compare` has the numbers, `html` the page."""

@@ -105,7 +105,7 @@ def measures(
 ) -> str:
   """Return a table of measured values, rows by their names.
 
-  Columns that no row holds are left out; the heads show the sample size.
+  Columns that no row holds are skipped; the heads show the sample size.
   """
   return _table(rows, columns, _value)
 
@@ -141,7 +141,7 @@ def chart(
 ) -> str:
   """Return a line chart as SVG, with axes, ticks and a legend.
 
-  Points that are not finite are left out; over 200 points of a series are
+  Points that are not finite are skipped; over 200 points of a series are
   averaged in groups.
   """
   lines = {name: thin(points) for name, points in series.items()}

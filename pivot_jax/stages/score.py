@@ -27,7 +27,7 @@ from pivot_jax.weights import checkpoint
 def run(
   config: ConfigDict, inputs: Mapping[str, str], out: pathlib.Path
 ) -> dict[str, Any]:
-  """Scores all rows and returns their number and mean log-probabilities."""
+  """Score all rows and return their number and mean log-probabilities."""
   compute = layers.Compute(**config.compute.to_dict())
   model = checkpoint.load_model(
     inputs["init"], needs=(*checkpoint.PARTS, "tokenizer"), compute=compute

@@ -91,7 +91,7 @@ def fit(
   should_stop: Callable[[], bool] = lambda: False,
   trace: monitor.Trace | None = None,
 ) -> TrainState:
-  """Run updates until `num_steps` and returns the last state.
+  """Run updates until `num_steps` and return the last state.
 
   Metrics are read one update late, so that the host prepares the next batch
   while the devices work; before a hook is shown the state they are caught up

@@ -1,4 +1,4 @@
-"""What a run is told of its own speed: rates, waiting, compilations, traces.
+"""The speed of a run: rates, waiting, compilations, traces.
 
 Numbers on their way to the status line and `speed.jsonl`. They are no results:
 they differ from run to run, so that nothing compares them. How much arithmetic
@@ -35,7 +35,7 @@ Item = TypeVar("Item")
 class Window:
   """Rates over some updates.
 
-  tokens: useful ones, a second: padding left out and prompts counted once.
+  tokens: useful ones, a second: padding skipped and prompts counted once.
   flops: the least operations that the updates need, a second.
   mfu: the share of the devices' peak that this is; None where the peak is not
     known.

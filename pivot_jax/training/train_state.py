@@ -41,7 +41,7 @@ def make_state(
 
   `tx` makes the optimizer from the trainable parameters: there is no state for
   what is frozen, whose kernels are held in `dtype`, that of the products. The
-  given tree is copied and stays valid.
+  tree that comes in is copied and stays valid.
   """
   inside, outside = trees.split(params, trainable)
   optimizer = tx(inside)

@@ -201,7 +201,7 @@ def test_a_batch_that_is_a_matter_of_memory_does_not_count(tmp_path):
 def test_a_stage_finished_under_another_mark_of_its_settings_is_finished(
   tmp_path,
 ):
-  """What counts are the recorded settings, not how they were once hashed."""
+  """The recorded settings count, not the way they were once hashed."""
   step = make_step(tmp_path)
   run(step)
   path = step.folder / "done.json"

@@ -1,4 +1,4 @@
-"""What the cut-out encoder's artifact holds, bit for bit."""
+"""The cut-out encoder's artifact, bit for bit."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""What a run says of its own speed."""
+"""A run tells its own speed."""
 
 import logging
 import threading

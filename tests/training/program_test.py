@@ -1,4 +1,4 @@
-"""What the compiled update contains, and what it does not."""
+"""The compiled update: its products, tensors, casts and memory."""
 
 import collections
 import functools
