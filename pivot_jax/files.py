@@ -1,12 +1,20 @@
-"""JSON files, the versions of what wrote them, and which paths are local."""
+"""Files that are whole or not there, JSON, versions, and local paths.
 
+Whatever another run may read is written aside under an unpredictable name in
+the same folder and takes its own name when it is done. A link in place of the
+target is replaced; what it leads to stays as it is.
+"""
+
+import contextlib
 import importlib.metadata
 import json
 import os
 import pathlib
 import platform
 import re
-from collections.abc import Mapping, Sequence
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,12 +41,58 @@ def local_path(path: str | os.PathLike, name: str) -> pathlib.Path:
   return pathlib.Path(text)
 
 
-def write_json(path: pathlib.Path, content: Content) -> None:
-  """Write JSON aside and renames it into place."""
-  aside = path.with_name(path.name + ".tmp")
-  text = json.dumps(content, indent=2, sort_keys=True, default=_plain)
-  aside.write_text(text + "\n", encoding="utf-8")
-  aside.rename(path)
+@contextlib.contextmanager
+def writing(path: pathlib.Path) -> Iterator[pathlib.Path]:
+  """Give an empty file to fill, which replaces `path` if nothing is raised."""
+  aside = _aside(path)
+  aside.touch(exist_ok=False)
+  try:
+    yield aside
+    os.replace(aside, path)
+  finally:
+    aside.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def writing_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
+  """Give an empty folder to fill, which becomes `path` if nothing is raised.
+
+  Folders above it are made. Raises InputError where `path` cannot be written:
+  it is a file, a link or a folder that holds something, or it is not allowed.
+  """
+  folder = _aside(path)
+  try:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    folder.mkdir()
+  except OSError as error:
+    raise InputError(f"{path}: cannot be written ({error})") from error
+  try:
+    yield folder
+    try:
+      os.replace(folder, path)
+    except OSError as error:
+      raise InputError(f"{path}: cannot be written ({error})") from error
+  finally:
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def is_left_over(path: pathlib.Path, name: str) -> bool:
+  """Return whether a killed writer of the file `name` left this file behind."""
+  return path.name.startswith(f"{name}.") and path.name.endswith(".tmp")
+
+
+def write_text(path: pathlib.Path, text: str) -> None:
+  """Write a text as UTF-8, whole or not at all."""
+  with writing(path) as aside:
+    aside.write_text(text, encoding="utf-8")
+
+
+def write_json(
+  path: pathlib.Path, content: Content, *, sort_keys: bool = True
+) -> None:
+  """Write JSON, whole or not at all."""
+  text = json.dumps(content, indent=2, sort_keys=sort_keys, default=_plain)
+  write_text(path, text + "\n")
 
 
 def read_json(path: pathlib.Path) -> Any:
@@ -54,6 +108,10 @@ def versions() -> dict[str, str]:
   names = ("pivot_jax", "jax", "flax", "optax", "orbax-checkpoint", "numpy")
   found = {name: importlib.metadata.version(name) for name in names}
   return found | {"python": platform.python_version()}
+
+
+def _aside(path: pathlib.Path) -> pathlib.Path:
+  return path.with_name(f"{path.name}.{secrets.token_hex(8)}.tmp")
 
 
 def _plain(value):

@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from pivot_jax import files
 from pivot_jax.errors import InputError
 
 Measured = dict[str, Any]
@@ -52,8 +53,8 @@ class Writer:
     for path in (self._path, self._path.with_name("speed.jsonl")):
       kept = [line for line in _lines(path) if line["step"] <= step]
       if kept or path == self._path:
-        with path.open("w", encoding="utf-8") as file:
-          file.writelines(json.dumps(line) + "\n" for line in kept)
+        text = "".join(json.dumps(line) + "\n" for line in kept)
+        files.write_text(path, text)
       elif path.exists():
         path.unlink()
     if tensorboard:

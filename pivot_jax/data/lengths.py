@@ -14,7 +14,6 @@ import multiprocessing
 import os
 import pathlib
 import sys
-import tempfile
 import types
 from collections.abc import Iterator, Sequence
 from concurrent import futures
@@ -23,6 +22,7 @@ from concurrent.futures import process
 import numpy as np
 import tqdm
 
+from pivot_jax import files
 from pivot_jax.data import coders, layouts, packing, rows
 from pivot_jax.data.sources import json_index
 from pivot_jax.errors import InputError
@@ -190,9 +190,8 @@ def _cache(key: str, coder: coders.Coder) -> pathlib.Path:
 def _write(place: pathlib.Path, table: Table) -> None:
   place.parent.mkdir(parents=True, exist_ok=True)
   said = json.dumps([list(table.long.items()), list(table.bad.items())])
-  with tempfile.NamedTemporaryFile(dir=place.parent, delete=False) as file:
+  with files.writing(place) as aside, aside.open("wb") as file:
     np.savez(file, sizes=table.sizes, said=np.frombuffer(said.encode(), "u1"))
-  os.replace(file.name, place)
 
 
 def _read(place: pathlib.Path) -> Table:

@@ -109,7 +109,7 @@ def run(plan: Plan, workdir: pathlib.Path, config: ConfigDict) -> None:
   with run_folder.lock(workdir):
     run_folder.claim(workdir, resolve(config))
     text = describe(plan) + "\n"
-    (workdir / "plan.txt").write_text(text, encoding="utf-8")
+    files.write_text(workdir / "plan.txt", text)
     inputs = run_folder.Inputs()
     total = len(plan.steps)
     for number, step in enumerate(plan.steps, 1):

@@ -222,8 +222,12 @@ def _check_own(step: Step) -> None:
     _is_record(folder / n) for n in (_BEGUN, _DONE)
   ):
     return
-  # A run killed while it wrote the record leaves it under its first name.
-  inside = sorted(p.name for p in folder.iterdir() if p.name != f"{_BEGUN}.tmp")
+  # A run that is killed while it writes the record leaves a file behind.
+  inside = sorted(
+    path.name
+    for path in folder.iterdir()
+    if not files.is_left_over(path, _BEGUN)
+  )
   if inside:
     raise InputError(
       f"{folder}: holds {inside[0]!r}, but no {_BEGUN} or {_DONE} of a run, "

@@ -64,9 +64,7 @@ def run(
   out.mkdir(parents=True, exist_ok=True)
   for folder in (out, out.parent):
     files.write_json(folder / "report.json", record)
-    aside = folder / "report.html.tmp"
-    aside.write_text(document, encoding="utf-8")
-    aside.rename(folder / "report.html")
+    files.write_text(folder / "report.html", document)
   return {"stages": len(record["stages"]), "seeds": len(seeds)}
 
 

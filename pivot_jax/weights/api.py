@@ -244,7 +244,7 @@ def _save_artifact(out: pathlib.Path, model: Pretrained, host: Any) -> None:
   if out.exists():
     raise InputError(f"{out}: is there already; give a folder that is not")
   tokenizer = model.tokenizer if "llm" in host else None
-  with export.aside(out) as folder:
+  with files.writing_folder(out) as folder:
     artifacts.save(folder, host, meta=model.meta)
     if tokenizer is not None:
       tokenizer.save(folder / "tokenizer")

@@ -9,14 +9,11 @@ timm, big_vision. It runs on a CPU, from the artifact alone; the folder is
 written aside and renamed, so that it is whole or not there.
 """
 
-import contextlib
 import dataclasses
 import os
 import pathlib
-import shutil
 import sys
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from absl import app, flags, logging
@@ -106,7 +103,7 @@ def parts_of(params: Mapping[str, Any], format: str) -> dict[str, Any]:
 
 
 def write(job: Job, to: str | os.PathLike, *, format: str) -> pathlib.Path:
-  """Write a job's folder aside and renames it into place."""
+  """Write a job's folder, whole or not at all; returns the folder."""
   from pivot_jax.weights import card
 
   out = files.local_path(to, "--to")
@@ -118,32 +115,11 @@ def write(job: Job, to: str | os.PathLike, *, format: str) -> pathlib.Path:
     "timm": _timm,
     "big_vision": _big_vision,
   }
-  with aside(out) as folder:
+  with files.writing_folder(out) as folder:
     use = writers[format](job, folder)
     words = card.text(job.meta, job.folder, job.name, use)
     (folder / "README.md").write_text(words, encoding="utf-8")
   return out
-
-
-@contextlib.contextmanager
-def aside(out: pathlib.Path) -> Iterator[pathlib.Path]:
-  """Give a folder beside `out` that is renamed to it if nothing is raised."""
-  try:
-    out.parent.mkdir(parents=True, exist_ok=True)
-    folder = pathlib.Path(
-      tempfile.mkdtemp(prefix=f"{out.name}.tmp-", dir=out.parent)
-    )
-  except OSError as error:
-    raise InputError(f"{out}: cannot be written ({error})") from error
-  try:
-    yield folder
-    folder.chmod(0o755)
-    try:
-      folder.rename(out)
-    except OSError as error:
-      raise InputError(f"{out}: cannot be written ({error})") from error
-  finally:
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 def check_choices(format: str, dtype: str) -> None:

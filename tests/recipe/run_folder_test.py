@@ -104,7 +104,7 @@ def test_absent_empty_and_own_folders_are_the_runs(tmp_path):
   (tmp_path / "empty").mkdir()
   killed = make_step(tmp_path, "killed")
   killed.folder.mkdir()
-  (killed.folder / "begun.json.tmp").write_text("{")
+  (killed.folder / "begun.json.0a1b2c3d.tmp").write_text("{")
   begun, done = make_step(tmp_path, "begun"), make_step(tmp_path, "seed1/done")
   interrupt(begun)
   run(done)

@@ -15,7 +15,6 @@ import json
 import os
 import pathlib
 import re
-import tempfile
 import weakref
 import zlib
 from collections.abc import Iterator
@@ -24,6 +23,7 @@ from typing import Any, NamedTuple, NoReturn
 import numpy as np
 import tqdm
 
+from pivot_jax import files
 from pivot_jax.data.sources import records
 from pivot_jax.errors import InputError
 
@@ -134,10 +134,9 @@ def _index(path: pathlib.Path) -> tuple[np.ndarray, tuple[Flaw, ...]]:
   if not cached.is_file():
     cached.parent.mkdir(parents=True, exist_ok=True)
     table, flaws = _build(path, size)
-    _write(cached.with_suffix(".json"), json.dumps(flaws).encode())
-    with tempfile.NamedTemporaryFile(dir=cached.parent, delete=False) as file:
+    files.write_text(cached.with_suffix(".json"), json.dumps(flaws))
+    with files.writing(cached) as aside, aside.open("wb") as file:
       np.save(file, table)
-    os.replace(file.name, cached)
   flaws = json.loads(cached.with_suffix(".json").read_bytes())
   return np.load(cached, mmap_mode="r"), tuple(Flaw(*one) for one in flaws)
 
@@ -163,12 +162,6 @@ def _cache(path: pathlib.Path) -> pathlib.Path:
   place = zlib.crc32(str(path.resolve()).encode())
   name = f"{path.stem[:40]}-{place:08x}-{stamp(path)}-v{_VERSION}.npy"
   return cache_folder() / "index" / name
-
-
-def _write(path: pathlib.Path, data: bytes) -> None:
-  with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-    file.write(data)
-  os.replace(file.name, path)
 
 
 class _Found(NamedTuple):
