@@ -4,6 +4,7 @@ import json
 import logging
 
 import jax
+import jaxtyping
 import pytest
 
 from pivot_jax import errors
@@ -37,6 +38,14 @@ def test_a_vision_config_we_do_not_compute_is_refused(
     folders.load(vision_folder)
 
 
+@pytest.fixture
+def unchecked():
+  """Turn the tests' own check of annotations off, which comes first."""
+  jaxtyping.config.update("jaxtyping_disable", True)
+  yield
+  jaxtyping.config.update("jaxtyping_disable", False)
+
+
 def _json(model_type, **fields):
   return dict(model_type=model_type, num_channels=3) | fields
 
@@ -59,7 +68,7 @@ def _json(model_type, **fields):
   ids=str,
 )
 def test_an_encoder_of_any_family_that_we_do_not_compute_is_refused(
-  tmp_path, config, said
+  tmp_path, config, said, unchecked
 ):
   (tmp_path / "config.json").write_text(json.dumps(config))
   with pytest.raises(errors.InputError, match=said):
