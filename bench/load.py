@@ -29,7 +29,12 @@ from configs import presets
 from pivot_jax import files, sharding, trees
 from pivot_jax.models import qwen2
 from pivot_jax.weights import checkpoint
-from pivot_jax.weights.convert import hf_json, names, safetensor_files, source
+from pivot_jax.weights.convert import (
+  hf_config,
+  names,
+  open_weights,
+  safetensor_files,
+)
 
 _SHARD = 2_000_000_000
 
@@ -60,7 +65,7 @@ def main() -> None:
 def make(folder: pathlib.Path) -> None:
   """Write random weights, a shard at a time."""
   config = qwen2.LLMConfig(**presets.LLM["qwen2.5-1.5b"])
-  shapes = names.slots(source.shapes_of(None, config)["llm"])
+  shapes = names.slots(open_weights.shapes_of(None, config)["llm"])
   rng = np.random.default_rng(0)
   noise = rng.standard_normal(2**20).astype(ml_dtypes.bfloat16)
   arrays = {
@@ -69,7 +74,7 @@ def make(folder: pathlib.Path) -> None:
   }
   safetensor_files.write(folder, arrays, dtype="bfloat16", shard_bytes=_SHARD)
   safetensor_files.write_json(
-    folder / "config.json", hf_json.llm(config, eos_token_id=None)
+    folder / "config.json", hf_config.llm_json(config, eos_token_id=None)
   )
 
 

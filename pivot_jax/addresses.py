@@ -99,6 +99,13 @@ def parse(address: str) -> Address:
   return Address(kind, path, part, options, inside, origin)
 
 
+def tokenizer_folder(address: str) -> pathlib.Path:
+  """Return the tokenizer folder of an artifact, or the folder itself."""
+  folder = parse(address).path
+  nested = folder / "tokenizer"
+  return nested if nested.is_dir() else folder
+
+
 def _spell(value: Any) -> str:
   return str(value).lower() if isinstance(value, bool) else str(value)
 

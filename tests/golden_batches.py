@@ -22,12 +22,12 @@ from collections.abc import Mapping, Sequence
 import jax
 import numpy as np
 
-from pivot_jax import sharding
+from pivot_jax import addresses, sharding
 from pivot_jax.data import __main__ as data_command
 from pivot_jax.data import chat, feed, opener, packing, streams
 from pivot_jax.data.tokenizer import load_tokenizer
 from pivot_jax.errors import InputError
-from pivot_jax.weights import checkpoint, export
+from pivot_jax.weights import export
 from tests.fixtures import published, published_parts
 
 PINS = pathlib.Path(__file__).parent / "golden" / "pins.json"
@@ -244,7 +244,7 @@ def opened(
 
 def toy() -> pathlib.Path:
   """Return the folder of the shipped tokenizer."""
-  return checkpoint.tokenizer_folder("package:toy")
+  return addresses.tokenizer_folder("package:toy")
 
 
 def one_device() -> jax.sharding.Mesh:

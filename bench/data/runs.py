@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from bench.data import files
+from pivot_jax import addresses
 from pivot_jax.data import (
   coders,
   layouts,
@@ -27,7 +28,6 @@ from pivot_jax.data import (
 from pivot_jax.data.scenes import scenes
 from pivot_jax.data.sources import mmpr, mmpr_choice
 from pivot_jax.data.tokenizer import load_tokenizer
-from pivot_jax.weights import checkpoint
 
 IMAGE, PATCHES = 384, 576
 ROW_TOKENS, BATCH = 8192, 256
@@ -79,7 +79,7 @@ def make_coder(kind: str, tokenizer: str, *, pixels: bool) -> coders.Coder:
   Without `pixels` an image is one black pixel and as many tokens.
   """
   return coders.Coder(
-    tokenizer=load_tokenizer(checkpoint.tokenizer_folder(tokenizer)),
+    tokenizer=load_tokenizer(addresses.tokenizer_folder(tokenizer)),
     template="qwen_1_5",
     mask="answer",
     pairs=kind == "mmpr",
@@ -238,7 +238,7 @@ def pack(
 
 def choose(way: str, path: pathlib.Path, tokenizer: str, *, size: int) -> Found:
   """Choose a training set out of MMPR by `official` or `fixed`."""
-  loaded = load_tokenizer(checkpoint.tokenizer_folder(tokenizer))
+  loaded = load_tokenizer(addresses.tokenizer_folder(tokenizer))
 
   def count(text: str) -> int:
     return len(loaded.encode(text))

@@ -211,7 +211,7 @@ def _check_weights(steps: Iterable[run_folder.Step]) -> None:
         continue
       seen.add((name, address))
       loaded = checkpoint.load(address, deferred=True)
-      folder = checkpoint.tokenizer_folder(step.config.tokenizer)
+      folder = addresses.tokenizer_folder(step.config.tokenizer)
       tokenizer = load_tokenizer(folder)
       starting_model.check_given(name, address, loaded, step.config, tokenizer)
       if "vision" in loaded.params:
@@ -347,7 +347,7 @@ def _sizes(model: _Configs, batch: int) -> str:
 def _shapes(step: run_folder.Step, models: dict[str, _Configs]) -> Any:
   """Return the shapes of a stage's model and notes its configs for later."""
   config = step.config.copy_and_resolve_references()
-  tokenizer = load_tokenizer(checkpoint.tokenizer_folder(config.tokenizer))
+  tokenizer = load_tokenizer(addresses.tokenizer_folder(config.tokenizer))
   outside = {}
   for name, address in step.inputs.items():
     folder = str(addresses.parse(address).path)

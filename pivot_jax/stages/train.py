@@ -17,6 +17,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from pivot_jax import addresses
 from pivot_jax import metrics, sharding, trees
 from pivot_jax.data import chat, coders, feed, opener, packing, streams
 from pivot_jax.data.tokenizer import load_tokenizer
@@ -34,7 +35,7 @@ from pivot_jax.training import (
   train_state,
   train_step,
 )
-from pivot_jax.weights import artifacts, checkpoint
+from pivot_jax.weights import artifacts, checkpoint, resumable
 
 LOG = logging.getLogger("pivot_jax")
 # Rows shown in TensorBoard.
@@ -45,7 +46,7 @@ def run(
   config: ConfigDict, inputs: Mapping[str, str], out: pathlib.Path
 ) -> dict[str, Any]:
   """Train, save the artifact and return the measures."""
-  tokenizer = load_tokenizer(checkpoint.tokenizer_folder(config.tokenizer))
+  tokenizer = load_tokenizer(addresses.tokenizer_folder(config.tokenizer))
   start = starting_model.assemble(config, inputs, tokenizer)
   prints = trees.fingerprint(start.params)
   starting_model.log_start(config, start, prints)
@@ -164,7 +165,7 @@ class _Job:
     for field in ("lr", "weight_decay"):
       name = f"{config.name}.{field}"
       optimizer.check_rules(config[field], self.start.params, name)
-    saved = checkpoint.Resumable(self.out / "checkpoints")
+    saved = resumable.Resumable(self.out / "checkpoints")
     state, rows = recorder.resume(config.name, saved, state)
     layout = self._layout(state)
     self._log_memory(state, layout)

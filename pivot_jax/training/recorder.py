@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 
+from pivot_jax.weights import resumable
 from pivot_jax import metrics, trees
 from pivot_jax.data import feed, work
 from pivot_jax.models import mllm
@@ -37,7 +38,7 @@ class Recorder:
   def __init__(
     self,
     name: str,
-    saved: checkpoint.Resumable,
+    saved: resumable.Resumable,
     writer: metrics.Writer,
     state: TrainState,
     rows: int,
@@ -107,7 +108,7 @@ class Recorder:
 
 
 def resume(
-  name: str, saved: checkpoint.Resumable, state: TrainState
+  name: str, saved: resumable.Resumable, state: TrainState
 ) -> tuple[TrainState, int]:
   """Return the state to go on with, and the digest of the rows it has seen."""
   target = jax.tree.map(

@@ -14,7 +14,7 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, PyTree, UInt8
 
-from pivot_jax import files, trees
+from pivot_jax import addresses, files, trees
 from pivot_jax.data import images
 from pivot_jax.data.tokenizer import IMAGE_TOKEN, Tokenizer, load_tokenizer
 from pivot_jax.errors import InputError
@@ -45,7 +45,7 @@ class Pretrained:
   @functools.cached_property
   def tokenizer(self) -> Tokenizer:
     """The tokenizer beside the weights; InputError if there is none."""
-    return load_tokenizer(checkpoint.tokenizer_folder(self.address))
+    return load_tokenizer(addresses.tokenizer_folder(self.address))
 
   def apply(
     self,

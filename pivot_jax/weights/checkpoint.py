@@ -1,23 +1,20 @@
-"""Weights from addresses, and the resumable state of a training.
+"""Weights from addresses: artifacts of ours, and published weights.
 
-`load` gives what an address names (`addresses.py`): an artifact of ours, or
-published weights. `Resumable` keeps the checkpoints of a training.
+`load` reads what an address names (`addresses.py`); what model.json says of
+published weights, and how they are resized, is decided here.
 """
 
 import dataclasses
 import functools
 import logging
 import pathlib
-import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import ml_dtypes
 import numpy as np
-import orbax.checkpoint as ocp
 from jax.typing import DTypeLike
-from jaxtyping import PyTree
 
 from pivot_jax import addresses, sharding, trees
 from pivot_jax.data import chat
@@ -25,17 +22,28 @@ from pivot_jax.data.tokenizer import load_tokenizer
 from pivot_jax.errors import InputError
 from pivot_jax.models import layers, mllm, qwen2, vit
 from pivot_jax.weights import artifacts
-from pivot_jax.weights.convert import open_weights, source, towers
+from pivot_jax.weights.convert import (
+  big_vision,
+  hf,
+  open_weights,
+  positions,
+  timm,
+  towers,
+)
 
 LOG = logging.getLogger("pivot_jax")
 
 _DTYPES = (np.dtype(np.float32), np.dtype(ml_dtypes.bfloat16))
 PARTS = ("vision", "projector", "llm")
+_TABLE = "vision/embeddings/position_embedding/embedding"
+# How the paper brings images to an encoder whose files do not say
+# (paper.md 1.4); SigLIP's publishers differ among themselves.
+_FRAMING = {"clip": "crop_bicubic", "dinov2": "crop_bicubic"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Loaded:
-  """What an address gives: parameters (host, float32) and what they are.
+  """Parameters at an address (host, float32) and their model.json.
 
   `meta` is the content of model.json: `vision` and `llm` are the fields of
   VisionConfig and LLMConfig or None.
@@ -104,7 +112,7 @@ def load(
   where = addresses.parse(address)
   part = where.part
   if where.kind in addresses.FOREIGN:
-    opened = open_weights.open_address(where)
+    opened = open_address(where)
     meta, paths, read = (
       _meta(opened, address, where),
       opened.shapes,
@@ -136,6 +144,39 @@ def load(
   return Loaded(params=trees.unflatten(flat), meta=meta, folder=where.path)
 
 
+def open_address(address: addresses.Address) -> open_weights.OpenWeights:
+  """Open `hf:`, `bv:` and `timm:` addresses, their choices applied.
+
+  Raises:
+    InputError: as the formats do, or choices that do not go with the weights.
+  """
+  given = address.options
+  choices = {
+    field: given[name]
+    for name, field in (
+      ("feature_layer", "feature_layer"),
+      ("final_norm", "final_norm"),
+      ("tokens", "feature_tokens"),
+    )
+    if name in given
+  }
+  if address.kind == "hf":
+    opened = hf.open_folder(address.path, choices=choices)
+  elif address.kind == "bv":
+    opened = big_vision.open_file(
+      address.path, inside=address.inside, choices=choices
+    )
+  else:
+    opened = timm.open_file(address.path, choices=choices)
+  if opened.vision is None and given.keys() - {"revision"}:
+    raise InputError(
+      f"{opened.where}: has no encoder, which the choices are of"
+    )
+  if "image_size" in given or "positions" in given:
+    opened = _resized(opened, given.get("image_size"), given.get("positions"))
+  return opened
+
+
 def unread(
   meta: Mapping[str, Any], *, source: str | None = None
 ) -> tuple[dict[str, np.ndarray] | None, dict[str, Any] | None]:
@@ -159,7 +200,7 @@ def unread(
   def read(address: str) -> dict[str, np.ndarray]:
     where = addresses.parse(address)
     where = where._replace(options=layer | where.options)
-    return open_weights.open_address(where).read_unread()
+    return open_address(where).read_unread()
 
   if known is None:
     arrays = read(source)
@@ -215,7 +256,7 @@ def load_model(
       f"{address}: holds no {absent[0]!r}, only {', '.join(sorted(parts))}; "
       "give the output of a train stage"
     )
-  folder = tokenizer_folder(address)
+  folder = addresses.tokenizer_folder(address)
   wanted = "tokenizer" in needs or folder.name == "tokenizer"
   tokenizer = load_tokenizer(folder) if wanted else None
   return Model(loaded.model(compute), loaded.params, tokenizer, loaded.meta)
@@ -236,126 +277,44 @@ def resample(meta: Mapping[str, Any]) -> str | None:
   return (meta.get("preprocessing") or {}).get("resample")
 
 
-def tokenizer_folder(address: str) -> pathlib.Path:
-  """Return the tokenizer folder of an artifact address or a plain folder."""
-  folder = addresses.parse(address).path
-  nested = folder / "tokenizer"
-  return nested if nested.is_dir() else folder
-
-
-class Resumable:
-  """Committed checkpoints of a running training, newest verified first.
-
-  Each holds the trainable parameters, optimizer state, step, examples seen and
-  random key, with a CRC32 per leaf. Frozen parameters are not in it: they come,
-  verified, from the stage's inputs.
-  """
-
-  def __init__(self, folder: pathlib.Path, *, keep: int = 2):
-    self._folder = folder.absolute()
-    self._manager = _manager(self._folder, keep)
-
-  def save(self, step: int, state: PyTree, note: Mapping[str, Any]) -> None:
-    """Commit a state; returns when it is on disk."""
-    _check_free(self._folder, state)
-    crcs = trees.fingerprint(_named(jax.device_get(state)))
-    self._manager.save(
-      step,
-      args=ocp.args.Composite(
-        state=ocp.args.StandardSave(state),
-        meta=ocp.args.JsonSave({"crc": crcs, "note": dict(note)}),
-      ),
-    )
-    self._manager.wait_until_finished()
-
-  def restore(self, target: PyTree) -> tuple[int, Any, dict[str, Any]] | None:
-    """Return (step, state, note) of the newest sound checkpoint, or None.
-
-    `target` is a state of shapes with shardings. None: there is no checkpoint. A
-    damaged one is named, set aside as `STEP.bad`, and the one before it is taken.
-
-    Raises:
-      InputError: every checkpoint is damaged; nothing is set aside.
-    """
-    damaged: dict[int, str] = {}
-    for step in sorted(self._manager.all_steps(), reverse=True):
-      read, problem = self._read(step, target)
-      if problem is None:
-        self._set_aside(damaged)
-        return step, read["state"], read["meta"]["note"]
-      damaged[step] = problem
-    listed = [f"{step} ({problem})" for step, problem in damaged.items()]
-    listed += sorted(path.name for path in self._folder.glob("*.bad"))
-    if listed:
-      raise InputError(
-        f"{self._folder}: every checkpoint is damaged: {'; '.join(listed)}; put "
-        f"a copy of one back, or delete {self._folder} to begin at step 0"
-      )
-    return None
-
-  def _set_aside(self, damaged: Mapping[int, str]) -> None:
-    for step, problem in damaged.items():
-      LOG.warning(
-        "checkpoint %d is damaged (%s): set aside as %d.bad, the one before it "
-        "is taken",
-        *(step, problem, step),
-      )
-      bad = self._folder / f"{step}.bad"
-      shutil.rmtree(bad, ignore_errors=True)
-      (self._folder / str(step)).rename(bad)
-    if damaged:
-      self._manager.close()
-      self._manager = _manager(self._folder, 2)
-
-  def close(self) -> None:
-    """Release the manager's threads."""
-    self._manager.close()
-
-  def _read(self, step: int, target: Any) -> tuple[Any, str | None]:
-    try:
-      read = self._manager.restore(
-        step,
-        args=ocp.args.Composite(
-          state=ocp.args.StandardRestore(target), meta=ocp.args.JsonRestore()
-        ),
-      )
-    # Orbax raises a bare Exception where an array's file is missing.
-    except Exception as error:  # noqa: BLE001
-      return None, str(error).splitlines()[0]
-    have = trees.fingerprint(_named(jax.device_get(read["state"])))
-    want = read["meta"]["crc"]
-    wrong = sorted(
-      name
-      for name in want.keys() | have.keys()
-      if want.get(name) != have.get(name)
-    )
-    return read, f"leaf {wrong[0]}: CRC32 differs" if wrong else None
-
-
-def _manager(folder: pathlib.Path, keep: int) -> ocp.CheckpointManager:
-  options = ocp.CheckpointManagerOptions(
-    max_to_keep=keep, enable_async_checkpointing=False, create=True
-  )
-  return ocp.CheckpointManager(folder, options=options)
-
-
-def _named(state: Any) -> dict[str, Any]:
-  """Return `{key path: leaf}` of any pytree, flat."""
-  leaves, _ = jax.tree_util.tree_flatten_with_path(state)
-  return {
-    jax.tree_util.keystr(path, simple=True, separator="."): leaf
-    for path, leaf in leaves
-  }
-
-
-def _check_free(folder: pathlib.Path, state: Any) -> None:
-  need = 1.2 * sum(leaf.nbytes for leaf in jax.tree.leaves(state))
-  free = shutil.disk_usage(folder).free
-  if free < need:
+def _resized(opened, image_size, method) -> open_weights.OpenWeights:
+  """Return the weights with their position table resized to another image size."""
+  if image_size is None or method is None:
     raise InputError(
-      f"{folder}: {free / 1e9:.2f} GB free but a checkpoint needs "
-      f"{need / 1e9:.2f} GB: free some space and run the same command again"
+      f"{opened.where}: another image size needs both choices, as"
+      " ?image_size=378&positions=dinov2 (or big_vision)"
     )
+  positions.check_method(method)
+  vision = opened.vision
+  smaller = dataclasses.replace(vision, image_size=image_size)
+  if smaller.grid < 1:
+    raise InputError(
+      f"{opened.where}: image_size={image_size} is less than a patch of"
+      f" {vision.patch_size}"
+    )
+  LOG.info(
+    "%s: positions resized from %d x %d to %d x %d patches, as %s does",
+    *(opened.where, vision.grid, vision.grid, smaller.grid, smaller.grid),
+    method,
+  )
+
+  def table(dtype: Any) -> np.ndarray:
+    whole = opened.read(_TABLE, np.float32)
+    resized = positions.resize(
+      whole, smaller.grid, method=method, class_token=vision.class_token
+    )
+    return resized.astype(dtype)
+
+  shapes = dict(opened.shapes)
+  shapes[_TABLE] = (smaller.positions, vision.hidden_size)
+  return dataclasses.replace(
+    opened,
+    vision=smaller,
+    shapes=shapes,
+    read=lambda path, dtype: (
+      table(dtype) if path == _TABLE else opened.read(path, dtype)
+    ),
+  )
 
 
 def _config(kind, fields):
@@ -368,7 +327,7 @@ def _config(kind, fields):
 
 
 def _meta(
-  opened: source.Source, address: str, where: addresses.Address
+  opened: open_weights.OpenWeights, address: str, where: addresses.Address
 ) -> dict[str, Any]:
   """Return what model.json says of published weights."""
 
@@ -389,16 +348,40 @@ def _meta(
   found = _describe(where.origin, behind, meta["vision"])
   if behind or found["absent"]:
     meta["unread"] = found
-  framing = open_weights.framing(opened)
+  framing = _framing(opened)
   if framing:
     meta["preprocessing"] = {"resample": framing}
   return meta
 
 
+def _framing(opened: open_weights.OpenWeights) -> str | None:
+  """Return how images are brought to the encoder, None if nobody says.
+
+  A processor for another size than the encoder's keeps its filter; the shortest
+  edge is then the encoder's size, as the paper has it for DINOv2.
+  """
+  vision, known = opened.vision, opened.processor
+  if vision is None:
+    return None
+  if known is None:
+    if vision.family in ("vit", "vit_mae"):
+      return f"crop_bicubic:{int(vision.image_size / 0.9)}"
+    return _FRAMING.get(vision.family)
+  if known.size == vision.image_size:
+    return known.resample
+  plain = known.resample.partition(":")[0]
+  LOG.info(
+    "%s: its processor makes images of %d pixels, the encoder reads %d: they are"
+    " framed by %s",
+    *(opened.where, known.size, vision.image_size, plain),
+  )
+  return plain
+
+
 def _describe(
   address: str, behind: Mapping[str, Any], vision: Mapping[str, Any]
 ) -> dict[str, Any]:
-  """What model.json says of the tensors that are not carried."""
+  """Return the entry of model.json on tensors that are not carried."""
   wanted = towers.unread(_config(vit.VisionConfig, vision))
   return {
     "address": address,

@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 from absl import app, flags, logging
 
-from pivot_jax import files
+from pivot_jax import addresses, files
 from pivot_jax.errors import InputError
 
 FORMATS = ("hf", "llava", "timm", "big_vision")
@@ -81,7 +81,7 @@ def export(
     rest, meta["unread"] = checkpoint.unread(loaded.meta, source=source)
   tokenizer = None
   if "llm" in params:
-    tokenizer = load_tokenizer(checkpoint.tokenizer_folder(address))
+    tokenizer = load_tokenizer(addresses.tokenizer_folder(address))
   job = Job(
     params=params,
     meta=meta,
@@ -118,7 +118,7 @@ def write(job: Job, to: str | os.PathLike, *, format: str) -> pathlib.Path:
   with files.writing_folder(out) as folder:
     use = writers[format](job, folder)
     words = card.text(job.meta, job.folder, job.name, use)
-    (folder / "README.md").write_text(words, encoding="utf-8")
+    files.write_text(folder / "README.md", words)
   return out
 
 
@@ -158,12 +158,12 @@ def _need(job: Job, *parts: str) -> None:
 
 def _hf(job: Job, out: pathlib.Path) -> str:
   from pivot_jax.weights import checkpoint
-  from pivot_jax.weights.convert import hf, hf_json, llava_files
+  from pivot_jax.weights.convert import hf, hf_config, llava
 
   vision, llm = checkpoint.configs(job.meta)
   if "vision" in job.params:
     hf.save_vision(out, vision, job.params["vision"], **_encoder(job))
-    return hf_json.class_of(vision)
+    return hf_config.class_of(vision)
   _need(job, "llm")
   job.tokenizer.check_vocabulary(llm.vocab_size, job.name)
   hf.save_llm(
@@ -173,23 +173,23 @@ def _hf(job: Job, out: pathlib.Path) -> str:
     eos_token_id=job.tokenizer.im_end,
     dtype=job.dtype,
   )
-  llava_files.write_tokenizer(
+  llava.write_tokenizer(
     out, job.tokenizer.backend, image_token=False, template=_template(job)
   )
-  llava_files.write_generation(out, job.tokenizer, suppress=[])
+  llava.write_generation(out, job.tokenizer, suppress=[])
   return "Qwen2ForCausalLM"
 
 
 def _llava(job: Job, out: pathlib.Path) -> str:
   from pivot_jax.weights import checkpoint
-  from pivot_jax.weights.convert import hf, llava_files
+  from pivot_jax.weights.convert import hf, llava
 
   _need(job, "vision", "projector", "llm")
   vision, llm = checkpoint.configs(job.meta)
   tokenizer = job.tokenizer
   tokenizer.check_vocabulary(llm.vocab_size, job.name)
-  _, image_id = llava_files.with_image_token(tokenizer)
-  llm, decoder = llava_files.widen(
+  _, image_id = llava.with_image_token(tokenizer)
+  llm, decoder = llava.widen(
     llm, job.params["llm"], image_id, tokenizer.end_of_text
   )
   hf.save_llava(
@@ -201,7 +201,7 @@ def _llava(job: Job, out: pathlib.Path) -> str:
     eos_token_id=tokenizer.im_end,
     **_encoder(job),
   )
-  llava_files.write(
+  llava.write_beside(
     out, vision=vision, tokenizer=tokenizer, template=_template(job)
   )
   return "LlavaForConditionalGeneration"

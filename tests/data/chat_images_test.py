@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
+from pivot_jax import addresses
 from pivot_jax.data import chat
 from pivot_jax.data.tokenizer import load_tokenizer
 from pivot_jax.errors import InputError
-from pivot_jax.weights import checkpoint
 
 IMAGE = chat.IMAGE_TOKEN
 CHAT = dict(template="qwen_1_5", mask="paper")
@@ -14,7 +14,7 @@ CHAT = dict(template="qwen_1_5", mask="paper")
 
 @pytest.fixture(scope="module")
 def tiny() -> chat.Tokenizer:
-  return load_tokenizer(checkpoint.tokenizer_folder("package:toy"))
+  return load_tokenizer(addresses.tokenizer_folder("package:toy"))
 
 
 def _turns(*texts):

@@ -10,14 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pivot_jax import sharding
+from pivot_jax import addresses, sharding
 from pivot_jax.data import coders, feed, images, opener, packing
 from pivot_jax.data.scenes import scenes
 from pivot_jax.data.tokenizer import load_tokenizer
 from pivot_jax.errors import InputError
-from pivot_jax.weights import checkpoint
 
-TOKENIZER = load_tokenizer(checkpoint.tokenizer_folder("package:toy"))
+TOKENIZER = load_tokenizer(addresses.tokenizer_folder("package:toy"))
 PATCHES = 36
 ALONE = dict(tokens=0, losses=0, images=1)
 

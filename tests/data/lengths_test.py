@@ -6,10 +6,10 @@ import re
 
 import numpy as np
 
+from pivot_jax import addresses
 from pivot_jax.data import coders, lengths, packing
 from pivot_jax.data.sources import json_records
 from pivot_jax.data.tokenizer import load_tokenizer
-from pivot_jax.weights import checkpoint
 
 # Of a process in /proc; KiB.
 _MOST = 60 * 1024
@@ -26,7 +26,7 @@ def write_pairs(path: pathlib.Path, rows: int) -> json_records.JsonLines:
 
 
 def test_a_process_that_measures_json_is_small_and_loads_no_jax(tmp_path):
-  folder = checkpoint.tokenizer_folder("package:toy")
+  folder = addresses.tokenizer_folder("package:toy")
   coder = coders.Coder(
     tokenizer=load_tokenizer(folder),
     template="qwen_1_5",

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pivot_jax import addresses
 from pivot_jax.data import feed, lengths, opener, streams
 from pivot_jax.data.tokenizer import load_tokenizer
 from pivot_jax.data.tools import convert
@@ -14,7 +15,7 @@ from pivot_jax.errors import InputError
 from pivot_jax.weights import checkpoint
 from tests.fixtures import published, published_parts
 
-TOKENIZER = load_tokenizer(checkpoint.tokenizer_folder("package:toy"))
+TOKENIZER = load_tokenizer(addresses.tokenizer_folder("package:toy"))
 SETS = {
   "llava_pretrain": (published.make_llava_pretrain, "conversation"),
   "onevision": (published.make_onevision, "conversation"),

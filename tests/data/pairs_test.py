@@ -3,12 +3,11 @@
 import numpy as np
 import pytest
 
-from pivot_jax import sharding
+from pivot_jax import addresses, sharding
 from pivot_jax.data import feed
 from pivot_jax.data.tokenizer import load_tokenizer
-from pivot_jax.weights import checkpoint
 
-TOKENIZER = load_tokenizer(checkpoint.tokenizer_folder("package:toy"))
+TOKENIZER = load_tokenizer(addresses.tokenizer_folder("package:toy"))
 PATCHES = 36
 
 

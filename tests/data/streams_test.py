@@ -19,9 +19,8 @@ from pivot_jax.data import coders, feed, lengths, streams
 from pivot_jax.data.scenes import scenes
 from pivot_jax.data.tokenizer import load_tokenizer
 from pivot_jax.errors import InputError
-from pivot_jax.weights import checkpoint
 
-TOKENIZER = load_tokenizer(checkpoint.tokenizer_folder("package:toy"))
+TOKENIZER = load_tokenizer(addresses.tokenizer_folder("package:toy"))
 BATCH = 6
 
 # Reads the ids of a run that is killed at an update and goes on from there.

@@ -15,7 +15,6 @@ from pivot_jax.data.sources import parquet as parquet_source
 from pivot_jax.data.tokenizer import load_tokenizer
 from pivot_jax.data.tools import convert, shown_rows
 from pivot_jax.errors import InputError
-from pivot_jax.weights import checkpoint
 from tests.data.sources import mmpr_files
 from tests.data.tools import checked
 
@@ -277,7 +276,7 @@ def test_check_names_the_key_of_each_row_and_column(folder):
   assert checked.report(folder)["files"][0]["images"] == 1
 
 
-TOKENIZER = load_tokenizer(checkpoint.tokenizer_folder("package:toy"))
+TOKENIZER = load_tokenizer(addresses.tokenizer_folder("package:toy"))
 
 
 def test_show_and_convert_refuse_the_row(folder):

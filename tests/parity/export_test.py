@@ -16,18 +16,19 @@ from absl import flags
 from ml_collections import ConfigDict
 
 import pivot_jax
+from pivot_jax import addresses
 from pivot_jax.data import chat
 from pivot_jax.data.tokenizer import load_tokenizer
 from pivot_jax.errors import InputError
 from pivot_jax.recipe import run_folder
-from pivot_jax.weights import checkpoint, export
+from pivot_jax.weights import export
 from tests.parity import foreign
 from tests.parity import transformers_4_57 as tiny
 from tests.weights.convert import folders
 
 LLAVA = transformers.LlavaForConditionalGeneration
 TOLERANCE = 1e-5  # float32, absolute, outputs of order three
-TOKENIZER = load_tokenizer(checkpoint.tokenizer_folder("package:toy"))
+TOKENIZER = load_tokenizer(addresses.tokenizer_folder("package:toy"))
 
 
 # A Llava of transformers, ours of it, and the folder that we export.

@@ -27,7 +27,7 @@ import torch
 import pivot_jax
 from configs import presets
 from pivot_jax.models import vit
-from pivot_jax.weights.convert import layouts, names, source, towers
+from pivot_jax.weights.convert import layouts, names, open_weights, towers
 from pivot_jax.weights.convert import timm as converter
 
 PIXELS = 28
@@ -233,7 +233,8 @@ def full_size(name):
     model = timm.create_model(architecture, num_classes=0, **arguments)
   theirs = {k: tuple(v.shape) for k, v in model.state_dict().items()}
   ours = {
-    n: s.shape for n, s in names.slots(source.shapes_of(config, None)).items()
+    n: s.shape
+    for n, s in names.slots(open_weights.shapes_of(config, None)).items()
   }
   ours = {n.removeprefix("vision."): s for n, s in ours.items()}
   ours |= towers.unread(config) | (towers.extras(config) if pooled else {})

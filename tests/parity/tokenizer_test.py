@@ -4,9 +4,9 @@ import pathlib
 
 import pytest
 
+from pivot_jax import addresses
 from pivot_jax.data import chat
 from pivot_jax.data.tokenizer import load_tokenizer
-from pivot_jax.weights import checkpoint
 from tests.parity import transformers_4_57 as tiny
 
 
@@ -32,7 +32,7 @@ def test_there_are_200_texts_and_no_two_alike():
 
 @pytest.mark.parametrize("form", ["hf", "llava"])
 def test_the_exported_tokenizer_is_the_one_of_the_training(tmp_path, form):
-  toy = load_tokenizer(checkpoint.tokenizer_folder("package:toy"))
+  toy = load_tokenizer(addresses.tokenizer_folder("package:toy"))
   out, expected = exported(tmp_path, toy, form)
   assert tiny.same_tokens(out, expected) == 200
   for trust in (False, True):

@@ -177,11 +177,11 @@ def change_what_is_not_read(model):
 def write(folder):
   """Make and exports the models; writes what we compute of them."""
   # Not for the second step, which has none of them.
+  from pivot_jax import addresses
   from pivot_jax.data.tokenizer import load_tokenizer
-  from pivot_jax.weights import checkpoint
   from tests.parity import foreign
 
-  toy = checkpoint.tokenizer_folder("package:toy")
+  toy = addresses.tokenizer_folder("package:toy")
   _export_languages("toy", load_tokenizer(toy), folder)
   if "PIVOT_JAX_TEST_DATA" in os.environ:
     data = pathlib.Path(os.environ["PIVOT_JAX_TEST_DATA"])
@@ -224,14 +224,14 @@ def _export_languages(name, tokenizer, folder):
 def export_tokenizer(model, tokenizer, source, out, form):
   """Export a model of transformers with a tokenizer; returns its tokens."""
   from pivot_jax.weights import export
-  from pivot_jax.weights.convert import llava_files
+  from pivot_jax.weights.convert import llava
 
   model.save_pretrained(source)
   tokenizer.save(source)
   export.export(f"hf:{source}", out, format=form)
   if form == "hf":
     return tokenized(tokenizer)
-  return tokenized(tokenizer, llava_files.with_image_token(tokenizer)[1])
+  return tokenized(tokenizer, llava.with_image_token(tokenizer)[1])
 
 
 def _export_encoder(name, source, folder):

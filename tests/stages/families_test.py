@@ -10,7 +10,7 @@ from pivot_jax import trees
 from pivot_jax.models import mllm
 from pivot_jax.stages import detach, train
 from pivot_jax.weights import checkpoint
-from pivot_jax.weights.convert import families, hf
+from pivot_jax.weights.convert import hf, towers
 from tests.fixtures import tiny_models, tiny_stages
 
 # SigLIP trains in every other test, and MAE computes what a ViT does.
@@ -27,7 +27,7 @@ def case(request, tmp_path_factory):
   """Return (folder of the encoder, trained artifact, what the stage says)."""
   name = request.param
   family = name.partition("_gated")[0]
-  fields = dict(families.CHOICES[family])
+  fields = dict(towers.CHOICES[family])
   vision = dataclasses.replace(
     tiny_stages.VISION, family=family, intermediate_size=32, **fields
   )

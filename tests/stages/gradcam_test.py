@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from pivot_jax import errors
+from pivot_jax import addresses, errors
 from pivot_jax.data import packing
 from pivot_jax.data.scenes import scenes
 from pivot_jax.data.tokenizer import load_tokenizer
@@ -19,7 +19,7 @@ from pivot_jax.stages import gradcam
 from pivot_jax.training import objectives
 from pivot_jax.weights import checkpoint
 
-TOKENIZER = load_tokenizer(checkpoint.tokenizer_folder("package:toy"))
+TOKENIZER = load_tokenizer(addresses.tokenizer_folder("package:toy"))
 VISION = vit.VisionConfig(
   image_size=48,
   patch_size=8,

@@ -1,9 +1,7 @@
 """What is saved comes back bit for bit; what is damaged is named."""
 
 import gc
-import pathlib
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -11,14 +9,9 @@ import pytest
 from pivot_jax import files, trees
 from pivot_jax.errors import InputError
 from pivot_jax.weights import artifacts, checkpoint
+from tests.weights import damage
 
 META = {"vision": None, "llm": None, "sources": {}, "not_carried": []}
-
-
-# Orbax leaves its other reads unawaited where one of them fails.
-_BROKEN_READ = pytest.mark.filterwarnings(
-  "ignore::pytest.PytestUnraisableExceptionWarning"
-)
 
 
 def _params():
@@ -85,22 +78,10 @@ def test_another_value_of_a_leaf_is_named(tmp_path):
   checkpoint.load(f"{tmp_path}:vision")
 
 
-def _data_file(folder: pathlib.Path) -> pathlib.Path:
-  files = [path for path in folder.rglob("*") if path.is_file()]
-  inside = [path for path in files if path.parent.name == "d"]
-  return max(inside, key=lambda path: path.stat().st_size)
-
-
-def _flip(path: pathlib.Path) -> None:
-  content = bytearray(path.read_bytes())
-  content[len(content) // 2] ^= 0xFF
-  path.write_bytes(content)
-
-
-@_BROKEN_READ
+@damage.BROKEN_READ
 def test_a_flipped_byte_of_an_artifact_is_an_input_error(tmp_path):
   artifacts.save(tmp_path, _params(), meta=META)
-  _flip(_data_file(tmp_path / "params"))
+  damage.flip(damage.data_file(tmp_path / "params"))
   with pytest.raises(InputError, match="damaged") as caught:
     checkpoint.load(str(tmp_path))
   assert "\n" not in str(caught.value)
@@ -112,106 +93,7 @@ def test_a_folder_that_is_no_artifact_is_refused(tmp_path):
     checkpoint.load(str(tmp_path))
 
 
-# --- resuming ----------------------------------------------------------------
-
-
-def _state(step):
-  return {
-    "step": jnp.int32(step),
-    "w": jnp.asarray(
-      np.random.default_rng(step).normal(size=(64, 32)), jnp.float32
-    ),
-  }
-
-
-def _target():
-  return jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
-    _state(0),
-  )
-
-
-def _saved(folder, steps):
-  saver = checkpoint.Resumable(folder)
-  for step in steps:
-    saver.save(step, _state(step), {"examples": 10 * step})
-  saver.close()
-
-
-def test_the_newest_state_comes_back_bit_for_bit(tmp_path):
-  _saved(tmp_path, [1, 2, 3])
-  saver = checkpoint.Resumable(tmp_path)
-  step, state, note = saver.restore(_target())
-  saver.close()
-  assert (step, note) == (3, {"examples": 30})
-  np.testing.assert_array_equal(state["w"], _state(3)["w"])
-  # Two are kept.
-  assert not (tmp_path / "1").exists()
-
-
-def test_nothing_saved_gives_none(tmp_path):
-  saver = checkpoint.Resumable(tmp_path)
-  assert saver.restore(_target()) is None
-  saver.close()
-
-
-@_BROKEN_READ
-def test_a_damaged_newest_state_is_set_aside_and_the_one_before_taken(tmp_path):
-  _saved(tmp_path, [1, 2])
-  _flip(_data_file(tmp_path / "2"))
-  saver = checkpoint.Resumable(tmp_path)
-  step, state, note = saver.restore(_target())
-  assert (step, note) == (1, {"examples": 10})
-  np.testing.assert_array_equal(state["w"], _state(1)["w"])
-  assert (tmp_path / "2.bad").is_dir() and not (tmp_path / "2").exists()
-  # The run goes on and passes the step again.
-  saver.save(2, _state(2), {"examples": 20})
-  assert saver.restore(_target())[0] == 2
-  saver.close()
-  gc.collect()
-
-
-@_BROKEN_READ
-def test_damage_of_every_state_is_an_error_that_touches_nothing(tmp_path):
-  _saved(tmp_path, [1, 2])
-  for step in ("1", "2"):
-    _flip(_data_file(tmp_path / step))
-  before = sorted(tmp_path.rglob("*"))
-  saver = checkpoint.Resumable(tmp_path)
-  for _ in range(2):
-    with pytest.raises(InputError, match=rf"{tmp_path}: .*2 .*; 1 .*delete"):
-      saver.restore(_target())
-  saver.close()
-  assert sorted(tmp_path.rglob("*")) == before
-  gc.collect()
-
-
-@_BROKEN_READ
-def test_states_that_were_set_aside_are_no_reason_to_begin_anew(tmp_path):
-  _saved(tmp_path, [1, 2])
-  _flip(_data_file(tmp_path / "2"))
-  saver = checkpoint.Resumable(tmp_path)
-  assert saver.restore(_target())[0] == 1
-  saver.close()
-  _flip(_data_file(tmp_path / "1"))
-  saver = checkpoint.Resumable(tmp_path)
-  with pytest.raises(InputError, match=r"1 .*; 2.bad"):
-    saver.restore(_target())
-  saver.close()
-  gc.collect()
-
-
-@_BROKEN_READ
-def test_a_state_without_its_arrays_is_set_aside(tmp_path):
-  _saved(tmp_path, [1, 2])
-  _data_file(tmp_path / "2").unlink()
-  saver = checkpoint.Resumable(tmp_path)
-  assert saver.restore(_target())[0] == 1
-  saver.close()
-  gc.collect()
-
-
-@_BROKEN_READ
+@damage.BROKEN_READ
 @pytest.mark.parametrize("what", ["data", "metadata", "manifest"])
 @pytest.mark.parametrize("how", ["cut", "gone"])
 def test_a_damaged_artifact_is_an_error_of_one_kind(tmp_path, what, how):
@@ -221,7 +103,7 @@ def test_a_damaged_artifact_is_an_error_of_one_kind(tmp_path, what, how):
   artifacts.save(tmp_path / "a", tree, meta=meta)
   params = tmp_path / "a" / "params"
   path = {
-    "data": _data_file(params),
+    "data": damage.data_file(params),
     "metadata": params / "_METADATA",
     "manifest": params / "manifest.ocdbt",
   }[what]

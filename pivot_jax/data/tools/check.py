@@ -22,7 +22,7 @@ from typing import TextIO
 
 import tqdm
 
-from pivot_jax import files
+from pivot_jax import addresses, files
 from pivot_jax.data import chat
 from pivot_jax.data.tools import (
   check_config,
@@ -30,7 +30,6 @@ from pivot_jax.data.tools import (
   check_rows,
   check_work,
   faults,
-  show,
 )
 from pivot_jax.errors import InputError
 
@@ -53,7 +52,7 @@ def main(argv: Sequence[str]) -> int:
   _check_apart(wanted.entries, out)
   address = wanted.tokenizer or TOKENIZER
   settings = check_rows.Settings(
-    str(show.tokenizer_folder(address)),
+    str(addresses.tokenizer_folder(address)),
     wanted.patches or PATCHES,
     given.decode,
   )

@@ -59,7 +59,7 @@ def main(argv: Sequence[str]) -> int:
   given = _parser().parse_args(argv)
   if given.html is not None:
     files.local_path(given.html, "--html")
-  folder = tokenizer_folder(given.tokenizer)
+  folder = addresses.tokenizer_folder(given.tokenizer)
   style = shown_rows.Style(
     tokenizer=load_tokenizer(folder),
     template=given.template,
@@ -126,13 +126,6 @@ def settings(address: str, style: shown_rows.Style) -> str:
     f" {style.objective or 'by kind of row'}, {style.image_tokens} tokens an"
     " image"
   )
-
-
-def tokenizer_folder(address: str) -> pathlib.Path:
-  """Return the tokenizer folder of an artifact address or a plain folder."""
-  folder = addresses.parse(address).path
-  nested = folder / "tokenizer"
-  return nested if nested.is_dir() else folder
 
 
 def _parser() -> argparse.ArgumentParser:

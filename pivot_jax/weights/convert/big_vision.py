@@ -21,12 +21,9 @@ from jaxtyping import PyTree
 from pivot_jax import errors, trees
 from pivot_jax.models import vit
 from pivot_jax.weights.convert import (
-  diagnose,
-  families,
-  infer,
   names,
+  open_weights,
   safetensor_files,
-  source,
   towers,
 )
 
@@ -67,7 +64,7 @@ _OURS = "Transformer/encoderblock"
 
 def open_file(
   path: Path, *, inside: str = "", choices: Mapping[str, Any] | None = None
-) -> source.Source:
+) -> open_weights.OpenWeights:
   """Open the image tower of an npz file, or of a folder that holds one.
 
   Args:
@@ -89,7 +86,9 @@ def open_file(
   _check(file, config, whole)
   shapes = {
     name: leaf.shape
-    for name, leaf in trees.flatten(source.shapes_of(config, None)).items()
+    for name, leaf in trees.flatten(
+      open_weights.shapes_of(config, None)
+    ).items()
   }
 
   def read(name: str, dtype: DTypeLike) -> np.ndarray:
@@ -100,7 +99,7 @@ def open_file(
   why = "behind the layer that is read, or its pooling head"
   ours = {name.removeprefix("vision/"): s for name, s in shapes.items()}
   carried = _their_shapes(config, ours, stacked=file.stacked)
-  return source.Source(
+  return open_weights.OpenWeights(
     where=str(file.path),
     kind="big_vision",
     vision=config,
@@ -158,7 +157,7 @@ def save(
   # A file has no config: what reads it takes these as given.
   other = [
     f"{name} is {vars(config)[name]!r}, not {value!r}"
-    for name, value in families.CHOICES["siglip"].items()
+    for name, value in towers.CHOICES["siglip"].items()
     if vars(config)[name] != value
   ]
   if other:
@@ -302,7 +301,7 @@ def _config(file: _File) -> vit.VisionConfig:
       f"{file.path}: {positions} positions are no square grid of patches"
     )
   return vit.VisionConfig(
-    image_size=infer.image_size(file.path.stem, grid, side),
+    image_size=towers.image_size(file.path.stem, grid, side),
     patch_size=side,
     hidden_size=width,
     intermediate_size=inner,
@@ -319,7 +318,7 @@ def _check(file: _File, config: vit.VisionConfig, whole) -> None:
   table = wanted["pos_embedding"]
   if tower.get("pos_embedding") == table[1:]:
     wanted["pos_embedding"] = table[1:]
-  diagnose.check(
+  open_weights.check(
     str(file.path),
     missing={n: s for n, s in wanted.items() if n not in tower},
     unexpected=[f"{n} {s}" for n, s in tower.items() if n not in wanted],

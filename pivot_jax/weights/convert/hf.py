@@ -18,13 +18,12 @@ from pivot_jax import errors
 from pivot_jax.models import qwen2, vit
 from pivot_jax.weights.convert import (
   hf_config,
-  hf_json,
   layouts,
-  llava_next,
+  llava,
   names,
+  open_weights,
   processor,
   safetensor_files,
-  source,
   towers,
 )
 
@@ -66,7 +65,7 @@ _PREFIXES: dict[str, tuple[tuple[str, str], ...]] = {
   ),
   "llava_qwen": (
     (r"model\.vision_tower\.vision_tower\." + _INNER, "vision"),
-    *llava_next.PROJECTOR,
+    *llava.PROJECTOR,
     (r"model\.(image_newline)", "newline"),
     (r"model\." + _DECODER, "llm"),
     (_HEAD, "llm"),
@@ -76,7 +75,7 @@ _PREFIXES: dict[str, tuple[tuple[str, str], ...]] = {
 
 def open_folder(
   folder: str | Path, *, choices: Mapping[str, Any] | None = None
-) -> source.Source:
+) -> open_weights.OpenWeights:
   """Open a checkpoint folder.
 
   `choices` are fields of VisionConfig that win over config.json's, such as
@@ -90,13 +89,13 @@ def open_folder(
   _check_folder(folder)
   config = safetensor_files.read_json(folder / "config.json")
   kind = f"{config.get('model_type')}"
-  official = kind in llava_next.MODEL_TYPES
+  official = kind in llava.MODEL_TYPES
   kind = "llava_qwen" if official else kind
-  found = source.Found(safetensor_files.contents(folder))
+  found = open_weights.Found(safetensor_files.contents(folder))
   for key in found.stored if kind in _PREFIXES else ():
     found.add(key, _PREFIXES[kind])
   if official:
-    configs = llava_next.read(folder, config, found)
+    configs = llava.read_next(folder, config, found)
   else:
     configs = hf_config.read(folder)
   vision, known = configs.vision, None
@@ -104,7 +103,7 @@ def open_folder(
     known = processor.read(folder, vision.family)
     said = dict(image_mean=known.mean, image_std=known.std) if known else {}
     vision = dataclasses.replace(vision, **said, **(choices or {}))
-  opened = source.from_tensors(
+  opened = open_weights.from_tensors(
     str(folder),
     kind,
     found,
@@ -114,7 +113,7 @@ def open_folder(
     cut=official,
     processor=known,
   )
-  tower = llava_next.tower_folder(folder, config) if official else None
+  tower = llava.tower_folder(folder, config) if official else None
   return _with_tower(opened, tower, choices) if tower else opened
 
 
@@ -128,8 +127,8 @@ def _check_folder(folder: Path) -> None:
     raise errors.InputError(f"{folder}: no such folder")
 
 
-def _with_tower(opened, tower: Path, choices) -> source.Source:
-  """The source of an MLLM whose tower is cut, the rest from a folder of its own.
+def _with_tower(opened, tower: Path, choices) -> open_weights.OpenWeights:
+  """The weights of an MLLM whose tower is cut, the rest from a folder of its own.
 
   A folder that holds the tower's config alone gives nothing.
   """
@@ -157,7 +156,7 @@ def save_vision(
   """Write a folder that transformers' class of the family loads.
 
   It has all the blocks of the published model. Those behind the layer that is
-  read come from `unread` (as `Source.read_unread` gives them) or, without it,
+  read come from `unread` (as `OpenWeights.read_unread` gives them) or, without it,
   do nothing: zero weights, unit norms.
   """
   folder = Path(folder)
@@ -168,7 +167,7 @@ def save_vision(
   )
   safetensor_files.write_json(
     folder / "config.json",
-    hf_json.vision(config, head=_has_head(arrays), dtype=dtype),
+    hf_config.vision_json(config, head=_has_head(arrays), dtype=dtype),
   )
   _write_processor(folder, config, resample)
 
@@ -191,7 +190,7 @@ def save_llm(
   safetensor_files.write(folder, arrays, dtype=dtype)
   safetensor_files.write_json(
     folder / "config.json",
-    hf_json.llm(config, eos_token_id=eos_token_id, dtype=dtype),
+    hf_config.llm_json(config, eos_token_id=eos_token_id, dtype=dtype),
   )
 
 
@@ -214,7 +213,7 @@ def save_llava(
   """
   folder = Path(folder)
   tower = _tower(vision, params["vision"], unread)
-  config = hf_json.llava(
+  config = hf_config.llava_json(
     vision,
     llm,
     head=_has_head(tower),

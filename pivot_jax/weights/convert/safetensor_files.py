@@ -15,7 +15,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from pivot_jax import errors
+from pivot_jax import errors, files
 
 _FILE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
@@ -221,8 +221,8 @@ def read_json(path: Path) -> dict:
 
 
 def write_json(path: Path, value: dict) -> None:
-  """Write a JSON object for people to read."""
-  path.write_text(json.dumps(value, indent=2) + "\n")
+  """Write a JSON object, its keys in their order as Hugging Face's files have."""
+  files.write_json(path, value, sort_keys=False)
 
 
 def _files(folder: Path) -> dict[Path, set[str] | None]:

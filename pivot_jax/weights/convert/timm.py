@@ -18,11 +18,9 @@ from jaxtyping import PyTree
 from pivot_jax import errors
 from pivot_jax.models import vit
 from pivot_jax.weights.convert import (
-  families,
-  infer,
   layouts,
+  open_weights,
   safetensor_files,
-  source,
   towers,
 )
 from pivot_jax.weights.convert.processor import Processor
@@ -65,7 +63,7 @@ _PUBLISHED: Mapping[tuple[str, int], tuple[str, dict[int, tuple[int, ...]]]] = {
 
 def open_file(
   path: Path, *, choices: Mapping[str, Any] | None = None
-) -> source.Source:
+) -> open_weights.OpenWeights:
   """Open a safetensors file, or the folder that holds `model.safetensors`.
 
   Raises:
@@ -80,7 +78,7 @@ def open_file(
     if whole
     else safetensor_files.contents_of_file(path)
   )
-  found = source.Found(stored)
+  found = open_weights.Found(stored)
   for key in stored:
     found.add(key, _RULES)
   shapes = {
@@ -103,7 +101,7 @@ def open_file(
   family = _family(path, shapes, named)
   input_size = about.get("input_size") or [""]
   side = arguments.get("img_size", input_size[-1])
-  vision = infer.vision(
+  vision = towers.from_shapes(
     str(path),
     shapes,
     family=family,
@@ -117,12 +115,12 @@ def open_file(
   if activation and not vision.gated_mlp:
     fields["hidden_act"] = activation
   if family == "vit" and "moco" in named:
-    fields["image_mean"], fields["image_std"] = families.IMAGENET
+    fields["image_mean"], fields["image_std"] = towers.IMAGENET
   known = _processor(beside, config, vision)
   if known is not None:
     fields |= dict(image_mean=known.mean, image_std=known.std)
   vision = vit.VisionConfig(**vars(vision) | fields | dict(choices or {}))
-  return source.from_tensors(
+  return open_weights.from_tensors(
     str(path), "timm", found, vision=vision, layout="timm", processor=known
   )
 

@@ -1,4 +1,7 @@
-"""The whole published vision tower behind what is computed of it.
+"""Vision towers as they are published: families, sizes, and the whole tower.
+
+The choices that all models of a family share stand here, whoever wrote the
+file, and so does the configuration of a tower that only its tensors tell.
 
 An encoder here stops at the layer that is read. The published model has more:
 the blocks behind it, the last norm, and by family a pooling head, a mask token
@@ -7,16 +10,194 @@ or a pooler. Such tensors are never computed; they are read to be given back.
 
 import dataclasses
 import functools
+import math
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from pivot_jax import errors, trees
 from pivot_jax.models import mllm, vit
-from pivot_jax.weights.convert import names
+from pivot_jax.weights.convert import layouts, names
+
+_HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+_CLIP = (
+  (0.48145466, 0.4578275, 0.40821073),
+  (0.26862954, 0.26130258, 0.27577711),
+)
+# The paper reads these after the last block and its norm (paper.md 1.4).
+_LAST = dict(class_token=True, feature_layer=-1, final_norm=True)
+
+
+def _family(statistics, **choices: Any) -> dict[str, Any]:
+  mean, std = statistics
+  return dict(image_mean=mean, image_std=std, **choices)
+
+
+# Fields of VisionConfig. The statistics are those of images where no file says;
+# the epsilon of a ViT is timm's, Hugging Face's files have their own.
+CHOICES: Mapping[str, Mapping[str, Any]] = {
+  "siglip": _family(_HALF, hidden_act="gelu_pytorch_tanh", layer_norm_eps=1e-6),
+  "clip": _family(
+    _CLIP,
+    hidden_act="quick_gelu",
+    layer_norm_eps=1e-5,
+    class_token=True,
+    patch_bias=False,
+    pre_norm=True,
+  ),
+  "dinov2": _family(
+    IMAGENET,
+    hidden_act="gelu",
+    layer_norm_eps=1e-6,
+    layer_scale=True,
+    **_LAST,
+  ),
+  "vit": _family(_HALF, hidden_act="gelu", layer_norm_eps=1e-6, **_LAST),
+  "vit_mae": _family(IMAGENET, hidden_act="gelu", layer_norm_eps=1e-6, **_LAST),
+}
+# Blocks of the published SigLIP encoders, by width.
+SIGLIP_DEPTHS: Mapping[int, int] = {768: 12, 1024: 24, 1152: 27, 1536: 40}
+# Attention heads of the published encoders, by family and width.
+HEADS: Mapping[str, Mapping[int, int]] = {
+  "siglip": {768: 12, 1024: 16, 1152: 16, 1536: 16},
+  "clip": {768: 12, 1024: 16, 1280: 16},
+  "dinov2": {384: 6, 768: 12, 1024: 16, 1536: 24},
+  "vit": {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16},
+  "vit_mae": {768: 12, 1024: 16, 1280: 16},
+}
+
+
+def from_shapes(
+  where: str,
+  shapes: Mapping[str, tuple[int, ...]],
+  *,
+  family: str,
+  layout: str,
+  named: str = "",
+  heads: int | None = None,
+  cut: bool = False,
+) -> vit.VisionConfig:
+  """Return the configuration of the tower that has these shapes.
+
+  Args:
+    where: the file, for messages.
+    shapes: {name: shape} of the tower in `layout`.
+    named: a name that may end in the image size ("siglip2-so400m-patch16-384"),
+      for patches that do not divide it: the grid alone tells a multiple.
+    heads: where the caller knows them.
+    cut: a SigLIP tower may be without its last block, as the paper's code saves
+      it; the published depth tells.
+
+  Raises:
+    InputError: a tensor that every tower has is missing, or the number of heads
+      is not known.
+  """
+  tower = _Stored(where, shapes, family, layout)
+  width, patch = tower.patches()
+  choices = CHOICES[family]
+  positions = tower.shape("embeddings.position_embedding.weight")[0]
+  positions -= choices.get("class_token", False)
+  grid = math.isqrt(positions)
+  if grid**2 != positions:
+    raise errors.InputError(
+      f"{where}: {positions} positions are no square grid of patches"
+    )
+  gated = family == "dinov2" and tower.is_gated()
+  inner = f"encoder.layers.0.mlp.{'gate_proj' if gated else 'fc1'}.weight"
+  depth = tower.depth()
+  return vit.VisionConfig(
+    image_size=image_size(named, grid, patch),
+    patch_size=patch,
+    hidden_size=width,
+    intermediate_size=tower.shape(inner)[0],
+    num_hidden_layers=_published_depth(where, width, depth) if cut else depth,
+    num_attention_heads=heads or _heads(where, family, width),
+    family=family,
+    gated_mlp=gated,
+    **choices,
+  )
+
+
+class _Stored(NamedTuple):
+  """The shapes of a file's tower, asked for by our names."""
+
+  where: str
+  shapes: Mapping[str, tuple[int, ...]]
+  family: str
+  layout: str
+
+  def shape(self, name: str) -> tuple[int, ...]:
+    at = layouts.place(self.layout, name)
+    if at is None or at.name not in self.shapes:
+      raise errors.InputError(
+        f"{self.where}: has no tensor {at.name if at else name}, so it is no"
+        f" {self.family} encoder in this layout"
+      )
+    found = self.shapes[at.name][at.lead :]
+    return (found[0] // at.blocks, *found[1:])
+
+  def patches(self) -> tuple[int, int]:
+    """The width and the side of a patch."""
+    found = self.shape("embeddings.patch_embedding.weight")
+    if len(found) != 4 or found[2] != found[3]:
+      raise errors.InputError(
+        f"{self.where}: the patch embedding is {found}; a fixed-resolution"
+        " encoder has [width, 3, patch, patch] (SigLIP2 NaFlex is not read)"
+      )
+    return found[0], found[2]
+
+  def is_gated(self) -> bool:
+    """In timm's layout both kinds of MLP are called fc1 and fc2."""
+    gate, fc1, fc2 = (
+      layouts.place(self.layout, f"encoder.layers.0.mlp.{name}.weight")
+      for name in ("gate_proj", "fc1", "fc2")
+    )
+    if gate.name not in self.shapes:
+      return False
+    if gate.name != fc1.name:
+      return True
+    return self.shapes[gate.name][0] == 2 * self.shapes[fc2.name][1]
+
+  def depth(self) -> int:
+    first = layouts.place(self.layout, "encoder.layers.0.layer_norm1.weight")
+    pattern = re.escape(first.name).replace("0", r"(\d+)", 1)
+    found = [re.fullmatch(pattern, name) for name in self.shapes]
+    return max(int(match[1]) for match in found if match) + 1
+
+
+def _published_depth(where: str, width: int, stored: int) -> int:
+  depth = SIGLIP_DEPTHS.get(width, stored)
+  if stored not in (depth - 1, depth):
+    raise errors.InputError(
+      f"{where}: {stored} blocks of width {width} are no SigLIP tower, which has"
+      f" {depth} (or {depth - 1} where the last is cut off)"
+    )
+  return depth
+
+
+def _heads(where: str, family: str, width: int) -> int:
+  if width not in HEADS[family]:
+    raise errors.InputError(
+      f"{where}: how many attention heads a {family} encoder of width {width}"
+      " has cannot be told from its tensors; give config.json beside it, with"
+      ' {"model_args": {"num_heads": N}}'
+    )
+  return HEADS[family][width]
+
+
+def image_size(named: str, grid: int, patch: int) -> int:
+  """Return the last number in a name that has this grid of patches.
+
+  Without one, the grid times the patch: 378 and not 384 for 27 patches of 14,
+  of which SigLIP's names say 384.
+  """
+  numbers = [int(n) for n in re.findall(r"(?<!\d)\d+(?!\d)", named)]
+  fits = [n for n in numbers if n // patch == grid and n >= patch]
+  return fits[-1] if fits else grid * patch
 
 
 def unread(config: vit.VisionConfig) -> dict[str, tuple[int, ...]]:

@@ -14,7 +14,6 @@ from pivot_jax.data import coders, images, opener, streams
 from pivot_jax.data.sources import mixtures
 from pivot_jax.data.tokenizer import load_tokenizer
 from pivot_jax.errors import InputError
-from pivot_jax.weights import checkpoint
 
 LISTS = pathlib.Path(paper_data.__file__).parent / "data"
 
@@ -199,7 +198,7 @@ def test_a_log_says_what_several_files_give(write, caplog):
 def test_the_log_has_a_mixture_once_and_only_for_a_stream(write, caplog):
   path = write({"a.json": 4, "b.json": 4}, entry("a.json"), entry("b.json"))
   coder = coders.Coder(
-    tokenizer=load_tokenizer(checkpoint.tokenizer_folder("package:toy")),
+    tokenizer=load_tokenizer(addresses.tokenizer_folder("package:toy")),
     template="qwen_1_5", mask="paper", pairs=False, image_size=8, patches=4,
     resample="bicubic", max_length=2048, long="error",
   )  # fmt: skip

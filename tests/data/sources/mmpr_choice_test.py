@@ -7,14 +7,14 @@ import pytest
 from PIL import Image
 
 from configs import paper_data
+from pivot_jax import addresses
 from pivot_jax.data import chat, opener
 from pivot_jax.data.sources import mmpr_choice
 from pivot_jax.data.tokenizer import load_tokenizer
 from pivot_jax.errors import InputError
-from pivot_jax.weights import checkpoint
 from tests.data.sources import mmpr_files
 
-TOKENIZER = load_tokenizer(checkpoint.tokenizer_folder("package:toy"))
+TOKENIZER = load_tokenizer(addresses.tokenizer_folder("package:toy"))
 row, numbered, words = mmpr_files.row, mmpr_files.numbered, mmpr_files.words
 
 
@@ -222,7 +222,7 @@ def test_a_row_is_chosen_once_whatever_its_repeat_time(write, select, tmp_path):
   selection = select(meta, size=20)
   spec = dict(
     kind="mmpr", path=str(meta), size=20, selection=select.__name__,
-    tokenizer=str(checkpoint.tokenizer_folder("package:toy")),
+    tokenizer=str(addresses.tokenizer_folder("package:toy")),
   )  # fmt: skip
   source = opener.open_source(spec)
   assert [source.text(i)["question"] for i in range(len(source))] == chosen(

@@ -6,13 +6,13 @@ import json
 import pytest
 
 from configs import paper_data
+from pivot_jax import addresses
 from pivot_jax.data import opener
 from pivot_jax.data.sources import mmpr_choice, mmpr_sets
 from pivot_jax.errors import InputError
-from pivot_jax.weights import checkpoint
 from tests.data.sources import mmpr_files
 
-TOKENIZER = checkpoint.tokenizer_folder("package:toy")
+TOKENIZER = addresses.tokenizer_folder("package:toy")
 row, numbered, words = mmpr_files.row, mmpr_files.numbered, mmpr_files.words
 
 

@@ -3,6 +3,7 @@ import os
 
 import pytest
 
+from pivot_jax import addresses
 from pivot_jax.data.sources import (
   array_record,
   json_records,
@@ -11,10 +12,9 @@ from pivot_jax.data.sources import (
 )
 from pivot_jax.data.tools import convert
 from pivot_jax.errors import InputError
-from pivot_jax.weights import checkpoint
 from tests.fixtures import published, published_parts
 
-TOKENIZER = checkpoint.tokenizer_folder("package:toy")
+TOKENIZER = addresses.tokenizer_folder("package:toy")
 
 
 @pytest.fixture

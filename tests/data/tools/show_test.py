@@ -7,12 +7,13 @@ import pytest
 from hypothesis import strategies as st
 from PIL import Image
 
+from pivot_jax import addresses
 from pivot_jax.data import chat, coders
 from pivot_jax.data.tokenizer import load_tokenizer
 from pivot_jax.data.tools import show, shown_page, shown_rows, shown_text
 from pivot_jax.errors import InputError
 
-TOY = load_tokenizer(show.tokenizer_folder("package:toy"))
+TOY = load_tokenizer(addresses.tokenizer_folder("package:toy"))
 STYLE = shown_rows.Style(TOY, image_tokens=36)
 PLAIN = shown_text.Look(columns=60)
 GREY = np.full((4, 6, 3), 128, np.uint8)

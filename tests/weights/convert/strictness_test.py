@@ -6,7 +6,7 @@ import logging
 import numpy as np
 import pytest
 
-from pivot_jax import errors
+from pivot_jax import addresses, errors
 from pivot_jax.data.tokenizer import load_tokenizer
 from pivot_jax.weights import checkpoint, export
 from pivot_jax.weights.convert import hf
@@ -170,7 +170,7 @@ def test_a_pickle_is_refused_with_what_to_do(tmp_path, suffix):
 
 def test_no_tokens_beyond_the_vocabulary(tmp_path, params):
   hf.save_llm(tmp_path / "llm", tiny_models.UNTIED, params["llm"])
-  root = checkpoint.tokenizer_folder("package:toy")
+  root = addresses.tokenizer_folder("package:toy")
   load_tokenizer(root).save(tmp_path / "llm")
   with pytest.raises(errors.InputError, match="the language model only 61"):
     export.export(f"hf:{tmp_path / 'llm'}", tmp_path / "out", format="hf")

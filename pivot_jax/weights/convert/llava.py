@@ -1,22 +1,40 @@
-"""What a Llava folder holds beside weights: tokenizer, processor, template.
+"""Llava folders: LLaVA-NeXT's layout read, the files beside weights written.
 
-Without a chat template evaluation tools silently take another model's, and
-without these settings of the processor they count image tokens wrongly: the
-folder says everything.
+LLaVA-NeXT's config.json, which the paper's code writes, too, is that of the
+language model and names the vision tower; what the tower is like is in that
+tower's own config.json, or in the shapes of the tensors. A SigLIP tower comes
+without the block behind its features.
+
+A folder that is written says everything: without a chat template evaluation
+tools silently take another model's, and without the settings of the processor
+they count image tokens wrongly.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tokenizers
 
-from pivot_jax import trees
+from pivot_jax import errors, files, trees
 from pivot_jax.data import chat
 from pivot_jax.data.tokenizer import IMAGE, Tokenizer
 from pivot_jax.models import qwen2, vit
-from pivot_jax.weights.convert import hf_json, safetensor_files
+from pivot_jax.weights.convert import (
+  hf_config,
+  open_weights,
+  safetensor_files,
+  towers,
+)
 
+MODEL_TYPES = ("llava_qwen", "llava_qwen2")
+# A Sequential of Linear, GELU, Linear.
+PROJECTOR = tuple(
+  (rf"model\.mm_projector\.{index}\.({leaf})", f"projector.{name}")
+  for index, name in ((0, "linear_1"), (2, "linear_2"))
+  for leaf in ("weight", "bias")
+)
 # ChatML as `chat.encode_prompt` writes it: the system prompt of the training
 # unless the conversation brings one, images before the text of their turn.
 _CHAT_TEMPLATE = (
@@ -39,6 +57,94 @@ _CHAT_TEMPLATE = (
   "{% endfor %}"
   "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
+
+
+def read_next(
+  folder: Path, config: Mapping[str, Any], found: open_weights.Found
+) -> hf_config.Configs:
+  """Return what a folder holds.
+
+  Raises:
+    InputError: a projector, a tiling of images or a tower that is not computed
+      here, or a tower whose shape cannot be told.
+  """
+  path = folder / "config.json"
+  _require(
+    path,
+    config,
+    mm_projector_type=("mlp2x_gelu",),
+    mm_vision_select_feature=("patch", None),
+    mm_vision_select_layer=(-2, None),
+    # Tiles, padding and a newline token are another model.
+    image_aspect_ratio=("square", None),
+    mm_patch_merge_type=("flat", None),
+    mm_use_im_start_end=(False, None),
+  )
+  name = config.get("mm_vision_tower")
+  if not isinstance(name, str):
+    raise errors.InputError(f"{path}: mm_vision_tower names no encoder")
+  tower = tower_folder(folder, config)
+  if tower is not None:
+    beside = tower / "config.json"
+    inner = safetensor_files.read_json(beside)
+    kind = inner.get("model_type")
+    if kind in ("siglip", "clip"):
+      inner, kind = inner.get("vision_config") or {}, f"{kind}_vision_model"
+    if kind not in ("siglip_vision_model", "clip_vision_model"):
+      raise errors.InputError(
+        f"{beside}: model_type is {kind!r}; an MLLM is read with a SigLIP or a"
+        " CLIP encoder"
+      )
+    vision = hf_config.vision(beside, inner, kind=kind, feature_layer=-2)
+  else:
+    vision = _from_shapes(path, name, found)
+  return hf_config.Configs("llava_qwen", vision, hf_config.llm(path, config))
+
+
+def tower_folder(folder: Path, config: Mapping[str, Any]) -> Path | None:
+  """Return the folder of the tower itself, if mm_vision_tower names one.
+
+  It lies inside the model's, or is a path; a model of the hub is not looked for.
+  """
+  name = str(config.get("mm_vision_tower"))
+  for candidate in (folder / name, Path(name).expanduser()):
+    if (candidate / "config.json").exists():
+      return candidate
+  return None
+
+
+def _from_shapes(path, name, found):
+  """The tower as its published kind has it, sized by the tensors."""
+  family = "clip" if "clip" in name.lower() else "siglip"
+  if "siglip" in name.lower():
+    family = "siglip"
+  shapes = {
+    key.removeprefix("vision."): found.shape(key)
+    for key in found.keys
+    if key.startswith("vision.")
+  }
+  return towers.from_shapes(
+    str(path),
+    shapes,
+    family=family,
+    layout=family,
+    named=name,
+    # The paper's code saves a SigLIP tower up to the block that is read.
+    cut=family == "siglip",
+  )
+
+
+def _require(path, config, **allowed):
+  wrong = [
+    f"{name} is {config.get(name)!r}"
+    for name, values in allowed.items()
+    if config.get(name) not in values
+  ]
+  if wrong:
+    raise errors.InputError(
+      f"{path}: {'; '.join(wrong)}; this model cannot be computed here (the"
+      " paper's: mlp2x_gelu, one square image, patches of the layer -2)"
+    )
 
 
 def chat_template(template: str) -> str:
@@ -78,7 +184,7 @@ def widen(
   return qwen2.LLMConfig(**sizes), params
 
 
-def write(
+def write_beside(
   folder: Path,
   *,
   vision: vit.VisionConfig,
@@ -93,7 +199,7 @@ def write(
     {
       "processor_class": "LlavaProcessor",
       "patch_size": vision.patch_size,
-      "vision_feature_select_strategy": hf_json.select_strategy(vision),
+      "vision_feature_select_strategy": hf_config.select_strategy(vision),
       "num_additional_image_tokens": int(vision.class_token),
       "image_token": IMAGE,
     },
@@ -111,7 +217,7 @@ def write_tokenizer(
   """Write a tokenizer that transformers 4 and 5 load, with its template."""
   backend.encode_special_tokens = False
   folder.mkdir(parents=True, exist_ok=True)
-  (folder / "tokenizer.json").write_text(backend.to_str(), encoding="utf-8")
+  files.write_text(folder / "tokenizer.json", backend.to_str())
   config: dict[str, Any] = {
     "tokenizer_class": "PreTrainedTokenizerFast",
     "eos_token": "<|im_end|>",
@@ -135,8 +241,7 @@ def write_tokenizer(
     config["processor_class"] = "LlavaProcessor"
     config["extra_special_tokens"] = {"image_token": IMAGE}
   safetensor_files.write_json(folder / "tokenizer_config.json", config)
-  path = folder / "chat_template.jinja"
-  path.write_text(chat_template(template), encoding="utf-8")
+  files.write_text(folder / "chat_template.jinja", chat_template(template))
 
 
 def write_generation(

@@ -1,13 +1,16 @@
-"""The layout of LLaVA-NeXT and of the paper's code."""
+"""LLaVA-NeXT's layout is read, and the chat template written as we read it."""
 
 import json
 
+import jinja2
 import numpy as np
 import pytest
 
-from pivot_jax import errors
+from pivot_jax import addresses, errors
+from pivot_jax.data import chat
+from pivot_jax.data.tokenizer import load_tokenizer
 from pivot_jax.weights import checkpoint, export
-from pivot_jax.weights.convert import hf, infer
+from pivot_jax.weights.convert import hf, llava, towers
 from tests.fixtures import tiny_models
 from tests.weights.convert import folders
 
@@ -137,7 +140,9 @@ def _inferred(blocks):
   }
   for block in range(blocks):
     shapes[f"encoder.layers.{block}.layer_norm1.weight"] = (768,)
-  return infer.vision("x", shapes, family="siglip", layout="siglip", cut=True)
+  return towers.from_shapes(
+    "x", shapes, family="siglip", layout="siglip", cut=True
+  )
 
 
 def test_a_source_can_be_given_where_the_weights_came_without(folder, tmp_path):
@@ -195,3 +200,16 @@ def test_a_missing_tower_name_is_refused(folder):
   _set(folder, mm_vision_tower=None)
   with pytest.raises(errors.InputError, match="names no encoder"):
     hf.open_folder(folder)
+
+
+@pytest.mark.parametrize("template", chat.TEMPLATES)
+def test_the_template_writes_the_prompt_that_is_asked(template):
+  tokenizer = load_tokenizer(addresses.tokenizer_folder("package:toy"))
+  wanted = chat.encode_prompt(tokenizer, "what is it ?", template=template)
+  content = [{"type": "image"}, {"type": "text", "text": "what is it ?"}]
+  said = jinja2.Template(llava.chat_template(template)).render(
+    messages=[{"role": "user", "content": content}],
+    add_generation_prompt=True,
+  )
+  assert said == tokenizer.decode(wanted.prompt)
+  assert chat.system(template) in said
