@@ -22,6 +22,7 @@ setuptools.setup(
     "einops>=0.8",
     "flax>=0.12.8,<0.13",
     "grain>=0.2.18",
+    "huggingface_hub>=1",
     "jax>=0.10.2,<0.13",
     "jaxtyping>=0.3",
     "ml_collections>=1.1",

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+import huggingface_hub
+
 # Registers bfloat16 with numpy, which safetensors needs to read it.
 import ml_dtypes
 import numpy as np
@@ -17,7 +19,8 @@ import safetensors.numpy
 
 from pivot_jax import errors, files
 
-_FILE = "model.safetensors"
+_PATTERN = "model{suffix}.safetensors"
+_FILE = _PATTERN.format(suffix="")
 _INDEX = "model.safetensors.index.json"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.pth.tar", "*.ckpt", "*.pkl")
 _FLOATS = ("F64", "F32", "F16", "BF16")
@@ -160,33 +163,22 @@ def write(
   """Write one file, or shards of at most `shard_bytes` with an index."""
   folder.mkdir(parents=True, exist_ok=True)
   kind = np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
-  shards: list[list[str]] = [[]]
-  size = total = 0
-  for name, array in arrays.items():
-    need = array.size * kind.itemsize
-    if shards[-1] and size + need > shard_bytes:
-      shards.append([])
-      size = 0
-    shards[-1].append(name)
-    size += need
-    total += need
-  count = len(shards)
-  files = [_FILE]
-  if count > 1:
-    files = [
-      f"model-{i + 1:05}-of-{count:05}.safetensors" for i in range(count)
-    ]
-  for file, shard in zip(files, shards, strict=True):
+  split = huggingface_hub.split_state_dict_into_shards_factory(
+    dict(arrays),
+    get_storage_size=lambda array: array.size * kind.itemsize,
+    filename_pattern=_PATTERN,
+    max_shard_size=shard_bytes,
+  )
+  for file, names in split.filename_to_tensors.items():
     # safetensors writes the memory of a transposed view in the wrong order, and
     # transformers refuses a file that does not say which layout it has.
     safetensors.numpy.save_file(
-      {name: cast(name, arrays[name], kind) for name in shard},
+      {name: cast(name, arrays[name], kind) for name in names},
       folder / file,
       metadata={"format": "pt"},
     )
-  if count > 1:
-    place = {k: f for f, s in zip(files, shards, strict=True) for k in s}
-    index = {"metadata": {"total_size": total}, "weight_map": place}
+  if split.is_sharded:
+    index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
     write_json(folder / _INDEX, index)
 
 
