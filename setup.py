@@ -15,7 +15,7 @@ setuptools.setup(
   license="Apache-2.0",
   python_requires=">=3.11",
   packages=setuptools.find_packages(include=["pivot_jax", "pivot_jax.*"]),
-  package_data={"pivot_jax": ["assets/**/*"]},
+  package_data={"pivot_jax": ["assets/**/*", "**/templates/*"]},
   install_requires=[
     "absl-py>=2.1",
     "array_record>=0.8",
@@ -25,6 +25,7 @@ setuptools.setup(
     "huggingface_hub>=1",
     "jax>=0.10.2,<0.13",
     "jaxtyping>=0.3",
+    "jinja2>=3.1",
     "ml_collections>=1.1",
     "msgpack>=1.1",
     "numpy>=2",
