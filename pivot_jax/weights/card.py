@@ -125,11 +125,12 @@ def _place(use: str, layer: int, vision: Mapping[str, Any]) -> str:
 
 def _public(address: str) -> str:
   """Return an address without the folders of the machine it was used on."""
-  kind, colon, path = address.partition(":")
-  where, question, query = (path if colon else kind).partition("?")
-  if where.startswith(("/", "~", ".")):
-    where = pathlib.PurePath(where).name
-  return f"{f'{kind}:' if colon else ''}{where}{question}{query}"
+  where, question, query = address.partition("?")
+  parts = [
+    pathlib.PurePath(part).name if part.startswith(("/", "~", ".")) else part
+    for part in where.split(":")
+  ]
+  return f"{':'.join(parts)}{question}{query}"
 
 
 class _Run(NamedTuple):

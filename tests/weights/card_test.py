@@ -18,7 +18,7 @@ UNREAD = {
 
 def text(use, vision=VISION, unread=UNREAD, **meta):
   meta = {"vision": vision, "unread": unread, "versions": {"jax": "1"}} | meta
-  return card.text(meta, None, "/home/me/run/detach", use)
+  return card.text(meta, None, "/home/me/run/detach:vision", use)
 
 
 def test_an_encoder_names_its_features_and_what_was_not_trained():
@@ -30,7 +30,7 @@ def test_an_encoder_names_its_features_and_what_was_not_trained():
     "not computed with: head, pooler. They",
     "(`hf:siglip?feature_layer=-2`, CRC32 0123abcd)",
     "Weights from: not recorded.",
-    "Exported from `detach` by pivot_jax. jax 1.",
+    "Exported from `detach:vision` by pivot_jax. jax 1.",
   ):
     assert part in said, part
   assert "/home" not in said
