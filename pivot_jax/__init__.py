@@ -28,7 +28,7 @@ def load(
   dtype: str | type | np.dtype = "float32",
   mesh: "jax.sharding.Mesh | None" = None,
   compute: "layers.Compute | None" = None,
-) -> "tuple[pretrained.Pretrained, Any]":
+) -> "tuple[api.Pretrained, Any]":
   """Return (model, params) of any address.
 
   Addresses: `hf:DIR` or `hf:org/name` (Hugging Face: SigLIP, CLIP, DINOv2, MAE,
@@ -45,7 +45,7 @@ def load(
       remat, attention).
 
   Returns:
-    A `api.Pretrained` with `apply`, `preprocess`, `meta`, and the nested
+    An `api.Pretrained` with `apply`, `preprocess`, `meta`, and the nested
     dict of parameters: `vision`, `projector` and `llm`, as far as there are.
     A vision encoder maps uint8 [N, H, W, 3] to features [N, P, D].
 
@@ -70,7 +70,7 @@ def save(
   """Write a model with these parameters, given or trained.
 
   Args:
-    folder: must not be there; it is written aside and renamed.
+    folder: must not be there; it is whole or not written.
     model: as `load` returned it.
     params: its parameters; without `llm` and `projector` it is the encoder.
     format: "pivot_jax" (an artifact that `load` reads), "hf", "llava", "timm"

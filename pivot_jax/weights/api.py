@@ -1,4 +1,4 @@
-"""What `pivot_jax.load` gives: a model of published or own weights, to apply."""
+"""Models to apply, of published or own weights: `pivot_jax.load` and `save`."""
 
 import dataclasses
 import functools
@@ -163,7 +163,7 @@ class Pretrained:
 
 
 def _type(values: Any) -> Any:
-  """The dtype of an array, None of anything else."""
+  """Return the dtype of an array, None of anything else."""
   try:
     return jnp.result_type(values)
   except TypeError:
@@ -219,7 +219,7 @@ def save(
 
 
 def _checked(model: Pretrained, host: Any) -> Any:
-  """Return parameters that are those of the model; parts may be left out."""
+  """Return parameters that are those of the model; parts may be absent."""
   shapes = jax.eval_shape(
     lambda: mllm.init_params(model.mllm, jax.random.key(0))
   )

@@ -62,10 +62,10 @@ def open_folder(
   dict[str, tuple[int, ...]],
   Callable[[str, Any], np.ndarray],
 ]:
-  """Return model.json, the leaves' shapes, and what reads one, verified.
+  """Return model.json, the leaves' shapes, and a reader of one, verified.
 
   Raises:
-    InputError: no artifact, or a damaged one; what reads a leaf raises it, too.
+    InputError: no artifact, or a damaged one; the reader raises it, too.
   """
   if not folder.is_dir():
     raise InputError(f"{address}: no such folder{_packages(address)}")
@@ -101,7 +101,7 @@ def open_folder(
 
 
 def _packages(address: str) -> str:
-  """What ships with the package, for an address that names something else."""
+  """List what ships with the package, for an address that names no such thing."""
   if not address.startswith("package:"):
     return ""
   root = pathlib.Path(__file__).parents[1] / "assets"

@@ -226,7 +226,10 @@ def unread(
 
 
 def _with_absent(known, source, read, vision):
-  """The tensors of weights that came without some, the rest from `source`."""
+  """Return the tensors of weights that came without some.
+
+  The rest is read from `source`.
+  """
   if source is None:
     raise InputError(
       f"{known['address']}: came without {', '.join(known['absent'])}, which are"
@@ -392,6 +395,6 @@ def _describe(
 
 
 def _module(name: str) -> str:
-  """The block, norm or head that a tensor of a tower belongs to."""
+  """Return the block, norm or head that a tensor of a tower belongs to."""
   parts = name.split(".")
   return ".".join(parts[:3] if parts[0] == "encoder" else parts[:1])

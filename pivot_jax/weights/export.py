@@ -1,4 +1,4 @@
-"""Hands an encoder, a language model or an MLLM to other tools.
+"""Hand an encoder, a language model or an MLLM to other tools.
 
   python -m pivot_jax.export --from=runs/pivot/detach_dpo --to=out --format=hf
 
@@ -43,7 +43,10 @@ _FLAGS = {
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-  """What is written: parameters, model.json, the tower's rest, a tokenizer."""
+  """The contents of a folder to write.
+
+  `unread` is the rest of the tower, which is not trained.
+  """
 
   params: Any
   meta: Mapping[str, Any]
@@ -135,7 +138,7 @@ def _check_target(out: pathlib.Path) -> None:
 
 
 def _encoder(job: Job) -> dict[str, Any]:
-  """What each format is told of the encoder beside its parameters."""
+  """Return the arguments about the encoder that the formats share."""
   from pivot_jax.weights import checkpoint
 
   return dict(
@@ -253,7 +256,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def run() -> None:
-  """Parse flags, answering a wrong one in a line, and runs `main`."""
+  """Parse flags, answer a wrong one in a line, and run `main`."""
   # Not when the module is imported: a program that calls `pivot_jax.load` may
   # have flags of these names.
   for flag, text in _FLAGS.items():

@@ -115,7 +115,7 @@ def open_file(
 
 
 def _read_unread(file, used, whole, ours) -> dict[str, np.ndarray]:
-  """The blocks from number `used` on, and the leaves that are not in `ours`."""
+  """Return the blocks from number `used` on, and the leaves that are not in `ours`."""
   flat = {}
   for name, shape in whole.items():
     if name.startswith(_LAYERS):
@@ -207,7 +207,7 @@ class _File(NamedTuple):
 
 
 def _open(path: Path, inside: str) -> _File:
-  """Read the headers of a file; refuses pickled members."""
+  """Read the headers of a file; refuse pickled members."""
   if path.is_dir():
     found = sorted(path.glob("*.npz"))
     if len(found) != 1:
@@ -245,7 +245,7 @@ def _open(path: Path, inside: str) -> _File:
 
 
 def _header(archive: zipfile.ZipFile, entry: str):
-  """The shape and dtype of a member."""
+  """Return the shape and dtype of a member."""
   with archive.open(entry) as member:
     version = np.lib.format.read_magic(member)
     read = (
@@ -277,7 +277,7 @@ def _root(path: Path, members: Mapping[str, Any], inside: str) -> str:
 
 
 def _config(file: _File) -> vit.VisionConfig:
-  """The tower of these leaves; heads are an axis of the query kernel."""
+  """Return the tower of these leaves; heads are an axis of the query kernel."""
   tower = {name: shape for name, (shape, _) in file.members.items()}
   prefix = f"{_OURS}/" if file.stacked else f"{_OURS}_0/"
   try:
@@ -337,7 +337,7 @@ def _check(file: _File, config: vit.VisionConfig, whole) -> None:
 
 
 def _their_name(name: str) -> str:
-  """The name of a leaf of ours, blocks stacked."""
+  """Return the name of a leaf of ours, blocks stacked."""
   table, prefix = _STEM, ""
   if name.startswith(_LAYERS):
     table, prefix, name = _BLOCK, f"{_OURS}/", name.removeprefix(_LAYERS)
@@ -348,7 +348,7 @@ def _their_name(name: str) -> str:
 
 
 def _their_shapes(config, whole, *, stacked) -> dict[str, tuple[int, ...]]:
-  """{name: shape} of big_vision's leaves for ours."""
+  """Return {name: shape} of big_vision's leaves for ours."""
   heads = config.num_attention_heads
   found = {}
   for name, shape in whole.items():

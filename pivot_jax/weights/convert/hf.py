@@ -128,7 +128,7 @@ def _check_folder(folder: Path) -> None:
 
 
 def _with_tower(opened, tower: Path, choices) -> open_weights.OpenWeights:
-  """The weights of an MLLM whose tower is cut, the rest from a folder of its own.
+  """Return the weights of an MLLM whose tower is cut, the rest from a folder of its own.
 
   A folder that holds the tower's config alone gives nothing.
   """
@@ -233,7 +233,7 @@ def save_llava(
 
 
 def _tower(config, params, unread) -> dict[str, np.ndarray]:
-  """All tensors of the published encoder, in its family's layout."""
+  """Return all tensors of the published encoder, in its family's layout."""
   arrays = towers.complete(config, params, unread)
   if config.family == "vit" and "pooler.dense.weight" not in arrays:
     # transformers' ViTModel has a pooler and would make a random one.

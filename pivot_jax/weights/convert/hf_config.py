@@ -17,7 +17,7 @@ LOG = logging.getLogger("pivot_jax")
 
 
 class _Tower(NamedTuple):
-  """A kind of vision config: its family, and what config.json leaves out."""
+  """A kind of vision config: its family, and the defaults of config.json."""
 
   family: str
   patch_size: int = 16
@@ -75,7 +75,7 @@ _HINTS = {
 
 
 class Configs(NamedTuple):
-  """What a checkpoint folder holds; `kind` is its model_type."""
+  """The models of a checkpoint folder; `kind` is its model_type."""
 
   kind: str
   vision: vit.VisionConfig | None
@@ -185,7 +185,7 @@ def vision(
 
 
 def _dinov2_mlp(path, config, width) -> dict[str, Any]:
-  """The width of the MLP, which transformers computes from a ratio."""
+  """Return the width of the MLP, which transformers computes from a ratio."""
   _require(path, config, hidden_act=("gelu", "gelu"))
   inner = int(width * config.get("mlp_ratio", 4))
   if not config.get("use_swiglu_ffn", False):

@@ -1,4 +1,4 @@
-"""Where each tensor of a vision tower lies in the files of other projects.
+"""The place of each tensor of a vision tower in other projects' files.
 
 Our names are those of Hugging Face's SigLIP ("encoder.layers.3.mlp.fc1.weight",
 `names.py` makes them from paths); a layout says what the same tensor is called
@@ -26,7 +26,7 @@ class Place(NamedTuple):
   lead: int = 0
 
   def shape(self, own: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the shape of the foreign tensor, given that of ours."""
+    """Return the shape of the foreign tensor, from that of ours."""
     rows = (own[0] * self.blocks, *own[1:]) if own else own
     return (1,) * self.lead + rows
 

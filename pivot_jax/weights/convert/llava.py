@@ -62,7 +62,7 @@ _CHAT_TEMPLATE = (
 def read_next(
   folder: Path, config: Mapping[str, Any], found: open_weights.Found
 ) -> hf_config.Configs:
-  """Return what a folder holds.
+  """Return the models of a LLaVA-NeXT folder.
 
   Raises:
     InputError: a projector, a tiling of images or a tower that is not computed
@@ -114,7 +114,7 @@ def tower_folder(folder: Path, config: Mapping[str, Any]) -> Path | None:
 
 
 def _from_shapes(path, name, found):
-  """The tower as its published kind has it, sized by the tensors."""
+  """Return the tower as its published kind has it, sized by the tensors."""
   family = "clip" if "clip" in name.lower() else "siglip"
   if "siglip" in name.lower():
     family = "siglip"

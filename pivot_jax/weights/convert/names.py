@@ -1,4 +1,4 @@
-"""How a parameter path becomes Hugging Face tensor names, and back.
+"""Parameter paths to Hugging Face tensor names, and back.
 
 Paths are named after Hugging Face modules, so there is no table: `/` becomes
 `.`, a stacked `layers` axis becomes `layers.0`, `layers.1`, ..., and a leaf
@@ -37,7 +37,7 @@ class Slot(NamedTuple):
 
 
 def slots(shapes: PyTree) -> dict[str, Slot]:
-  """Maps the foreign name of every tensor of a tree to its place.
+  """Map the foreign name of every tensor of a tree to its place.
 
   `shapes` is a nested dict whose leaves have a `shape`. A leaf with no torch
   counterpart in `_LEAVES` (a class token, a factor) keeps its own name.
@@ -106,7 +106,7 @@ def build_leaf(
 
 
 def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-  """An empty array that a CPU device takes over instead of copying it."""
+  """Return an empty array that a CPU device takes over instead of copying it."""
   size = math.prod(shape) * dtype.itemsize
   room = np.empty(size + 64, np.uint8)
   start = -room.ctypes.data % 64

@@ -241,7 +241,7 @@ def _check(where, found, wanted, place, reasons, vision) -> None:
 
 
 def _behind(vision, found, layout, place, *, cut):
-  """{name: shape} of the tower's tensors that are read only to be given back.
+  """Return {name: shape} of the tower's tensors that are read only to be given back.
 
   Those of a family's extras count if the file has any of them.
   """

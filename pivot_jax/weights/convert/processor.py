@@ -57,7 +57,7 @@ _CLASSES = {
 
 
 class Processor(NamedTuple):
-  """How images reach an encoder: framed to `size` pixels, then normalised.
+  """The way of images to an encoder: framed to `size` pixels, then normalised.
 
   Pixels in 0..1 have `mean` subtracted and are divided by `std`, by channel.
   """

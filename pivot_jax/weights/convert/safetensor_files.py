@@ -33,7 +33,7 @@ _PICKLED = (
 
 
 class Stored(NamedTuple):
-  """Where one tensor lies, its shape, and its type as safetensors names it."""
+  """The file of one tensor, its shape, and its type as safetensors names it."""
 
   path: Path
   shape: tuple[int, ...]
@@ -124,7 +124,7 @@ def fill(
 ) -> None:
   """Write a stored tensor, or block `block` of `blocks` of its rows, cast.
 
-  Leading axes of length one (`lead`) are left out. It reads some megabytes at
+  Leading axes of length one (`lead`) are skipped. It reads some megabytes at
   a time, so that memory holds the target and little else.
 
   Raises:
@@ -218,7 +218,7 @@ def write_json(path: Path, value: dict) -> None:
 
 
 def _files(folder: Path) -> dict[Path, set[str] | None]:
-  """The files to read, each with the names the index expects in it."""
+  """Return the files to read, each with the names the index expects in it."""
   if (folder / _INDEX).exists() and (folder / _FILE).exists():
     raise errors.InputError(
       f"{folder}: holds both {_FILE} and {_INDEX}, which may be of two"

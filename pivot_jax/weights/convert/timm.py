@@ -3,7 +3,7 @@
 The file is safetensors; `config.json` beside it, as timm's hub folders have it,
 names the architecture and may give `model_args`. Without one the name of the
 file stands for it, and the family shows in the tensors; what neither tells is
-asked for. What timm computes that we leave out (a classifier) is named.
+asked for. What timm computes and we do not (a classifier) is named.
 """
 
 import math
@@ -291,7 +291,7 @@ def _config_json(config, resample, *, pooled) -> dict[str, Any]:
 
 
 def _arguments(config: vit.VisionConfig, *, pooled: bool) -> dict[str, Any]:
-  """What timm's VisionTransformer is told beside its defaults."""
+  """Return the arguments of timm's VisionTransformer beside its defaults."""
   fc1 = config.intermediate_size * (2 if config.gated_mlp else 1)
   found: dict[str, Any] = dict(
     img_size=config.image_size,

@@ -141,7 +141,7 @@ class _Stored(NamedTuple):
     return (found[0] // at.blocks, *found[1:])
 
   def patches(self) -> tuple[int, int]:
-    """The width and the side of a patch."""
+    """Return the width and the side of a patch."""
     found = self.shape("embeddings.patch_embedding.weight")
     if len(found) != 4 or found[2] != found[3]:
       raise errors.InputError(
@@ -151,7 +151,7 @@ class _Stored(NamedTuple):
     return found[0], found[2]
 
   def is_gated(self) -> bool:
-    """In timm's layout both kinds of MLP are called fc1 and fc2."""
+    """Return whether the MLP is gated; in timm's layout both kinds of MLP are called fc1 and fc2."""
     gate, fc1, fc2 = (
       layouts.place(self.layout, f"encoder.layers.0.mlp.{name}.weight")
       for name in ("gate_proj", "fc1", "fc2")
@@ -314,7 +314,7 @@ def _extra_path(name: str) -> str:
 
 
 def _full(config: vit.VisionConfig) -> vit.VisionConfig:
-  """The whole published encoder: every block and the final norm."""
+  """Return the whole published encoder: every block and the final norm."""
   return dataclasses.replace(
     config, feature_layer=config.num_hidden_layers, final_norm=True
   )
@@ -328,6 +328,6 @@ def _tower(config: vit.VisionConfig) -> Any:
 
 
 def _inert(name: str, shape: tuple[int, ...]) -> np.ndarray:
-  """A block of these adds zero twice: the identity."""
+  """Return weights with which a block adds zero twice: the identity."""
   is_norm = re.search(r"layer_?norm\d?\.weight$", name)
   return np.ones(shape, np.float32) if is_norm else np.zeros(shape, np.float32)
