@@ -269,9 +269,10 @@ def configs(
   meta: Mapping[str, Any],
 ) -> tuple[vit.VisionConfig | None, qwen2.LLMConfig | None]:
   """Return the configurations that model.json holds."""
+  vision, llm = meta["vision"], meta["llm"]
   return (
-    _config(vit.VisionConfig, meta["vision"]),
-    _config(qwen2.LLMConfig, meta["llm"]),
+    None if vision is None else vit.VisionConfig(**_fields(vision)),
+    None if llm is None else qwen2.LLMConfig(**_fields(llm)),
   )
 
 
@@ -320,13 +321,9 @@ def _resized(opened, image_size, method) -> open_weights.OpenWeights:
   )
 
 
-def _config(kind, fields):
-  if fields is None:
-    return None
-  tupled = {
-    k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()
-  }
-  return kind(**tupled)
+def _fields(found: Mapping[str, Any]) -> dict[str, Any]:
+  """Return the fields of a configuration; JSON has lists for tuples."""
+  return {k: tuple(v) if isinstance(v, list) else v for k, v in found.items()}
 
 
 def _meta(
@@ -385,7 +382,7 @@ def _describe(
   address: str, behind: Mapping[str, Any], vision: Mapping[str, Any]
 ) -> dict[str, Any]:
   """Return the entry of model.json on tensors that are not carried."""
-  wanted = towers.unread(_config(vit.VisionConfig, vision))
+  wanted = towers.unread(vit.VisionConfig(**_fields(vision)))
   return {
     "address": address,
     "fingerprint": trees.digest(trees.fingerprint(behind)),

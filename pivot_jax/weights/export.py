@@ -14,12 +14,15 @@ import os
 import pathlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from absl import app, flags, logging
 
 from pivot_jax import addresses, files
 from pivot_jax.errors import InputError
+
+if TYPE_CHECKING:
+  from pivot_jax.models import qwen2, vit
 
 FORMATS = ("hf", "llava", "timm", "big_vision")
 # The parts that each format holds; hf holds a language model if there is no
@@ -159,19 +162,36 @@ def _need(job: Job, *parts: str) -> None:
     )
 
 
-def _hf(job: Job, out: pathlib.Path) -> str:
+def _vision(job: Job) -> "vit.VisionConfig":
   from pivot_jax.weights import checkpoint
+
+  _need(job, "vision")
+  vision, _ = checkpoint.configs(job.meta)
+  assert vision is not None
+  return vision
+
+
+def _llm(job: Job) -> "qwen2.LLMConfig":
+  """Return the language model, whose table has a row for each token."""
+  from pivot_jax.weights import checkpoint
+
+  _need(job, "llm")
+  _, llm = checkpoint.configs(job.meta)
+  assert llm is not None
+  job.tokenizer.check_vocabulary(llm.vocab_size, job.name)
+  return llm
+
+
+def _hf(job: Job, out: pathlib.Path) -> str:
   from pivot_jax.weights.convert import hf, hf_config, llava
 
-  vision, llm = checkpoint.configs(job.meta)
   if "vision" in job.params:
+    vision = _vision(job)
     hf.save_vision(out, vision, job.params["vision"], **_encoder(job))
     return hf_config.class_of(vision)
-  _need(job, "llm")
-  job.tokenizer.check_vocabulary(llm.vocab_size, job.name)
   hf.save_llm(
     out,
-    llm,
+    _llm(job),
     job.params["llm"],
     eos_token_id=job.tokenizer.im_end,
     dtype=job.dtype,
@@ -184,16 +204,13 @@ def _hf(job: Job, out: pathlib.Path) -> str:
 
 
 def _llava(job: Job, out: pathlib.Path) -> str:
-  from pivot_jax.weights import checkpoint
   from pivot_jax.weights.convert import hf, llava
 
   _need(job, "vision", "projector", "llm")
-  vision, llm = checkpoint.configs(job.meta)
-  tokenizer = job.tokenizer
-  tokenizer.check_vocabulary(llm.vocab_size, job.name)
+  vision, tokenizer = _vision(job), job.tokenizer
   _, image_id = llava.with_image_token(tokenizer)
   llm, decoder = llava.widen(
-    llm, job.params["llm"], image_id, tokenizer.end_of_text
+    _llm(job), job.params["llm"], image_id, tokenizer.end_of_text
   )
   hf.save_llava(
     out,
@@ -216,21 +233,16 @@ def _template(job: Job) -> str:
 
 
 def _timm(job: Job, out: pathlib.Path) -> str:
-  from pivot_jax.weights import checkpoint
   from pivot_jax.weights.convert import timm
 
-  _need(job, "vision")
-  vision, _ = checkpoint.configs(job.meta)
-  timm.save(out, vision, job.params["vision"], **_encoder(job))
+  timm.save(out, _vision(job), job.params["vision"], **_encoder(job))
   return "timm"
 
 
 def _big_vision(job: Job, out: pathlib.Path) -> str:
-  from pivot_jax.weights import checkpoint
   from pivot_jax.weights.convert import big_vision
 
-  _need(job, "vision")
-  vision, _ = checkpoint.configs(job.meta)
+  vision = _vision(job)
   # The size stands in the name: the grid of patches alone does not tell it.
   big_vision.save(
     out / f"siglip_{vision.image_size}.npz",

@@ -168,7 +168,7 @@ def save(
   tree = trees.flatten(towers.as_tree(arrays, config))
   shapes = {name: leaf.shape for name, leaf in tree.items()}
   theirs = _their_shapes(config, shapes, stacked=True)
-  kind = ml_dtypes.bfloat16 if dtype == "bfloat16" else np.dtype(dtype)
+  kind = np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
   found = {
     f"params/img/{_their_name(name)}": safetensor_files.cast(
       name, leaf, kind

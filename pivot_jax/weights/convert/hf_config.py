@@ -159,7 +159,7 @@ def vision(
 
   `choices` are VisionConfig fields that win over the kind's own.
   """
-  kind = kind or config["model_type"]
+  kind = kind or str(config["model_type"])
   tower = _TOWERS[kind]
   _require(path, config, num_channels=(3, 3), qkv_bias=(True, True))
   fields = dict(towers.CHOICES[tower.family], family=tower.family)

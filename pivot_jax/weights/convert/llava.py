@@ -118,14 +118,9 @@ def _from_shapes(path, name, found):
   family = "clip" if "clip" in name.lower() else "siglip"
   if "siglip" in name.lower():
     family = "siglip"
-  shapes = {
-    key.removeprefix("vision."): found.shape(key)
-    for key in found.keys
-    if key.startswith("vision.")
-  }
   return towers.from_shapes(
     str(path),
-    shapes,
+    found.tower(),
     family=family,
     layout=family,
     named=name,
@@ -158,7 +153,9 @@ def with_image_token(
   """Return a copy of a tokenizer that knows `<image>`, and its id."""
   backend = tokenizers.Tokenizer.from_str(tokenizer.backend.to_str())
   backend.add_special_tokens([IMAGE])
-  return backend, backend.token_to_id(IMAGE)
+  image_id = backend.token_to_id(IMAGE)
+  assert image_id is not None
+  return backend, image_id
 
 
 def widen(

@@ -10,7 +10,7 @@ SigLIP's (`layouts.py`).
 
 import math
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.traverse_util
 import numpy as np
@@ -43,7 +43,7 @@ def slots(shapes: PyTree) -> dict[str, Slot]:
   counterpart in `_LEAVES` (a class token, a factor) keeps its own name.
   """
   found = {}
-  for path, leaf in flax.traverse_util.flatten_dict(shapes).items():
+  for path, leaf in _leaves(shapes).items():
     if "layers" not in path:
       shape = _foreign_shape(path, leaf.shape)
       found[_name(path, None)] = Slot(path, None, shape)
@@ -56,10 +56,7 @@ def slots(shapes: PyTree) -> dict[str, Slot]:
 
 def to_foreign(params: PyTree) -> dict[str, np.ndarray]:
   """Return the tensors of a tree under their foreign names and layouts."""
-  leaves = {
-    path: np.asarray(leaf)
-    for path, leaf in flax.traverse_util.flatten_dict(params).items()
-  }
+  leaves = {path: np.asarray(leaf) for path, leaf in _leaves(params).items()}
   arrays = {}
   for name, slot in slots(params).items():
     leaf = leaves[slot.path]
@@ -80,7 +77,7 @@ def from_foreign(
   return flax.traverse_util.unflatten_dict(
     {
       path: build_leaf(path, leaf.shape, np.float32, fill)
-      for path, leaf in flax.traverse_util.flatten_dict(shapes).items()
+      for path, leaf in _leaves(shapes).items()
     }
   )
 
@@ -103,6 +100,10 @@ def build_leaf(
     view = part.transpose(_axes_to_foreign(path, part.ndim))
     fill(_name(path, layer), view)
   return leaf
+
+
+def _leaves(tree: PyTree) -> dict[tuple[str, ...], Any]:
+  return dict(flax.traverse_util.flatten_dict(tree))
 
 
 def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:

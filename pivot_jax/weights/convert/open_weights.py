@@ -101,6 +101,14 @@ class Found:
   def shape(self, name: str) -> tuple[int, ...]:
     return self.stored[self.keys[name]].shape
 
+  def tower(self) -> dict[str, Shape]:
+    """Return {name: shape} of the vision tower, as the file names them."""
+    return {
+      name.removeprefix("vision."): self.shape(name)
+      for name in self.keys
+      if name.startswith("vision.")
+    }
+
 
 def from_tensors(
   where: str,

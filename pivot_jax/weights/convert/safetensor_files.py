@@ -228,21 +228,20 @@ def _files(folder: Path) -> dict[Path, set[str] | None]:
     places = read_json(folder / _INDEX).get("weight_map")
     if not isinstance(places, dict):
       raise errors.InputError(f"{folder / _INDEX}: has no weight_map")
-    files: dict[Path, set[str] | None] = {}
+    found: dict[Path, set[str]] = {}
     for name, file in places.items():
       if Path(file).name != file:
         raise errors.InputError(
           f"{folder / _INDEX}: {name} lies in {file!r}, outside the folder"
         )
-      names = files.setdefault(folder / file, set())
-      names.add(name)
-    absent = sorted(path.name for path in files if not path.exists())
+      found.setdefault(folder / file, set()).add(name)
+    absent = sorted(path.name for path in found if not path.exists())
     if absent:
       raise errors.InputError(
         f"{folder}: {', '.join(absent)} named by {_INDEX} not found; download"
         " the missing files"
       )
-    return files
+    return dict(found)
   if (folder / _FILE).exists():
     return {folder / _FILE: None}
   pickles = sorted(p.name for pattern in _PICKLES for p in folder.glob(pattern))

@@ -81,11 +81,7 @@ def open_file(
   found = open_weights.Found(stored)
   for key in stored:
     found.add(key, _RULES)
-  shapes = {
-    name.removeprefix("vision."): found.shape(name)
-    for name in found.keys
-    if name.startswith("vision.")
-  }
+  shapes = found.tower()
   beside = (path if whole else path.parent) / "config.json"
   config = safetensor_files.read_json(beside) if beside.exists() else {}
   arguments = config.get("model_args") or {}

@@ -130,13 +130,22 @@ class _Stored(NamedTuple):
   family: str
   layout: str
 
-  def shape(self, name: str) -> tuple[int, ...]:
+  def place(self, name: str) -> layouts.Place:
     at = layouts.place(self.layout, name)
-    if at is None or at.name not in self.shapes:
-      raise errors.InputError(
-        f"{self.where}: has no tensor {at.name if at else name}, so it is no"
-        f" {self.family} encoder in this layout"
-      )
+    if at is None:
+      raise self._absent(name)
+    return at
+
+  def _absent(self, name: str) -> errors.InputError:
+    return errors.InputError(
+      f"{self.where}: has no tensor {name}, so it is no {self.family} encoder"
+      " in this layout"
+    )
+
+  def shape(self, name: str) -> tuple[int, ...]:
+    at = self.place(name)
+    if at.name not in self.shapes:
+      raise self._absent(at.name)
     found = self.shapes[at.name][at.lead :]
     return (found[0] // at.blocks, *found[1:])
 
@@ -153,7 +162,7 @@ class _Stored(NamedTuple):
   def is_gated(self) -> bool:
     """Return whether the MLP is gated; in timm's layout both kinds of MLP are called fc1 and fc2."""
     gate, fc1, fc2 = (
-      layouts.place(self.layout, f"encoder.layers.0.mlp.{name}.weight")
+      self.place(f"encoder.layers.0.mlp.{name}.weight")
       for name in ("gate_proj", "fc1", "fc2")
     )
     if gate.name not in self.shapes:
@@ -163,7 +172,7 @@ class _Stored(NamedTuple):
     return self.shapes[gate.name][0] == 2 * self.shapes[fc2.name][1]
 
   def depth(self) -> int:
-    first = layouts.place(self.layout, "encoder.layers.0.layer_norm1.weight")
+    first = self.place("encoder.layers.0.layer_norm1.weight")
     pattern = re.escape(first.name).replace("0", r"(\d+)", 1)
     found = [re.fullmatch(pattern, name) for name in self.shapes]
     return max(int(match[1]) for match in found if match) + 1
@@ -285,7 +294,8 @@ def complete(
     )
   order = list(names.slots(_tower(_full(config))))
   rest = [name for name in given if name in optional]
-  return {name: arrays.get(name, given.get(name)) for name in order + rest}
+  whole = {**given, **arrays}
+  return {name: whole[name] for name in order + rest}
 
 
 def as_tree(arrays: Mapping[str, np.ndarray], config: vit.VisionConfig) -> Any:
