@@ -17,8 +17,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from pivot_jax import addresses
-from pivot_jax import metrics, sharding, trees
+from pivot_jax import addresses, metrics, sharding, trees
 from pivot_jax.data import chat, coders, feed, opener, packing, streams
 from pivot_jax.data.tokenizer import load_tokenizer
 from pivot_jax.errors import InputError

@@ -7,13 +7,12 @@ from typing import Any
 
 import jax
 
-from pivot_jax.weights import resumable
 from pivot_jax import metrics, trees
 from pivot_jax.data import feed, work
 from pivot_jax.models import mllm
 from pivot_jax.training import cost, loop, monitor
 from pivot_jax.training.train_state import TrainState
-from pivot_jax.weights import checkpoint
+from pivot_jax.weights import resumable
 
 LOG = logging.getLogger("pivot_jax")
 # Seconds that a rate is measured over.

@@ -12,7 +12,6 @@ from pivot_jax.data import feed, lengths, opener, streams
 from pivot_jax.data.tokenizer import load_tokenizer
 from pivot_jax.data.tools import convert
 from pivot_jax.errors import InputError
-from pivot_jax.weights import checkpoint
 from tests.fixtures import published, published_parts
 
 TOKENIZER = load_tokenizer(addresses.tokenizer_folder("package:toy"))
