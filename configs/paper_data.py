@@ -1,9 +1,7 @@
 """The paper's data, as entries of a config's `sources`.
 
   c.sources.chat = paper_data.mixture("onevision", root="datasets")
-  c.sources.preference = paper_data.mmpr(
-    "datasets/MMPR-v1.2/meta.json", tokenizer="weights/qwen", name="under30"
-  )
+  c.sources.preference = paper_data.mmpr("data/under30", image_root="datasets")
 
 The lists of files are in `configs/data/`; their heads say what is known of them.
 Paths are relative to where a run starts: the repository's root, for the lists.
@@ -12,18 +10,7 @@ Paths are relative to where a run starts: the repository's root, for the lists.
 # The lists: paper.md 4.2, 4.3 and 4.4.
 MIXTURES = ("llava_pretrain", "onevision", "cambrian")
 
-# What is asked of the chosen answers in each set of 20,000 pairs: paper.md 4.5
-# to 4.7. `new` are over 100 words or think aloud.
-MMPR = dict(
-  origin=dict(),
-  new_0=dict(new_fraction=0.0),
-  new_50=dict(new_fraction=0.5),
-  new_80=dict(new_fraction=0.8),
-  under30=dict(only="under30"),
-  nothink=dict(only="nothink"),
-)
-# How many pairs the paper trains on. A larger set holds the smaller ones of its
-# name, and begins with them unless it has a share of new answers.
+# How many pairs the paper trains on.
 SIZES = (
   3_000,
   5_000,
@@ -59,32 +46,30 @@ def mixture(
 
 
 def mmpr(
-  path: str,
+  folder: str,
   *,
-  tokenizer: str,
-  name: str = "origin",
-  selection: str = "official",
+  image_root: str = "datasets",
   size: int = 20_000,
   seed: int = 777,
-  image_root: str = "",
+  **choosing: object,
 ) -> dict:
-  """Return the source of one of the sets `MMPR`.
+  """Return the source of the pairs that `data select-mmpr` wrote.
 
   Args:
-    path: MMPR's `meta.json`.
-    tokenizer: the folder of Qwen2.5's, which measures answers.
-    selection: "official", as the released script is said to choose, or "fixed".
-    image_root: the folder of the images' folders; "": as `meta.json` lies.
+    folder: the one that it wrote.
+    image_root: the folder that the images' paths begin in, as it said.
+    size: of the set.
+    seed: of its order.
+    choosing: refused; a config chooses no rows.
   """
-  if name not in MMPR:
-    raise ValueError(f"set {name!r}: choose one of {sorted(MMPR)}")
+  if choosing:
+    raise ValueError(
+      f"paper_data.mmpr: {sorted(choosing)[0]}: a config does not choose rows;"
+      " write the set once, `python -m pivot_jax.data select-mmpr META"
+      " --set=NAME --tokenizer=ADDRESS --to=DIR`, and give DIR"
+    )
   return dict(
-    kind="mmpr",
-    path=path,
+    kind="preference",
+    path=f"{folder}/dpo_mmpr_{size}_{seed}.json",
     image_root=image_root,
-    tokenizer=tokenizer,
-    selection=selection,
-    size=size,
-    seed=seed,
-    **dict(new_fraction=None, only="") | MMPR[name],
   )

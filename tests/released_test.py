@@ -26,7 +26,10 @@ TEXTS = [RELEASED / "README.md", *sorted((RELEASED / "docs").glob("*.md"))]
 TEXT = "\n\n".join(path.read_text("utf-8") for path in TEXTS)
 # An old spelling (a command, setting or recipe as the texts have it), and words
 # of the one line that refuses it and names the new one.
-REFUSED: dict[str, str] = {}
+REFUSED: dict[str, str] = {
+  "python -m pivot_jax.data convert META.json DIR --paper-files"
+  " --tokenizer=FOLDER": "select-mmpr META --set=official",
+}
 # Settings of the released recipes that have another value, or are gone, by
 # recipe and key. Each entry is a decision; work folders of the recipe as it was
 # are refused by it.
@@ -79,6 +82,18 @@ def test_spellings_that_are_refused_are_of_the_texts():
 def test_names_in_released_snippets_are_there(objects):
   snippets = documents.snippets(TEXT)
   assert sum(documents.check_snippet(one, objects) for one in snippets) > 12
+
+
+def test_a_released_config_that_chooses_rows_is_refused_by_name(tmp_path):
+  code = next(one for one in documents.snippets(TEXT) if "tokenizer=" in one)
+  path = tmp_path / "mine.py"
+  path.write_text(code)
+  with pytest.raises(documents.Refused) as refused:
+    documents.parse(
+      "pivot_jax.main", [f"--config={path}", f"--workdir={tmp_path}"]
+    )
+  answer = str(refused.value).strip()
+  assert "data select-mmpr META" in answer and "\n" not in answer
 
 
 def test_what_the_texts_say_is_found():

@@ -26,7 +26,7 @@ from pivot_jax.data import (
   streams,
 )
 from pivot_jax.data.scenes import scenes
-from pivot_jax.data.sources import mmpr, mmpr_choice
+from pivot_jax.data.sources import mmpr, mmpr_selection
 from pivot_jax.data.tokenizer import load_tokenizer
 
 IMAGE, PATCHES = 384, 576
@@ -246,9 +246,9 @@ def choose(way: str, path: pathlib.Path, tokenizer: str, *, size: int) -> Found:
   start = resident()
   with Timer() as timer:
     if way == "official":
-      found = mmpr_choice.select_official(path, None, count, size=size)
+      found = mmpr_selection.select_official(path, None, count, size=size)
     else:
-      found = mmpr_choice.select_fixed(path, None, count, size=size)
+      found = mmpr_selection.select_fixed(path, None, count, size=size)
   return {
     "seconds": timer.wall,
     "cpu": timer.cpu,

@@ -3,6 +3,7 @@
   python -m pivot_jax.data check CONFIG-or-FILES [--images=DIR]
   python -m pivot_jax.data show FILES [--n 5]
   python -m pivot_jax.data convert SRC DST
+  python -m pivot_jax.data select-mmpr META --set=NAME --tokenizer=DIR --to=DIR
 
 Each says more with --help.
 """
@@ -15,7 +16,7 @@ from collections.abc import Sequence
 from pivot_jax.errors import InputError
 
 # Only the one that is asked for is imported.
-COMMANDS = ("check", "show", "convert")
+COMMANDS = ("check", "show", "convert", "select-mmpr")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -24,7 +25,8 @@ def main(argv: Sequence[str]) -> int:
     sys.stderr.write(f"{__doc__}\n")
     return 0 if argv and argv[0] in ("-h", "--help") else 2
   logging.basicConfig(level=logging.INFO, format="%(message)s")
-  command = importlib.import_module(f"pivot_jax.data.tools.{argv[0]}")
+  module = argv[0].replace("-", "_")
+  command = importlib.import_module(f"pivot_jax.data.tools.{module}")
   try:
     return command.main(argv[1:])
   except InputError as error:

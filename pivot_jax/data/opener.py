@@ -27,7 +27,7 @@ from pivot_jax.data.sources import (
   json_index,
   json_records,
   mixtures,
-  mmpr_sets,
+  mmpr,
   parquet,
   tfds,
 )
@@ -43,7 +43,7 @@ KINDS: dict[str, Callable[..., rows.Source]] = {
   "classify": folders.ImageFolder,
   "segment": folders.SegmentFolder,
   "mixture": mixtures.Mixture,
-  "mmpr": mmpr_sets.open_set,
+  "mmpr": mmpr.Mmpr,
   "parquet": parquet.Parquet,
   "array_record": array_record.ArrayRecord,
   "tfds": tfds.Tfds,
@@ -221,6 +221,8 @@ def _open(
     )
   if kind in ("mixture", "mmpr") and asked in ("eval", "classify", "segment"):
     raise InputError(f"{_place(spec)}: a {kind} is no {asked} data")
+  if kind == "mmpr":
+    mmpr.check_entry(str(_place(spec)), spec)
   source = KINDS[kind](**_arguments(spec, kind, flawed=flawed))
   if logged and isinstance(source, mixtures.Mixture):
     mixtures.log(source)

@@ -1,7 +1,7 @@
 """MMPR, millions of preference pairs in many files, as one source.
 
-It reads whatever a `meta.json` lists and holds no text. Which of the rows make
-up the paper's training sets is `mmpr_choice.py`'s to say.
+It reads whatever a `meta.json` lists and holds no text. Training sets of some of
+the rows are lists of their own, which `mmpr_selection.py` writes.
 """
 
 import bisect
@@ -24,6 +24,11 @@ LOG = logging.getLogger("pivot_jax")
 Row = dict[str, Any]
 
 _MOST = 1000  # Times that rows may come.
+# Fields of a config's entry that would choose some of the rows.
+_CHOOSING = (
+  "set", "select", "selection", "size", "seed", "tokenizer", "new_fraction",
+  "only", "text_only", "several",
+)  # fmt: skip
 
 
 class Part(NamedTuple):
@@ -65,7 +70,7 @@ class Mmpr:
 
   def __init__(
     self,
-    meta: str | os.PathLike,
+    path: str | os.PathLike,
     image_root: str | os.PathLike | None = None,
     image_spec: images.ImageSpec = images.AS_THEY_ARE,
     *,
@@ -73,7 +78,7 @@ class Mmpr:
     repeated: bool = True,
     flawed: bool = False,
   ):
-    """Open the files that `meta` names; indexes those never seen before.
+    """Open the files that a `meta.json` names; index those never seen before.
 
     Annotations are looked for beside `meta.json`, then beside its folder (the
     published paths start with the folder's name), then by their name alone in
@@ -87,7 +92,7 @@ class Mmpr:
       repeated: whether `repeat_time` counts; otherwise each row comes once.
       flawed: lines that are no records are an error only when they are read.
     """
-    self.path = pathlib.Path(meta)
+    self.path = pathlib.Path(path)
     entries = _read_meta(self.path)
     folder = self.path.parent
     self.parts = _open_parts(
@@ -147,7 +152,7 @@ class Mmpr:
         images.resolve(self.root, path)
 
   def stamp(self) -> str:
-    """Return what tells the files' contents, and how often rows come."""
+    """Return a digest of the files' contents and of how often rows come."""
     stamps = [json_index.stamp(part.file.path) for part in self.parts]
     counts = [(part.rows, part.times) for part in self.parts]
     if counts != [(len(part.file), 1) for part in self.parts]:
@@ -210,7 +215,7 @@ class Selected:
     self.source.check_row(self._own(index))
 
   def stamp(self) -> str:
-    """Return what tells the source and which rows these are."""
+    """Return a digest of the source and of which rows these are."""
     inner = self.source.stamp()
     return inner and f"{inner} {zlib.crc32(self.indices.tobytes()):08x}"
 
@@ -222,6 +227,17 @@ class Selected:
     if not 0 <= index < len(self):
       raise IndexError(index)
     return int(self.indices[index])
+
+
+def check_entry(path: str, fields: Iterable[str]) -> None:
+  """Raise if the fields of a config's entry choose some of the rows."""
+  found = [name for name in _CHOOSING if name in fields]
+  if found:
+    raise InputError(
+      f"{path}: {found[0]}: a source does not choose rows; write the set once,"
+      f" `python -m pivot_jax.data select-mmpr {path} --set=NAME"
+      " --tokenizer=ADDRESS --to=DIR`, and read its list with kind 'preference'"
+    )
 
 
 def _read_meta(path: pathlib.Path) -> Mapping[str, Mapping[str, Any]]:
@@ -283,7 +299,7 @@ def _open_parts(
   return tuple(parts)
 
 
-def _repeat(asked: Any, rows: int) -> tuple[int, int]:
+def _repeat(asked: object, rows: int) -> tuple[int, int]:
   """Return how many rows of a file are taken, and how often."""
   number = isinstance(asked, (int, float)) and not isinstance(asked, bool)
   if not number or not 0 < asked <= _MOST or asked > 1 and asked % 1:

@@ -5,9 +5,6 @@ formats has a path of its own, so neither scenes nor TensorFlow Datasets. Rows
 are read by index afterwards, each at one read, which shuffled training needs
 and parquet and lists of JSON do not give. Images are copied as they are; their
 headers are looked at, and `check` is what decodes them.
-
-With `--paper-files` SRC is MMPR's meta.json, and a training set chosen of it is
-written as the two JSON files of the paper's code.
 """
 
 import argparse
@@ -23,30 +20,22 @@ import tqdm
 
 from pivot_jax import files
 from pivot_jax.data import opener, rows
-from pivot_jax.data.sources import array_record, mmpr_choice, mmpr_sets
+from pivot_jax.data.sources import array_record
 from pivot_jax.errors import InputError
 
 ROWS = 10_000  # A shard, unless the number of shards is given.
 
-# Options of either command; what is not given is None.
-_ROWS_ALONE = ("root", "shards", "max_bad", "overwrite")
-_PAPER_ALONE = ("tokenizer", "selection", "size", "seed")
-
 
 def main(argv: Sequence[str]) -> int:
   """Run the command; returns its exit status."""
+  if "--paper-files" in argv:
+    raise InputError(
+      "--paper-files: lists of MMPR are written by `python -m pivot_jax.data"
+      " select-mmpr META --set=official --tokenizer=ADDRESS --to=DIR`"
+    )
   given = vars(_parser().parse_args(argv))
-  paper_files = given.pop("paper_files")
-  wrong = _ROWS_ALONE if paper_files else _PAPER_ALONE
-  found = [name for name in wrong if given[name] is not None]
-  if found:
-    how = "goes without" if paper_files else "is for"
-    option = found[0].replace("_", "-")
-    raise InputError(f"--{option}: {how} --paper-files")
-  if paper_files:
-    return _write_paper_files(given)
   max_bad = given["max_bad"] or 0.0
-  overwrite = bool(given["overwrite"])
+  overwrite = given["overwrite"]
   check_target(given["folder"], overwrite=overwrite)
   place = pathlib.Path(given["source"])
   if given["root"] is not None and opener.format_of(place) != "mixture":
@@ -72,34 +61,6 @@ def main(argv: Sequence[str]) -> int:
     f"{given['folder']}: {written.rows} {source.kind} rows,"
     f" {written.size / 2**20:.1f} MiB; {len(written.skipped)} skipped"
   )
-  return 0
-
-
-def _write_paper_files(given: dict) -> int:
-  """Write the paper's files of a set of MMPR; returns the exit status."""
-  place = pathlib.Path(given["source"])
-  if not place.is_file():
-    raise InputError(f"{place}: no such file")
-  if opener.format_of(place) != "mmpr":
-    raise InputError(f"{place}: --paper-files is for MMPR's meta.json")
-  if given["tokenizer"] is None:
-    raise InputError(
-      "--tokenizer: give the folder of the one that counts tokens, Qwen2.5's"
-    )
-  size = mmpr_choice.SIZE if given["size"] is None else given["size"]
-  seed = mmpr_choice.SEED if given["seed"] is None else given["seed"]
-  # Before millions of rows are looked at.
-  files.local_path(given["folder"], "DST")
-  mmpr_sets.paper_files(given["folder"], size=size, seed=seed)
-  selection = mmpr_sets.choose(
-    place,
-    given["images"],
-    tokenizer=given["tokenizer"],
-    selection=given["selection"] or "official",
-    wish=dict(size=size, seed=seed),
-  )
-  for path in mmpr_sets.write_paper_files(selection, given["folder"]):
-    _say(f"{path}: {len(selection.indices)} rows")
   return 0
 
 
@@ -188,28 +149,6 @@ def _parser() -> argparse.ArgumentParser:
   add(
     "--overwrite",
     action="store_true",
-    default=None,
     help="replaces what convert wrote",
   )
-  paper = parser.add_argument_group(
-    "the paper's own files",
-    "sft_mmpr_SIZE_SEED.json and dpo_mmpr_SIZE_SEED.json in DST",
-  ).add_argument
-  paper(
-    "--paper-files",
-    action="store_true",
-    help="writes these instead, of a set chosen from SRC, MMPR's meta.json",
-  )
-  paper(
-    "--tokenizer",
-    metavar="FOLDER",
-    help="of the one that counts tokens, Qwen2.5's",
-  )
-  paper(
-    "--selection",
-    choices=("official", "fixed"),
-    help="how rows are chosen (official)",
-  )
-  paper("--size", type=int, help=f"pairs to choose ({mmpr_choice.SIZE})")
-  paper("--seed", type=int, help=f"of their order ({mmpr_choice.SEED})")
   return parser

@@ -8,7 +8,7 @@ import json
 
 import pytest
 
-from pivot_jax.data.sources import mmpr_choice, mmpr_sets
+from pivot_jax.data.sources import mmpr_selection
 from pivot_jax.errors import InputError
 from tests.data.sources import mmpr_by_the_paper
 
@@ -28,11 +28,11 @@ def copy(tmp_path_factory):
 def test_the_same_rows_in_the_same_order(copy, tmp_path, size, seed):
   meta, datasets = copy
   wanted = mmpr_by_the_paper.select(meta, datasets, count, size=size, seed=seed)
-  found = mmpr_choice.select_official(
+  found = mmpr_selection.select_official(
     meta, datasets, count, size=size, seed=seed
   )
   assert len(found.indices) == size == len(wanted[0])
-  mmpr_sets.write_paper_files(found, tmp_path)
+  mmpr_selection.write(found, tmp_path, {})
   for kind, records in zip(("sft", "dpo"), wanted):
     path = tmp_path / f"{kind}_mmpr_{size}_{seed}.json"
     written = json.loads(path.read_text("utf-8"))
@@ -46,8 +46,8 @@ def test_the_same_rows_in_the_same_order(copy, tmp_path, size, seed):
 
 def test_both_sets_are_in_lock_step(copy, tmp_path):
   meta, datasets = copy
-  found = mmpr_choice.select_official(meta, datasets, count, size=50)
-  mmpr_sets.write_paper_files(found, tmp_path)
+  found = mmpr_selection.select_official(meta, datasets, count, size=50)
+  mmpr_selection.write(found, tmp_path, {})
   sft, dpo = (
     json.loads((tmp_path / f"{kind}_mmpr_50_777.json").read_text("utf-8"))
     for kind in ("sft", "dpo")
@@ -70,7 +70,7 @@ def _kept(select, *given, size):
   source = found.open()
   rows = [source.text(i) for i in range(len(source))]
   return [
-    (mmpr_choice.prompt(row), row["chosen"], f"MMPR-v1.2/{row['image']}")
+    (mmpr_selection.prompt(row), row["chosen"], f"MMPR-v1.2/{row['image']}")
     for row in rows
   ]
 
@@ -83,7 +83,9 @@ def test_every_planted_row_is_judged_alike(tmp_path, situations):
   """The walk passes all rows or stops at the same one, by the last two sizes."""
   meta = mmpr_by_the_paper.make_copy(tmp_path, 20, crashing=situations)
   theirs = functools.partial(_kept, mmpr_by_the_paper.select, meta, tmp_path)
-  mine = functools.partial(_kept, mmpr_choice.select_official, meta, tmp_path)
+  mine = functools.partial(
+    _kept, mmpr_selection.select_official, meta, tmp_path
+  )
   # The largest set that can be had; one more passes or meets what stops it.
   most = next(size for size in range(1, 100) if theirs(size=size + 1) is None)
   for size in (most // 2, most):
@@ -96,10 +98,10 @@ def test_every_planted_row_is_judged_alike(tmp_path, situations):
 def test_the_row_that_stops_the_walk_is_named(tmp_path, situation):
   meta = mmpr_by_the_paper.make_copy(tmp_path, 20, crashing=[situation])
   with pytest.raises(InputError, match=r"z_vqa\.jsonl:\d+: .*script stops"):
-    mmpr_choice.select_official(meta, tmp_path, count)
+    mmpr_selection.select_official(meta, tmp_path, count)
 
 
 def test_fewer_rows_than_asked_for_are_an_error_and_not_a_smaller_set(copy):
   meta, datasets = copy
   with pytest.raises(InputError, match="10000"):
-    mmpr_choice.select_official(meta, datasets, count, size=10_000)
+    mmpr_selection.select_official(meta, datasets, count, size=10_000)

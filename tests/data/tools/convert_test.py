@@ -7,14 +7,11 @@ from pivot_jax import addresses
 from pivot_jax.data.sources import (
   array_record,
   json_records,
-  mmpr_sets,
   parquet,
 )
 from pivot_jax.data.tools import convert
 from pivot_jax.errors import InputError
 from tests.fixtures import published, published_parts
-
-TOKENIZER = addresses.tokenizer_folder("package:toy")
 
 
 @pytest.fixture
@@ -167,71 +164,10 @@ def test_a_folder_without_a_name_is_refused(made, tmp_path, monkeypatch, name):
     )
 
 
-def test_the_papers_files_are_written_of_a_set(tmp_path, capsys):
-  made = published.make_mmpr(tmp_path, rows=30)
-  out = tmp_path / "out"
-  argv = [str(made.path), str(out), "--paper-files", f"--tokenizer={TOKENIZER}"]
-  assert convert.main([*argv, "--size=20", "--seed=3"]) == 0
-  paths = [out / f"{kind}_mmpr_20_3.json" for kind in ("sft", "dpo")]
-  assert capsys.readouterr().out == "".join(f"{p}: 20 rows\n" for p in paths)
-  assert sorted(out.iterdir()) == sorted(paths)
-  source = mmpr_sets.open_set(
-    made.path, tokenizer=TOKENIZER, selection="official", size=20, seed=3
-  )
-  sft, dpo = (json.loads(path.read_text()) for path in paths)
-  texts = [source.text(i) for i in range(20)]
-  for written in (sft, dpo):
-    assert [one["id"] for one in written] == [text["id"] for text in texts]
-  chosen = [one["conversations"][1]["value"] for one in sft]
-  assert chosen == [one["chosen"] for one in dpo]
-  before = paths[0].read_bytes()
-  with pytest.raises(InputError, match="sft_mmpr_20_3.json: exists; remove it"):
-    convert.main([*argv, "--size=20", "--seed=3"])
-  assert paths[0].read_bytes() == before
-
-
-def test_the_papers_files_may_be_of_the_mended_selection(tmp_path):
-  made = published.make_mmpr(tmp_path, rows=4)
-  annotations = made.root / "annotations" / "ai2d_prefix_pair.jsonl"
-  annotations.write_text("{broken\n" + annotations.read_text())
-  moved = tmp_path / "elsewhere"
-  moved.mkdir()
-  (made.root / "images").rename(moved / "images")
-  argv = [str(made.path), str(tmp_path / "out"), "--paper-files", "--size=8"]
-  argv += [f"--tokenizer={TOKENIZER}", "--selection=fixed"]
-  with pytest.raises(InputError, match="has no folder images"):
+def test_the_lists_of_mmpr_are_another_command(tmp_path):
+  argv = ["meta.json", str(tmp_path / "out"), "--paper-files", "--size=3"]
+  with pytest.raises(InputError, match="--paper-files: .* select-mmpr"):
     convert.main(argv)
-  assert not (tmp_path / "out").exists()
-  assert convert.main([*argv, f"--images={moved}"]) == 0
-  found = json.loads((tmp_path / "out" / "sft_mmpr_8_777.json").read_text())
-  assert sorted(one["conversations"][1]["value"] for one in found) == sorted(
-    row["chosen"] for row in made.rows
-  )
-
-
-@pytest.mark.parametrize("options, message", [
-  (["--size=3"], "--size: is for --paper-files"),
-  (["--tokenizer=a"], "--tokenizer: is for --paper-files"),
-  (["--paper-files", "--max-bad=0"], "--max-bad: goes without --paper-files"),
-  (["--paper-files", "--overwrite"], "--overwrite: goes without --paper-files"),
-  (["--paper-files"], "--paper-files is for MMPR's meta.json"),
-])  # fmt: skip
-def test_options_of_the_other_command_are_refused(
-  made, tmp_path, options, message
-):
-  with pytest.raises(InputError, match=message):
-    _run(made, tmp_path / "set", *options)
-
-
-def test_the_papers_files_need_a_tokenizer_and_a_meta_file(tmp_path):
-  made = published.make_mmpr(tmp_path)
-  argv = [str(made.path), str(tmp_path / "out"), "--paper-files"]
-  with pytest.raises(InputError, match="--tokenizer: give the folder"):
-    convert.main(argv)
-  with pytest.raises(InputError, match="none: no such tokenizer folder"):
-    convert.main([*argv, f"--tokenizer={tmp_path / 'none'}"])
-  with pytest.raises(InputError, match="gone.json: no such file"):
-    convert.main([str(tmp_path / "gone.json"), *argv[1:]])
 
 
 def test_the_source_is_not_opened_for_a_folder_that_exists(tmp_path):

@@ -1,4 +1,4 @@
-"""Chooses the rows of MMPR that make up a training set of the paper.
+"""Choose the rows of MMPR that make up a training set, and write them as lists.
 
 `select_official` is the released script's algorithm as described in paper.md
 4.5, quirks included; it was not checked against the released files.
@@ -7,26 +7,30 @@ entry's `repeat_time`. Either makes the sets of 4.6 (`new_fraction`)
 and 4.7 (`only`), too.
 
 Rows are shuffled by number, which gives the order that shuffling the rows would
-give, and of the text only what is walked over is read.
+give, and of the text only what is walked over is read. A set is written once,
+as a list for SFT and one for DPO with the same rows in the same order; training
+reads these as it reads any other file.
 """
 
 import bisect
 import collections
 import dataclasses
 import functools
+import json
 import mmap
 import os
 import pathlib
 import posixpath
 import random
 import re
-from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int64
 
-from pivot_jax import texts
+from pivot_jax import files, texts
 from pivot_jax.data import images, tokenizer
 from pivot_jax.data.sources import json_index, mmpr, records
 from pivot_jax.errors import InputError
@@ -46,6 +50,11 @@ PREFIX = "MMPR-v1.2"  # What the released script calls the data's folder.
 NEW_WORDS = 100
 TAGS = re.compile(r"</?(?:think|review)>")
 ONLY = ("", "under30", "nothink")
+# Of the paper, what its sets ask of chosen answers (4.5 to 4.7). A larger set
+# holds the smaller ones of its name, and begins with them unless it has a share
+# of new answers.
+SETS = ("official", "new_0", "new_50", "new_80", "under30", "nothink")
+_NEW = re.compile(r"new_(\d+(?:\.\d+)?)")
 
 _LISTED = re.compile(rb'"image"\s*:\s*\[')
 
@@ -64,6 +73,12 @@ class Selection:
   indices: Int64[np.ndarray, "N"]
   refused: Mapping[str, int]
   seed: int
+
+  @property
+  def image_root(self) -> pathlib.Path:
+    """The folder that the image paths of the written lists begin in."""
+    root = pathlib.Path(os.path.abspath(self.source.root))
+    return root.parent if root.name == PREFIX else root
 
   @property
   def rows(self) -> tuple[tuple[int, int], ...]:
@@ -162,6 +177,79 @@ def select_fixed(
   )
 
 
+def asked_of(name: str) -> dict[str, Any]:
+  """Return the arguments `new_fraction` and `only` of a set by its name.
+
+  Args:
+    name: one of `SETS`, or new_N with another percentage.
+  """
+  if name == "official":
+    return {}
+  if name in ONLY[1:]:
+    return {"only": name}
+  share = _NEW.fullmatch(name)
+  if not share or float(share[1]) > 100:
+    raise InputError(
+      f"--set={name}: choose one of {', '.join(SETS)}, or new_N, N percent of"
+      " whose answers are new"
+    )
+  return {"new_fraction": float(share[1]) / 100}
+
+
+def check_target(folder: str | os.PathLike) -> pathlib.Path:
+  """Return a folder to write; raise unless it is absent or empty."""
+  path = files.local_path(folder, "--to")
+  if path.is_dir() and not any(path.iterdir()):
+    return path
+  if path.exists() or path.is_symlink():
+    raise InputError(f"{path}: exists and is not empty; give a new folder")
+  return path
+
+
+def write(
+  selection: Selection, folder: str | os.PathLike, how: Mapping[str, Any]
+) -> tuple[pathlib.Path, pathlib.Path]:
+  """Write the lists of SFT and of DPO, row for row alike; return their paths.
+
+  sft_mmpr_{size}_{seed}.json has LLaVA records of question and chosen answer,
+  dpo_mmpr_{size}_{seed}.json records of id, prompt, chosen, rejected, image. An
+  image is MMPR-v1.2/{root}/{image}, or {root}/{image} where the images lie in a
+  folder of another name, and the question opens with it. selection.json holds
+  `how`, the files' stamp, `image_root`, and how many rows were refused.
+
+  Raises:
+    InputError: the folder is not empty, or cannot be written.
+  """
+  folder = check_target(folder)
+  source, size = selection.open(), len(selection.indices)
+  root = selection.image_root
+  inside = os.path.relpath(os.path.abspath(selection.source.root), root)
+  aside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+  names = [
+    f"{kind}_mmpr_{size}_{selection.seed}.json" for kind in ("sft", "dpo")
+  ]
+  told = dict(how) | {
+    "rows": size,
+    "seed": selection.seed,
+    "refused": dict(selection.refused),
+    "image_root": str(root),
+    "stamp": selection.source.stamp(),
+    "versions": files.versions(),
+  }
+  try:
+    aside.mkdir(parents=True)
+    for name, make in zip(names, (_sft_record, _dpo_record)):
+      rows = (source.text(index) for index in range(size))
+      _write_list(aside / name, (make(row, inside) for row in rows))
+    files.write_json(aside / "selection.json", told)
+    aside.rename(folder)
+  except OSError as error:
+    raise InputError(f"{folder}: cannot be written: {error}") from None
+  finally:
+    shutil.rmtree(aside, ignore_errors=True)
+  return folder / names[0], folder / names[1]
+
+
 def is_new(answer: str) -> bool:
   """Return whether an answer is over `NEW_WORDS` words or has `TAGS`."""
   return len(answer.split()) > NEW_WORDS or bool(TAGS.search(answer))
@@ -242,8 +330,15 @@ def _walk(
   )
 
 
-def _judge(source, index, wish, left, refuse, forgiving) -> str:
-  """Return why a row is refused, or takes its place and returns ""."""
+def _judge(
+  source: mmpr.Mmpr,
+  index: int,
+  wish: _Wish,
+  left: dict[bool | None, int],
+  refuse: Refuse,
+  forgiving: bool,
+) -> str:
+  """Return why a row is refused, or take its place and return ""."""
   try:
     row = source.text(index)
   except InputError:
@@ -359,3 +454,43 @@ def _rows_before_a_list(file: json_index.File) -> int:
       if end == -1:
         break
   return len(file)
+
+
+def _write_list(path: pathlib.Path, found: Iterable[Mapping[str, Any]]) -> None:
+  """Write records as a JSON list, one a line."""
+  with path.open("w", encoding="utf-8") as file:
+    separator = "[\n"
+    for record in found:
+      file.write(separator + json.dumps(record, ensure_ascii=False))
+      separator = ",\n"
+    file.write("\n]\n")
+
+
+def _sft_record(row: Row, inside: str) -> dict[str, Any]:
+  turns = (("human", prompt(row)), ("gpt", row["chosen"]))
+  return {
+    "id": row["id"],
+    **_image(row, inside),
+    "conversations": [{"from": role, "value": text} for role, text in turns],
+    "data_source": row["data_source"],
+  }
+
+
+def _dpo_record(row: Row, inside: str) -> dict[str, Any]:
+  return {
+    "id": row["id"],
+    "prompt": prompt(row),
+    "chosen": row["chosen"],
+    "rejected": row["rejected"],
+    **_image(row, inside),
+  }
+
+
+def _image(row: Row, inside: str) -> dict[str, Any]:
+  paths = [
+    posixpath.join(inside, path) if inside != "." else path
+    for path in records.listed(row["image"])
+  ]
+  if not paths:
+    return {}
+  return {"image": paths if len(paths) > 1 else paths[0]}

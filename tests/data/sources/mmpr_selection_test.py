@@ -1,6 +1,7 @@
-"""Which rows of MMPR make up the paper's sets, in which order, and why not."""
+"""The rows of MMPR that make up the paper's sets, and the lists of them."""
 
 import functools
+import json
 import random
 
 import pytest
@@ -9,7 +10,7 @@ from PIL import Image
 from configs import paper_data
 from pivot_jax import addresses
 from pivot_jax.data import chat, opener
-from pivot_jax.data.sources import mmpr_choice
+from pivot_jax.data.sources import mmpr_selection
 from pivot_jax.data.tokenizer import load_tokenizer
 from pivot_jax.errors import InputError
 from tests.data.sources import mmpr_files
@@ -25,11 +26,11 @@ def write(tmp_path):
 
 
 def official(meta, count=words, **wish):
-  return mmpr_choice.select_official(meta, meta.parents[1], count, **wish)
+  return mmpr_selection.select_official(meta, meta.parents[1], count, **wish)
 
 
 def fixed(meta, count=words, **wish):
-  return mmpr_choice.select_fixed(meta, None, count, **wish)
+  return mmpr_selection.select_fixed(meta, None, count, **wish)
 
 
 def chosen(selection, field="chosen"):
@@ -219,15 +220,6 @@ def test_a_row_is_chosen_once_whatever_its_repeat_time(write, select, tmp_path):
   assert select(meta, size=60).rows == select(other, size=60).rows
   with pytest.raises(InputError, match="only 60 of 61 rows"):
     select(meta, size=61)
-  selection = select(meta, size=20)
-  spec = dict(
-    kind="mmpr", path=str(meta), size=20, selection=select.__name__,
-    tokenizer=str(addresses.tokenizer_folder("package:toy")),
-  )  # fmt: skip
-  source = opener.open_source(spec)
-  assert [source.text(i)["question"] for i in range(len(source))] == chosen(
-    selection, "question"
-  )
 
 
 # --- the sets of 4.6 and 4.7 -------------------------------------------------
@@ -244,7 +236,7 @@ def test_a_row_is_chosen_once_whatever_its_repeat_time(write, select, tmp_path):
   ],
 )
 def test_new_answers_are_long_or_think_aloud(answer, new):
-  assert mmpr_choice.is_new(answer) == new
+  assert mmpr_selection.is_new(answer) == new
 
 
 @pytest.fixture
@@ -267,7 +259,7 @@ def test_a_share_of_the_rows_is_new_in_the_seeded_order(
   mixed, select, share, new
 ):
   selection = select(mixed, size=20, new_fraction=share)
-  marks = [mmpr_choice.is_new(answer) for answer in chosen(selection)]
+  marks = [mmpr_selection.is_new(answer) for answer in chosen(selection)]
   assert sum(marks) == new and len(marks) == 20
   everything = [i for _, i in select(mixed, size=60).rows]
   taken = [i for _, i in selection.rows]
@@ -282,7 +274,8 @@ def test_a_larger_set_holds_the_smaller_one_if_not_at_its_start(mixed):
   def rows(size, **wish):
     return official(mixed, size=size, **wish).rows
 
-  for name, wish in paper_data.MMPR.items():
+  for name in mmpr_selection.SETS:
+    wish = mmpr_selection.asked_of(name)
     smaller, larger = rows(5, **wish), rows(10, **wish)
     assert set(smaller) < set(larger), name
     if "new_fraction" not in wish:
@@ -315,3 +308,143 @@ def test_friendly_sets_are_all_that_is_short_and_does_not_think(mixed, select):
 def test_wishes_that_cannot_be_are_refused(mixed, wish, match):
   with pytest.raises(InputError, match=match):
     official(mixed, **wish)
+
+
+def test_a_set_is_asked_for_by_name():
+  asked = [mmpr_selection.asked_of(name) for name in mmpr_selection.SETS]
+  assert asked == [
+    {}, {"new_fraction": 0.0}, {"new_fraction": 0.5}, {"new_fraction": 0.8},
+    {"only": "under30"}, {"only": "nothink"},
+  ]  # fmt: skip
+  assert mmpr_selection.asked_of("new_12.5") == {"new_fraction": 0.125}
+  for name in ("over30", "new_101", "new_", ""):
+    with pytest.raises(InputError, match=f"--set={name}: choose one of"):
+      mmpr_selection.asked_of(name)
+
+
+# --- the lists ----------------------------------------------------------------
+
+
+def test_the_lists_hold_the_same_rows_in_lock_step(write, tmp_path):
+  meta = write({"a": numbered(5), "b": [row(question="so <image>\nwhat ?")]})
+  selection = official(meta, size=6)
+  mmpr_selection.write(selection, tmp_path / "out", {})
+  sft, dpo = (
+    json.loads((tmp_path / f"out/{kind}_mmpr_6_777.json").read_text())
+    for kind in ("sft", "dpo")
+  )
+  place = selection.rows.index((0, 2))
+  assert sft[place] == {
+    "id": "a/2",
+    "image": "MMPR-v1.2/images/0/x.png",
+    "conversations": [
+      {"from": "human", "value": "<image>\nwhat 2 ?"},
+      {"from": "gpt", "value": "a cat"},
+    ],
+    "data_source": "a",
+  }
+  assert dpo[place] == {
+    "id": "a/2",
+    "prompt": "<image>\nwhat 2 ?",
+    "chosen": "a cat",
+    "rejected": "a dog",
+    "image": "MMPR-v1.2/images/0/x.png",
+  }
+  assert dpo[selection.rows.index((1, 0))]["prompt"] == "so <image>\nwhat ?"
+  for one, two in zip(sft, dpo, strict=True):
+    assert (one["id"], one["image"]) == (two["id"], two["image"])
+    asked, answered = (turn["value"] for turn in one["conversations"])
+    assert (asked, answered) == (two["prompt"], two["chosen"])
+
+
+@pytest.mark.parametrize("select", [official, fixed])
+def test_training_reads_of_the_list_what_was_chosen(write, select, tmp_path):
+  """Tokens and pixels of each row, in the order of the choice."""
+  rows = [*numbered(5), row(image="y.gif", question="and <image> ?")]
+  selection = select(write({"a": rows}), size=6)
+  _, dpo = mmpr_selection.write(selection, tmp_path / "out", {})
+  entry = paper_data.mmpr(
+    str(tmp_path / "out"), size=6, image_root=str(selection.image_root)
+  )
+  assert entry["path"] == str(dpo)
+  listed, live = opener.open_source(entry), selection.open()
+  for index in range(6):
+    ours, theirs = listed.text(index), live.text(index)
+    assert ours["id"] == theirs["id"]
+    assert (listed[index]["image"] == live[index]["image"]).all()
+    assert _tokens(ours) == _tokens(theirs)
+
+
+def _tokens(pair):
+  found = chat.encode_pair(
+    TOKENIZER, pair["question"], pair["chosen"], pair["rejected"],
+    template="qwen_1_5", mask="paper", images=1,
+  )  # fmt: skip
+  return repr(found)
+
+
+@pytest.mark.parametrize("root", ["images/0", "MMPR-v1.2/images/0"])
+@pytest.mark.parametrize("moved", [False, True])
+def test_images_are_found_from_the_root_that_is_told(
+  write, tmp_path, root, moved
+):
+  meta = write({"a": numbered(2)}, root=root)
+  images = None
+  if moved:
+    images = tmp_path / "elsewhere"
+    (images / root).parent.mkdir(parents=True)
+    (meta.parent / "images/0").rename(images / root)
+  selection = mmpr_selection.select_official(
+    meta, None, words, size=2, image_root=images
+  )
+  mmpr_selection.write(selection, tmp_path / "out", {"set": "official"})
+  told = json.loads((tmp_path / "out/selection.json").read_text())
+  assert (told["set"], told["rows"], told["refused"]) == ("official", 2, {})
+  entry = paper_data.mmpr(
+    str(tmp_path / "out"), size=2, image_root=told["image_root"]
+  )
+  assert opener.open_source(entry)[0]["image"].shape == (2, 3, 3)
+
+
+def test_the_lists_are_whole_or_not_there(write, tmp_path):
+  meta = write({"a": numbered(5)})
+  selection = official(meta, size=5)
+  out = tmp_path / "out"
+  out.mkdir()
+  (out / "mine").write_text("mine")
+  with pytest.raises(InputError, match="out: exists and is not empty"):
+    mmpr_selection.write(selection, out, {})
+  assert [path.read_text() for path in out.iterdir()] == ["mine"]
+  with pytest.raises(InputError, match="meta.json: exists"):
+    mmpr_selection.write(selection, meta, {})
+  with pytest.raises(InputError, match="meta.json/a: cannot be written"):
+    mmpr_selection.write(selection, meta / "a", {})
+  # A row that cannot be read any more.
+  path = meta.parent / "annotations" / "0.jsonl"
+  path.write_text(path.read_text().replace("a cat", "3")[:-20])
+  before = sorted(tmp_path.iterdir())
+  with pytest.raises(InputError):
+    mmpr_selection.write(selection, tmp_path / "other", {})
+  assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("kind", ["mmpr", "preference"])
+@pytest.mark.parametrize(
+  "field", ["selection", "set", "size", "tokenizer", "new_fraction", "only"]
+)
+def test_a_config_that_chooses_rows_is_refused(write, kind, field):
+  spec = dict(kind=kind, path=str(write({"a": [row()]})))
+  assert len(opener.open_source(spec)) == 1
+  with pytest.raises(InputError, match=f"{field}: .*select-mmpr") as refused:
+    opener.open_source(spec | {field: "all"})
+  assert "\n" not in str(refused.value)
+
+
+def test_an_entry_names_the_list_of_its_size_and_seed():
+  assert paper_data.mmpr("data/under30") == dict(
+    kind="preference",
+    path="data/under30/dpo_mmpr_20000_777.json",
+    image_root="datasets",
+  )
+  with pytest.raises(ValueError, match="name: .*select-mmpr"):
+    paper_data.mmpr("meta.json", tokenizer="t", name="under30")
