@@ -19,7 +19,6 @@ from pivot_jax.data import images
 from pivot_jax.data.sources import (
   json_index,
   parquet_files,
-  parquet_ids,
   records,
 )
 from pivot_jax.errors import InputError
@@ -57,7 +56,7 @@ class Parquet:
   its file and row. `name` is FILE:ROW, counted from 0 in the file.
 
   Attributes:
-    path: as given.
+    path: of the file, the folder, or folder and pattern.
     kind: "conversation", "preference", "eval" or "classify".
   """
 
@@ -148,7 +147,7 @@ class Parquet:
     self.text(index)
 
   def stamp(self) -> str:
-    """Return what tells the files' contents."""
+    """Return a digest of the files' contents."""
     return " ".join(map(json_index.stamp, self._files.paths))
 
   def name(self, index: int) -> str:
@@ -168,10 +167,10 @@ class Parquet:
     return f"{given}#{uses[index]}" if uses[index] else given
 
   def _uses_of_ids(self) -> np.ndarray | None:
-    """Return int32 [N], see `parquet_ids.uses`; None without a column."""
+    """Return int32 [N], see `parquet_files.uses`; None without a column."""
     with self._lock:
       if self._uses is None and self._id is not None:
-        self._uses = parquet_ids.uses(self._files, self._id)
+        self._uses = parquet_files.uses(self._files, self._id)
       return self._uses
 
   def _row_fields(self, record: Mapping[str, Any]) -> Row:
@@ -193,7 +192,7 @@ class Parquet:
     return row | {"columns": columns}
 
   def _set_name(self) -> str:
-    """Return what the set is called: the file, or the folder of shards."""
+    """Return the set's name: the file's, or that of the folder of shards."""
     if self.path.is_file():
       return self.path.stem
     folder = (self.path if self.path.is_dir() else self.path.parent).resolve()
@@ -339,7 +338,7 @@ def _answer_column(schema: Any, where: pathlib.Path) -> str:
 
 
 def _has_answers(found: Any) -> bool:
-  """Whether a column's values are lists of structs that have an answer."""
+  """Return whether a column's values are lists of structs that have an answer."""
   types = parquet_files.pyarrow().types
   if not parquet_files.is_list(found) or not types.is_struct(found.value_type):
     return False
@@ -350,7 +349,7 @@ def _has_answers(found: Any) -> bool:
 
 
 def _is_plain(found: Any) -> bool:
-  """Whether a column's values are text, numbers, truth values, or lists."""
+  """Return whether a column's values are text, numbers, truth values, or lists."""
   types = parquet_files.pyarrow().types
   if parquet_files.is_list(found) or types.is_dictionary(found):
     return _is_plain(found.value_type)

@@ -1,10 +1,12 @@
 """Rows of parquet files by index, as plain dicts of the columns asked for.
 
 A set is one file, or shards in order of name. Opening reads footers only, and
-reading keeps a few row groups, so that no file is ever in memory. What the
-columns mean is `parquet.py`'s.
+reading keeps a few row groups, so that no file is ever in memory. `uses` numbers
+the rows that have the id of an earlier row. `parquet.py` knows what the columns
+mean.
 """
 
+import array
 import collections
 import contextlib
 import os
@@ -15,12 +17,18 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import tqdm
+from jaxtyping import Int32, Int64
 
 from pivot_jax.errors import InputError
 
 # Row groups are kept up to so many bytes. Of images, with 100 rows or more, one
 # may have a tenth of that, or more than all.
 CACHED = 2**27
+# Reading so many ids takes a moment; then there is a bar.
+LARGE = 200_000
+_SLICE = 2**16  # Ids that are Python objects at once.
+_NUMBERED = re.compile(rb"(.*)#([1-9]\d{0,8})", re.DOTALL)
 # train-00000-of-00020, dev-00000-of-00001-75b6649fb044d38b
 _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})(-[0-9a-f]+)?")
 
@@ -36,7 +44,7 @@ class Place(NamedTuple):
 
   @property
   def id(self) -> str:
-    """What a row without an id is called."""
+    """The id of a row without one."""
     return f"{self.path.stem}-{self.row}"
 
 
@@ -177,6 +185,33 @@ class _Group:
       return self._table
 
 
+def uses(files: Files, column: str) -> Int32[np.ndarray, "N"]:
+  """Return the use of its id that each row is: 0 for the first, then 2, 3, ...
+
+  Of millions of ids none is held: of each there is a hash while they are
+  counted, and one number a row afterwards. That two different ids have one hash
+  is next to impossible, and only numbers a row that needed no number. Numbers
+  that would make the id of another row are skipped. A row without an id has that
+  of its place. Rows that cannot be read are not counted: reading one of them
+  says what is wrong.
+  """
+  hashes = np.zeros(len(files), np.int64)
+  numbered = _Numbered()
+  bar = tqdm.tqdm(
+    total=len(files),
+    desc=f"reading {column}",
+    unit="row",
+    disable=None if len(files) >= LARGE else True,
+  )
+  with bar:
+    for begin, ids in _ids(files, column):
+      end = begin + len(ids)
+      hashes[begin:end] = np.fromiter(map(hash, ids), np.int64, len(ids))
+      numbered.add(ids)
+      bar.update(len(ids))
+  return _count(hashes, numbered)
+
+
 def is_list(found: Any) -> bool:
   """Return whether the values of an Arrow type are lists."""
   types = pyarrow().types
@@ -194,6 +229,69 @@ def pyarrow() -> Any:
       'parquet files need pyarrow: pip install "pivot_jax[parquet]"'
     ) from error
   return pyarrow
+
+
+class _Numbered:
+  """Ids of the form BASE#NUMBER, which uses of BASE must leave alone."""
+
+  def __init__(self):
+    self._bases, self._numbers = array.array("q"), array.array("q")
+
+  def add(self, ids: np.ndarray) -> None:
+    for one in ids:
+      if b"#" in one and (found := _NUMBERED.fullmatch(one)):
+        self._bases.append(hash(found[1]))
+        self._numbers.append(int(found[2]))
+
+  def of(self, hashes: np.ndarray) -> dict[int, set[int]]:
+    """Return the numbers that are taken of bases with one of the hashes."""
+    bases = np.array(self._bases, np.int64)
+    kept = np.flatnonzero(np.isin(bases, hashes))
+    taken: dict[int, set[int]] = {}
+    for index in kept.tolist():
+      taken.setdefault(self._bases[index], set()).add(self._numbers[index])
+    return taken
+
+
+def _count(hashes: Int64[np.ndarray, "N"], numbered: _Numbered) -> np.ndarray:
+  order = np.argsort(hashes, kind="stable")
+  ordered = hashes[order]
+  again = np.r_[False, ordered[1:] == ordered[:-1]]
+  places = np.arange(len(order), dtype=np.int32)
+  first = np.maximum.accumulate(np.where(again, 0, places))
+  found = np.zeros(len(order), np.int32)
+  found[order[again]] = (places - first + 1)[again]
+  for base, taken in numbered.of(ordered[again]).items():
+    begin = np.searchsorted(ordered, base)
+    end = np.searchsorted(ordered, base, "right")
+    number = 1
+    for index in order[begin + 1 : end].tolist():
+      number += 1
+      while number in taken:
+        number += 1
+      found[index] = number
+  return found
+
+
+def _ids(files: Files, column: str) -> Iterator[tuple[int, np.ndarray]]:
+  """Yield ids as bytes, so many at once, after the row of the first."""
+  for group, rows in enumerate(files.groups()):
+    if not rows:
+      continue
+    try:
+      found = files.ids(group, column)
+    except InputError:
+      found = None
+    place = files.place(rows.start)
+    for begin in range(0, len(rows), _SLICE):
+      size = min(_SLICE, len(rows) - begin)
+      ids = np.full(size, None, object)
+      if found is not None:
+        ids = found.slice(begin, size).to_numpy().copy()
+      for index in np.flatnonzero([one is None for one in ids]).tolist():
+        row = place._replace(row=place.row + begin + index)
+        ids[index] = row.id.encode("utf-8", "surrogateescape")
+      yield rows.start + begin, ids
 
 
 @contextlib.contextmanager
@@ -226,7 +324,9 @@ def _leaf(schema: Any, column: Column) -> str:
   return next(found, column.name) if column.field else column.name
 
 
-def _joined(schema: Any, other: Any, path, first: pathlib.Path) -> Any:
+def _joined(
+  schema: Any, other: Any, path: pathlib.Path, first: pathlib.Path
+) -> Any:
   """Return the schema of all files so far and of one more."""
   if other.names != schema.names:
     raise InputError(
@@ -237,56 +337,50 @@ def _joined(schema: Any, other: Any, path, first: pathlib.Path) -> Any:
     return schema
   arrow, fields = pyarrow(), []
   for one, two in zip(schema, other):
-    both = _common(one.type, two.type)
-    if both is None:
+    both = [arrow.field(one.name, _widest(field.type)) for field in (one, two)]
+    try:
+      joined = arrow.unify_schemas([arrow.schema([field]) for field in both])
+    except arrow.ArrowTypeError:
+      joined = None
+    if not joined or any(_lacks(f.type, joined.field(0).type) for f in both):
       raise InputError(
         f"{path}: {one.name}: is of type {two.type}, but {one.type} in"
         f" {first.name}"
       )
-    fields.append(arrow.field(one.name, both))
+    fields.append(joined.field(0))
   return arrow.schema(fields)
 
 
-def _common(one: Any, other: Any) -> Any:
-  """Return an Arrow type for the values of both, None if they differ.
+def _widest(found: Any) -> Any:
+  """Return the one Arrow type of all whose values are the same in Python.
 
-  Types whose values are the same in Python, as texts however long, are one.
+  Whole numbers stay apart from floats, and texts from bytes, which pyarrow would
+  widen to.
   """
   arrow = pyarrow()
   types = arrow.types
-  if types.is_dictionary(one):
-    return _common(one.value_type, other)
-  if types.is_dictionary(other):
-    return _common(one, other.value_type)
-  if types.is_null(one) or types.is_null(other):
-    return other if types.is_null(one) else one
-  if is_list(one) and is_list(other):
-    inner = _common(one.value_type, other.value_type)
-    return None if inner is None else arrow.list_(inner)
-  if types.is_struct(one) and types.is_struct(other):
-    return _common_struct(one, other)
-  tests = (
-    (types.is_string, types.is_large_string),
-    (types.is_binary, types.is_large_binary),
-    (types.is_integer,),
-    (types.is_floating,),
-  )
-  alike = any(
-    all(any(test(found) for test in kind) for found in (one, other))
-    for kind in tests
-  )
-  return one if alike or one.equals(other) else None
+  if types.is_dictionary(found):
+    return _widest(found.value_type)
+  if is_list(found):
+    return arrow.list_(_widest(found.value_type))
+  if types.is_struct(found):
+    parts = {field.name: _widest(field.type) for field in found}
+    return arrow.struct(sorted(parts.items(), key=lambda part: part[0]))
+  if types.is_large_string(found) or types.is_large_binary(found):
+    return arrow.string() if types.is_large_string(found) else arrow.binary()
+  if types.is_integer(found):
+    return arrow.int64()
+  return arrow.float64() if types.is_floating(found) else found
 
 
-def _common_struct(one: Any, other: Any) -> Any:
-  arrow = pyarrow()
-  types = [
-    {field.name: field.type for field in found} for found in (one, other)
-  ]
-  if set(types[0]) != set(types[1]):
-    return None
-  both = {name: _common(types[0][name], types[1][name]) for name in types[0]}
-  return None if None in both.values() else arrow.struct(list(both.items()))
+def _lacks(found: Any, joined: Any) -> bool:
+  """Return whether a struct in a type has fewer fields than it has joined."""
+  if pyarrow().types.is_null(found):
+    return False
+  return found.num_fields != joined.num_fields or any(
+    _lacks(found.field(index).type, joined.field(index).type)
+    for index in range(found.num_fields)
+  )
 
 
 def _find(path: pathlib.Path) -> list[pathlib.Path]:

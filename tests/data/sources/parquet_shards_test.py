@@ -85,9 +85,12 @@ def test_shards_may_store_the_same_values_in_ways_of_their_own(tmp_path):
   ({"image": {"bytes": "", "path": ""}}, "image: is of type struct"),
   ({"id": 3}, "id: is of type int64, but string in a.parquet"),
   ({"id": True}, "id: is of type bool"),
+  ({"n": 1.0}, "n: is of type double, but int64 in a.parquet"),
+  ({"ns": [1.0]}, "ns: is of type list<.*double>, but list<.*int64>"),
 ])  # fmt: skip
 def test_shards_of_other_types_are_refused(tmp_path, change, message):
   row = {"id": "x", **PAIR, "image": {"bytes": _png(), "path": "p"}}
+  row |= {"n": 1, "ns": [1]}
   _write(tmp_path / "a.parquet", row)
   _write(tmp_path / "b.parquet", row | change)
   with pytest.raises(InputError, match=f"b.parquet: {message}"):

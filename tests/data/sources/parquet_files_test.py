@@ -9,7 +9,7 @@ import pytest
 import tqdm
 from pyarrow import parquet as arrow_parquet
 
-from pivot_jax.data.sources import parquet, parquet_ids
+from pivot_jax.data.sources import parquet, parquet_files
 from pivot_jax.errors import InputError
 
 PAIR = {"question": "<image>\nWhat?", "chosen": "yes", "rejected": "no"}
@@ -39,7 +39,7 @@ def test_repeated_ids_are_numbered(tmp_path):
 
 def test_ids_are_counted_as_one_by_one_would(tmp_path, monkeypatch):
   """Of many ids, some missing, some like those that are made."""
-  monkeypatch.setattr(parquet_ids, "_SLICE", 7)
+  monkeypatch.setattr(parquet_files, "_SLICE", 7)
   rng = np.random.default_rng(0)
   some = [*"abc", None, "a#2", "a#2#2", "b#3", "c#02", "t-1", "t-3#2"]
   ids = [some[k] for k in rng.integers(0, len(some), 200)]
@@ -71,7 +71,7 @@ def test_one_number_a_row_is_held_and_goes_to_other_processes(
   source = parquet.Parquet(path)
   sent = pickle.dumps(source)
   assert source._uses.dtype == np.int32 and source._uses.shape == (100,)
-  monkeypatch.setattr(parquet_ids, "uses", None)  # Nothing counts again.
+  monkeypatch.setattr(parquet_files, "uses", None)  # Nothing counts again.
   copy = pickle.loads(sent)
   assert copy.text(1)["id"] == "1" and copy.text(51)["id"] == "1#2"
   nameless = pickle.loads(
@@ -87,8 +87,8 @@ def test_a_bar_shows_that_many_ids_are_read(tmp_path, monkeypatch):
     shown.append((given["total"], given["disable"]))
     return real(disable=True)
 
-  monkeypatch.setattr(parquet_ids.tqdm, "tqdm", bar)
-  monkeypatch.setattr(parquet_ids, "LARGE", 3)
+  monkeypatch.setattr(parquet_files.tqdm, "tqdm", bar)
+  monkeypatch.setattr(parquet_files, "LARGE", 3)
   for count in (2, 3):
     rows = [{"id": str(i), **PAIR} for i in range(count)]
     parquet.Parquet(_write(tmp_path / "a.parquet", *rows)).text(0)
