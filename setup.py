@@ -43,12 +43,9 @@ setuptools.setup(
     # The peers that benchmarks compare with.
     "bench": [
       "scikit-learn",
-      "simplejpeg>=1.8",
       "torch==2.13.0",
       "trl==1.16.0",
     ],
-    # JPEGs decoded smaller, as Pillow's draft mode does, too (docs/data.md).
-    "fast-images": ["simplejpeg>=1.8"],
     "parquet": ["pyarrow>=18"],
     "tensorboard": ["tensorboardX>=2.6"],
     "tfds": ["tensorflow-datasets>=4.9.7"],
@@ -60,7 +57,6 @@ setuptools.setup(
       "pytest>=8",
       "ruff",
       "scikit-learn",
-      "simplejpeg>=1.8",
       "tensorboardX>=2.6",
       "tensorflow-datasets>=4.9.7",
       # The release with a CPU wheel; tests compare with it, nothing runs on it.

@@ -8,7 +8,7 @@ decoded and squashed to 384 x 384 by Pillow's bicubic filter, uint8. *Pillow
 alone* is that in one line, without a limit, a check of the path or a message.
 One process, one core: the variants take turns, a round of all files each, in an
 order that moves on. Nothing is timed unless `pil` gave Pillow's pixels bit for
-bit and the decoders that decode smaller are as close as they are said to be.
+bit and the decoder that decodes smaller is as close as it is said to be.
 Rates are of CPU seconds: a core that others use too counts as less of one.
 """
 
@@ -27,12 +27,12 @@ import numpy as np
 from PIL import Image, features
 
 from bench import results, verdict
-from pivot_jax.data import decoders, images
+from pivot_jax.data import images
 
 SIZES = ((640, 480), (1024, 768), (2048, 1536))
 SIDE, QUALITY = 384, 88
 FILES, WARM_UP, ROUNDS = 8, 2, 20
-# Of pixels decoded smaller, in grey levels and decibels; see data/decoders.py.
+# Of pixels decoded smaller, in grey levels and decibels; see `images.DECODERS`.
 MEAN, MOST, LEAST_PSNR = 2.0, 60.0, 37.0
 OVERHEAD, EXACT, FASTEST = 1.1, 200.0, 400.0
 ALONE = "Pillow alone"
@@ -93,7 +93,7 @@ def variants(folder: pathlib.Path) -> dict[str, Read]:
     decoder: images.Pictures(
       folder, images.ImageSpec(SIDE, decoder=decoder)
     ).read
-    for decoder in decoders.NAMES
+    for decoder in images.DECODERS
   }
   decoded = {p.name: Image.open(p).convert("RGB") for p in folder.iterdir()}
 
@@ -122,7 +122,7 @@ def failures(off: Mapping[str, Mapping[str, float]]) -> list[str]:
   """Return a line for every variant that is too far from Pillow's pixels."""
   lines = []
   for name, one in off.items():
-    exact = name not in decoders.NAMES or name == "pil"
+    exact = name not in images.DECODERS or name == "pil"
     mean, most, psnr = (0, 0, np.inf) if exact else (MEAN, MOST, LEAST_PSNR)
     # Written so that nan fails.
     if not (one["mean"] <= mean and one["max"] <= most and one["psnr"] >= psnr):
@@ -225,7 +225,7 @@ def goals(rows: Sequence[Row]) -> list[str]:
     for size in ratios
   ]
   for row in rows:
-    if row.size == "640x480" and row.name in decoders.NAMES:
+    if row.size == "640x480" and row.name in images.DECODERS:
       limit = EXACT if row.name == "pil" else FASTEST
       said = f"images/CPU s of `{row.name}` at {row.size}"
       lines.append(verdict.goal(said, row.rate, limit))
@@ -240,7 +240,7 @@ def main() -> None:
   flags = parser.parse_args()
   report = results.Report(
     results.command("images", flags, {"rounds": ROUNDS}),
-    software=results.versions(("numpy", "pillow", "simplejpeg"))
+    software=results.versions(("numpy", "pillow"))
     | {"Pillow's libjpeg-turbo": features.version_feature("libjpeg_turbo")},
   )
   # The last core: the first ones serve the system's interrupts.
@@ -261,8 +261,8 @@ def main() -> None:
     f" of {flags.rounds} rounds over {FILES} files after {WARM_UP} of warm-up,"
     " all variants in turn in one process; CPU times are compared round by"
     " round; *its resize* is the part of Pillow alone that follows the"
-    " decoding. Before that `pil` gave Pillow's pixels bit for bit, and the"
-    f" others were within {MEAN:g} grey levels in the mean, {MOST:g} at most"
+    " decoding. Before that `pil` gave Pillow's pixels bit for bit, and"
+    f" `pil_draft` was within {MEAN:g} grey levels in the mean, {MOST:g} at most"
     f" and {LEAST_PSNR:g} dB.",
     machine=", one core",
     files=FILES,

@@ -16,13 +16,7 @@ ORDER = (
   ("trees", "files", "addresses"),
   ("sharding", "metrics"),
   ("models.*",),
-  (
-    "data.tokenizer",
-    "data.framing",
-    "data.layouts",
-    "data.decoders",
-    "data.rows",
-  ),
+  ("data.tokenizer", "data.framing", "data.layouts", "data.rows"),
   ("data.sources.records",),
   ("data.chat", "data.images", "data.packing"),
   ("data.sources.*", "data.scenes.*"),
@@ -45,7 +39,6 @@ ONLY_IN = {
   "transformers": r"pivot_jax/(weights/convert/hf|data/tokenizer)\.py|(tests|bench)/.+",
   "torch": r"(tests/parity|bench)/.+",
   "sklearn": r"(tests|bench)/.+",
-  "simplejpeg": r"pivot_jax/data/decoders\.py|(tests|bench)/.+",
   "tensorflow": r"",
 }
 

@@ -27,6 +27,8 @@ TEXT = "\n\n".join(path.read_text("utf-8") for path in TEXTS)
 # An old spelling (a command, setting or recipe as the texts have it), and words
 # of the one line that refuses it and names the new one.
 REFUSED: dict[str, str] = {
+  # pip only warns; `decoder="simplejpeg"` is refused by the name of `pil_draft`.
+  'pip install "pivot_jax[fast-images]"': "there is no extra 'fast-images'",
   "python -m pivot_jax.data convert META.json DIR --paper-files"
   " --tokenizer=FOLDER": "select-mmpr META --set=official",
 }
