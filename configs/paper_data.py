@@ -51,7 +51,7 @@ def mmpr(
   image_root: str = "datasets",
   size: int = 20_000,
   seed: int = 777,
-  **choosing: object,
+  **choosing: str | float | None,
 ) -> dict:
   """Return the source of the pairs that `data select-mmpr` wrote.
 

@@ -38,7 +38,7 @@ _decode = json.JSONDecoder().raw_decode
 
 
 class Flaw(NamedTuple):
-  """What should be a record and is none: its index and why."""
+  """The index of what is not a valid record, and the reason."""
 
   index: int
   why: str
@@ -53,7 +53,7 @@ class File:
   """
 
   def __init__(self, path: str | os.PathLike):
-    """Open a file, and indexes it unless that has been done.
+    """Open a file, and index it unless that has been done.
 
     Raises:
       InputError: no such file, or a list that is no valid JSON.
@@ -149,7 +149,7 @@ def cache_folder() -> pathlib.Path:
 
 
 def stamp(path: pathlib.Path) -> str:
-  """Return what tells a file's content: size, time, and CRC of its ends."""
+  """Return a digest of a file's content: size, time, and CRC of its ends."""
   state = path.stat()
   with path.open("rb") as file:
     crc = zlib.crc32(file.read(2**16))

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pivot_jax.data import images
-from pivot_jax.data.sources import json_index, records
+from pivot_jax.data.sources import json_index, json_records, records
 from pivot_jax.errors import InputError
 
 LOG = logging.getLogger("pivot_jax")
@@ -47,7 +47,7 @@ class Part(NamedTuple):
 
   @property
   def size(self) -> int:
-    """How many rows of the source come from it."""
+    """The number of rows of the source that come from it."""
     return self.rows * self.times
 
 
@@ -188,7 +188,9 @@ class Mmpr:
 class Selected:
   """Some rows of a source, in an order of their own; names stay the file's."""
 
-  def __init__(self, source: Any, indices: Sequence[int] | np.ndarray):
+  def __init__(
+    self, source: json_records.Source, indices: Sequence[int] | np.ndarray
+  ):
     self.source = source
     self.indices = np.asarray(indices, np.int64)
 
@@ -266,15 +268,18 @@ def _open_parts(
   flawed: bool,
 ) -> tuple[Part, ...]:
   folder = meta.parent
-  paths = {
-    name: _annotation(folder, entry["annotation"])
-    for name, entry in entries.items()
-  }
-  missing = [entries[name]["annotation"] for name, p in paths.items() if not p]
+  paths: dict[str, pathlib.Path] = {}
+  missing = []
+  for name, entry in entries.items():
+    found = _annotation(folder, entry["annotation"])
+    if found is None:
+      missing.append(entry["annotation"])
+    else:
+      paths[name] = found
   if missing:
     more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
     raise InputError(
-      f"{folder / 'meta.json'}: {len(missing)} of {len(paths)} annotations are"
+      f"{folder / 'meta.json'}: {len(missing)} of {len(entries)} annotations are"
       f" not there, as {', '.join(missing[:3])}{more}: put them into"
       f" {folder / 'annotations'}"
     )
@@ -301,8 +306,12 @@ def _open_parts(
 
 def _repeat(asked: object, rows: int) -> tuple[int, int]:
   """Return how many rows of a file are taken, and how often."""
-  number = isinstance(asked, (int, float)) and not isinstance(asked, bool)
-  if not number or not 0 < asked <= _MOST or asked > 1 and asked % 1:
+  if (
+    isinstance(asked, bool)
+    or not isinstance(asked, (int, float))
+    or not 0 < asked <= _MOST
+    or (asked > 1 and asked % 1)
+  ):
     raise InputError(
       f"repeat_time: must be a whole number up to {_MOST}, or a share between"
       f" 0 and 1, not {asked!r}"

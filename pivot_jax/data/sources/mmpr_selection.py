@@ -264,7 +264,7 @@ def prompt(row: Row) -> str:
 
 
 class _Wish(NamedTuple):
-  """What a set is to hold; see `select_official`."""
+  """The rows that a set is to hold; see `select_official`."""
 
   size: int
   seed: int

@@ -14,7 +14,7 @@ import pathlib
 import re
 import threading
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import tqdm
@@ -34,7 +34,7 @@ _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})(-[0-9a-f]+)?")
 
 
 class Place(NamedTuple):
-  """Where a row is: its file, and the row in that file, from 0."""
+  """The place of a row: its file, and its number in that file, from 0."""
 
   path: pathlib.Path
   row: int
@@ -46,6 +46,13 @@ class Place(NamedTuple):
   def id(self) -> str:
     """The id of a row without one."""
     return f"{self.path.stem}-{self.row}"
+
+
+@runtime_checkable
+class ArrowType(Protocol):
+  """A type of pyarrow's, which may not be installed."""
+
+  num_fields: int
 
 
 class Column(NamedTuple):
@@ -212,7 +219,7 @@ def uses(files: Files, column: str) -> Int32[np.ndarray, "N"]:
   return _count(hashes, numbered)
 
 
-def is_list(found: Any) -> bool:
+def is_list(found: ArrowType) -> bool:
   """Return whether the values of an Arrow type are lists."""
   types = pyarrow().types
   tests = (types.is_list, types.is_large_list, types.is_fixed_size_list)
