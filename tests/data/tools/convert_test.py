@@ -3,7 +3,6 @@ import os
 
 import pytest
 
-from pivot_jax import addresses
 from pivot_jax.data.sources import (
   array_record,
   json_records,
