@@ -166,6 +166,37 @@ class Coder:
     return encoded._replace(answers=answers, answer_targets=targets)
 
 
+def coder_of(
+  section: Mapping[str, Any],
+  tokenizer: chat.Tokenizer,
+  *,
+  image_size: int = 1,
+  patches: int = 1,
+  long: str = "error",
+) -> Coder:
+  """Return how a stage codes rows: the stages and `data check` both ask here.
+
+  A stage without an objective (score, gradcam) sees both answers of a pair.
+
+  Args:
+    section: a stage's settings, of which `template`, `mask`, `objective`,
+      `max_length` and `resample` count, as far as its kind has them.
+    image_size: pixels of a side as the encoder reads images.
+    long: the policy for rows over `max_length`, "auto" resolved.
+  """
+  return Coder(
+    tokenizer=tokenizer,
+    template=section.get("template", "qwen_1_5"),
+    mask=section.get("mask", "answer"),
+    pairs=section.get("objective", "dpo") == "dpo",
+    image_size=image_size,
+    resample=section["resample"],
+    patches=patches,
+    max_length=section.get("max_length", 0),
+    long=long,
+  )
+
+
 def _several(field: Any) -> list[Any]:
   return field if isinstance(field, list) else [field]
 

@@ -18,7 +18,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from pivot_jax import metrics, sharding, texts
-from pivot_jax.data import feed, opener
+from pivot_jax.data import coders, feed, opener
 from pivot_jax.errors import InputError
 from pivot_jax.evals import generate, question_only
 from pivot_jax.models import layers
@@ -145,13 +145,11 @@ def _blind(config, records) -> dict[str, Any]:
 def _answers(config, model, source, mesh) -> list[str]:
   """Return what the model says to each row of a source."""
   tokenizer, patches = model.tokenizer, model.mllm.vision.num_patches
-  coder = feed.Coder(
-    tokenizer=tokenizer,
-    template=model.meta.get("template", "qwen_1_5"),
-    mask="answer",
-    pairs=False,
+  template = model.meta.get("template", "qwen_1_5")
+  coder = coders.coder_of(
+    config.to_dict() | {"template": template},
+    tokenizer,
     image_size=model.mllm.vision.image_size,
-    resample=config.resample,
   )
   tokens = feed.longest_prompt(source, coder, patches)
   if tokens > config.max_length:

@@ -20,7 +20,7 @@ from jaxtyping import Bool, Float
 from ml_collections import ConfigDict
 
 from pivot_jax import files, metrics, sharding
-from pivot_jax.data import feed, images, opener, packing
+from pivot_jax.data import coders, feed, images, opener, packing
 from pivot_jax.errors import InputError
 from pivot_jax.evals import gradients
 from pivot_jax.models import layers
@@ -95,13 +95,10 @@ def read_scenes(
   The supervised example has the answer's tokens as targets; those of DPO are
   the answer's by the config's mask, as in training.
   """
-  coder = feed.Coder(
-    tokenizer=model.tokenizer,
-    template=config.template,
-    mask=config.mask,
-    pairs=True,
+  coder = coders.coder_of(
+    config.to_dict(),
+    model.tokenizer,
     image_size=model.mllm.vision.image_size,
-    resample=config.resample,
   )
   supervised = dataclasses.replace(coder, pairs=False, mask="answer")
   vision = model.mllm.vision

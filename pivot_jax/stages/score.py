@@ -33,15 +33,11 @@ def run(
     inputs["init"], needs=(*checkpoint.PARTS, "tokenizer"), compute=compute
   )
   spec = config.sources[config.data].to_dict()
-  coder = feed.Coder(
-    tokenizer=model.tokenizer,
-    template=config.template,
-    mask=config.mask,
-    pairs=True,
+  coder = coders.coder_of(
+    config.to_dict(),
+    model.tokenizer,
     image_size=model.mllm.vision.image_size,
     patches=model.mllm.vision.num_patches,
-    resample=config.resample,
-    max_length=config.max_length,
     long=opener.long_rows(config.long, [spec]),
   )
   stream = streams.open_stream([(spec, 1.0)], coder, seed=config.data_seed)

@@ -72,15 +72,11 @@ def make_coder(
   config: ConfigDict, tokenizer: chat.Tokenizer, model: mllm.MLLM
 ) -> feed.Coder:
   """Return how rows become examples for a model."""
-  return feed.Coder(
-    tokenizer=tokenizer,
-    template=config.template,
-    mask=config.mask,
-    pairs=config.objective == "dpo",
+  return coders.coder_of(
+    config.to_dict(),
+    tokenizer,
     image_size=model.vision.image_size if model.vision else 1,
     patches=model.vision.num_patches if model.vision else 1,
-    resample=config.resample,
-    max_length=config.max_length,
     long=opener.long_rows(config.long, [spec for spec, _ in specs(config)]),
   )
 
