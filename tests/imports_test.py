@@ -17,7 +17,7 @@ ORDER = (
   ("sharding", "metrics"),
   ("models.*",),
   ("data.tokenizer", "data.framing", "data.layouts", "data.rows"),
-  ("data.sources.records",),
+  ("data.pool", "data.sources.records"),
   ("data.chat", "data.images", "data.packing"),
   ("data.sources.*", "data.scenes.*"),
   ("data.coders",),

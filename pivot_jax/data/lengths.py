@@ -5,25 +5,19 @@ text, by several processes where there are many; a table of a source that is
 known by a `key` is kept, so that the next run on it reads nothing.
 """
 
-import contextlib
 import dataclasses
 import hashlib
 import json
 import logging
-import multiprocessing
 import os
 import pathlib
-import sys
-import types
 from collections.abc import Iterator, Sequence
-from concurrent import futures
-from concurrent.futures import process
 
 import numpy as np
 import tqdm
 
 from pivot_jax import files
-from pivot_jax.data import coders, layouts, packing, rows
+from pivot_jax.data import coders, layouts, packing, pool, rows
 from pivot_jax.data.sources import json_index
 from pivot_jax.errors import InputError
 
@@ -105,51 +99,19 @@ def _measured(
     for chunk in chunks:
       yield chunk, part(source, coder, chunk)
     return
-  with _pool(source, coder, workers) as pool:
-    try:
-      with _no_program():
-        found = pool.map(_part, chunks)
-      yield from zip(chunks, found)
-    except process.BrokenProcessPool:
-      raise InputError(
-        f"{source.name(0)}: a process that measured rows was killed, for lack of "
-        "memory perhaps: run again with more, or on fewer cores"
-      ) from None
+  found = pool.results(
+    _part,
+    (source, coder),
+    chunks,
+    processes=workers,
+    broken=f"{source.name(0)}: a process that measured rows was killed, for "
+    "lack of memory perhaps: run again with more, or on fewer cores",
+  )
+  yield from zip(chunks, found)
 
 
-def _pool(
-  source: rows.Source, coder: coders.Coder, workers: int
-) -> futures.ProcessPoolExecutor:
-  # Not forked: this process has threads.
-  context = multiprocessing.get_context("spawn")
-  return futures.ProcessPoolExecutor(workers, context, _start, (source, coder))
-
-
-@contextlib.contextmanager
-def _no_program() -> Iterator[None]:
-  """Keep the processes that are started meanwhile from importing the program.
-
-  A spawned process imports the module that was run, and of this project's
-  programs that is jax and everything else: 300 MB in each.
-  """
-  program = sys.modules["__main__"]
-  sys.modules["__main__"] = types.ModuleType("__main__")
-  try:
-    yield
-  finally:
-    sys.modules["__main__"] = program
-
-
-# The source and the coder of a process that measures.
-_job: list[tuple[rows.Source, coders.Coder]] = []
-
-
-def _start(source: rows.Source, coder: coders.Coder) -> None:
-  _job[:] = [(source, coder)]
-
-
-def _part(chunk: range) -> Table:
-  return part(*_job[0], chunk)
+def _part(held: tuple[rows.Source, coders.Coder], chunk: range) -> Table:
+  return part(*held, chunk)
 
 
 def part(

@@ -20,7 +20,7 @@ from jaxtyping import Bool, Float
 from ml_collections import ConfigDict
 
 from pivot_jax import files, metrics, sharding
-from pivot_jax.data import coders, feed, images, opener, packing
+from pivot_jax.data import coders, images, opener, packing
 from pivot_jax.errors import InputError
 from pivot_jax.evals import gradients
 from pivot_jax.models import layers

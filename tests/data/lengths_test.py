@@ -1,5 +1,6 @@
 """What a process that measures rows of JSON holds."""
 
+import functools
 import json
 import pathlib
 import re
@@ -7,7 +8,7 @@ import re
 import numpy as np
 
 from pivot_jax import addresses
-from pivot_jax.data import coders, lengths, packing
+from pivot_jax.data import coders, lengths, packing, pool
 from pivot_jax.data.sources import json_records
 from pivot_jax.data.tokenizer import load_tokenizer
 
@@ -35,12 +36,13 @@ def test_a_process_that_measures_json_is_small_and_loads_no_jax(tmp_path):
     image_size=48,
   )
   source = write_pairs(tmp_path / "pairs.jsonl", 300)
-  with lengths._pool(source, coder, 1) as pool:
-    with lengths._no_program():
-      found = pool.submit(lengths._part, range(300)).result()
+  work = functools.partial(pool._call, lengths._part)
+  with pool.executor((source, coder), 1) as workers:
+    with pool._no_program():
+      found = workers.submit(work, range(300)).result()
     status = pathlib.Path("/proc/self/status")
-    held = pool.submit(pathlib.Path.read_text, status).result()
-    modules = pool.submit(eval, "{*__import__('sys').modules}").result()
+    held = workers.submit(pathlib.Path.read_text, status).result()
+    modules = workers.submit(eval, "{*__import__('sys').modules}").result()
   expected = packing.size(coder.example(source.text(299), pixels=False), 1)
   np.testing.assert_array_equal(found.sizes[299], expected)
   assert int(re.search(r"VmHWM:\s+(\d+) kB", held)[1]) < _MOST
