@@ -65,7 +65,7 @@ def check(steps: Iterable[run_folder.Step]) -> None:
   steps = list(steps)
   for step in steps:
     _check_numbers(step)
-    _check_choices(step)
+    check_choices(step)
   if all(step.kind == "report" for step in steps):
     raise InputError(
       "there is nothing to run: no stage has its data; on your own files every "
@@ -183,7 +183,8 @@ def _check_background(name: str, config: ConfigDict) -> None:
       )
 
 
-def _check_choices(step: run_folder.Step) -> None:
+def check_choices(step: run_folder.Step) -> None:
+  """Raise InputError for a setting of a stage that names no known choice."""
   for name, options in _CHOICES.items():
     value = step.config.get(name, options[0])
     if value not in options:

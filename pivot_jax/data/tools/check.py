@@ -3,11 +3,11 @@
   python -m pivot_jax.data check train.jsonl eval.json --images=DIR
   python -m pivot_jax.data check configs/pivot.py:files --config.files.eval=...
 
-Writes `bad.jsonl`, a line for each fault, and `check.json`, what there is in
-each file, and says both in short. A source leaves out the rows that its `bad=`
-names, but for those that are only noted. The status is 1 if more rows are bad
-than --max-bad allows or a file cannot be read at all, 2 if it cannot be told
-what to check.
+Writes `bad.jsonl`, a line for each fault, and `check.json`, the counts of each
+file, and says both in short. A source skips the rows that its `bad=` names, but
+for those that are only noted. The status is 1 if more rows are bad than
+--max-bad allows or a file cannot be read at all, 2 if the arguments name
+nothing to check.
 """
 
 import argparse
@@ -15,90 +15,94 @@ import contextlib
 import json
 import os
 import pathlib
+import re
 import sys
 import textwrap
-from collections.abc import Iterable, Iterator, Sequence
-from typing import TextIO
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, TextIO
 
 import tqdm
 
-from pivot_jax import addresses, files
-from pivot_jax.data import chat
-from pivot_jax.data.tools import (
-  check_config,
-  check_files,
-  check_rows,
-  check_work,
-  faults,
-)
+from pivot_jax import files
+from pivot_jax.data import chat, coders, pool
+from pivot_jax.data.tokenizer import load_tokenizer
+from pivot_jax.data.tools import check_files, check_rows, faults, show
 from pivot_jax.errors import InputError
 
 BAD, SUMMARY = "bad.jsonl", "check.json"
-MAX_LENGTH, PATCHES = 2048, 729
-TOKENIZER, TEMPLATE = "package:toy", "qwen_1_5"
+MAX_LENGTH = 2048
 # Fewer rows are looked at by this process: starting others takes seconds.
 _FEW = 5_000
 
 
 def main(argv: Sequence[str]) -> int:
-  """Check what `argv` names; returns the exit status.
+  """Check the files that `argv` names; return the exit status.
 
   Raises:
     InputError: no such file or config, or a folder that cannot be written.
   """
-  given, overrides = _parser().parse_known_args(argv)
-  wanted = _wanted(given, overrides)
-  out = files.local_path(given.out, "--out")
+  args, overrides = _parser().parse_known_args(argv)
+  wanted = _wanted(args, overrides)
+  out = files.local_path(args.out, "--out")
   _check_apart(wanted.entries, out)
-  address = wanted.tokenizer or TOKENIZER
-  settings = check_rows.Settings(
-    str(addresses.tokenizer_folder(address)),
-    wanted.patches or PATCHES,
-    given.decode,
-  )
-  # Made here whoever uses it: a wrong tokenizer is answered at once.
-  checker = check_rows.Checker(settings)
   found = [
     faults.Summary(one.path, max_bad=one.max_bad, long=one.long)
     for one in wanted.entries
   ]
-  with _rewriting(out / BAD) as bad:
+  with _writing(out / BAD) as bad:
     targets = _open(wanted.entries, found, bad)
-    tasks = check_work.tasks(targets)
-    rows = sum(len(task.rows) for task in tasks)
-    workers = given.workers
-    if workers < 0:
-      workers = (os.cpu_count() or 1) if rows >= _FEW else 0
-    if workers and tasks:
-      parts = check_work.parts(targets, settings, tasks, workers)
-    else:
-      parts = (checker.part(targets[task.number], task.rows) for task in tasks)
-    _count(zip(tasks, parts), rows, found, bad)
+    _look(targets, args, found, bad)
   report = faults.summary(
     found,
     settings={
-      "tokenizer": address,
+      "tokenizer": wanted.tokenizer or check_rows.TOKENIZER,
       "too_long_is_judged": bool(wanted.tokenizer),
-      "patches": settings.patches,
+      "patches": wanted.patches or check_rows.PATCHES,
       "patches_are_known": wanted.patches is not None,
-      "decoded": given.decode,
+      "decoded": args.decode,
       "max_length": {entry.path: entry.max_length for entry in wanted.entries},
     },
-    left_out=wanted.left_out,
+    skipped=wanted.skipped,
   )
-  with _rewriting(out / SUMMARY) as file:
-    file.write(json.dumps(report, indent=2) + "\n")
+  files.write_text(out / SUMMARY, json.dumps(report, indent=2) + "\n")
   _say(found, report, out)
   return 0 if all(file.is_allowed for file in found) else 1
 
 
+def _look(
+  targets: check_rows.Targets,
+  args: argparse.Namespace,
+  found: Sequence[faults.Summary],
+  bad: TextIO,
+) -> None:
+  """Look at all rows, in this process or several others."""
+  held = check_rows.Checker(decode=args.decode), targets
+  tasks = check_rows.tasks(targets)
+  rows = sum(len(task.rows) for task in tasks)
+  workers = args.workers
+  if workers < 0:
+    workers = (os.cpu_count() or 1) if rows >= _FEW else 0
+  if workers and tasks:
+    parts = pool.results(
+      check_rows.look,
+      held,
+      tasks,
+      processes=workers,
+      broken="a process that looked at rows ended at once; if there was too"
+      " little memory, give fewer --workers",
+    )
+  else:
+    parts = (check_rows.look(held, task) for task in tasks)
+  _count(zip(tasks, parts), rows, found, bad)
+
+
 def _count(
-  parts: Iterable[tuple[check_work.Task, check_rows.Part]],
+  parts: Iterable[tuple[check_rows.Task, check_rows.Part]],
   rows: int,
   found: Sequence[faults.Summary],
   bad: TextIO,
 ) -> None:
-  """Counts and writes what is found, in the order of the rows."""
+  """Count and write the faults, in the order of the rows."""
   bar = tqdm.tqdm(
     total=rows,
     desc="checking",
@@ -113,12 +117,12 @@ def _count(
 
 
 def _open(
-  entries: Sequence[check_config.Entry],
+  entries: Sequence[check_rows.Entry],
   found: Sequence[faults.Summary],
   bad: TextIO,
 ) -> list[check_rows.Target | None]:
-  """Open what is to be checked; None stands for a file that has a fault."""
-  targets = []
+  """Open the entries; None stands for a file that has a fault."""
+  targets: list[check_rows.Target | None] = []
   for entry, summary in zip(entries, found):
     try:
       source = entry.open()
@@ -130,7 +134,7 @@ def _open(
       continue
     targets.append(
       check_rows.Target(
-        entry.path, source, entry.readings, entry.frames, entry.max_pixels
+        entry.path, source, entry.codings, entry.frames, entry.max_pixels
       )
     )
   return targets
@@ -147,97 +151,106 @@ def _of_file(path: str, error: InputError | OSError) -> check_rows.Fault:
 
 
 def _wanted(
-  given: argparse.Namespace, overrides: Sequence[str]
-) -> check_config.Wanted:
-  """Return what the command line asks for, a config's own values filled in."""
-  configs = [path for path in given.what if check_config.is_config(path)]
+  args: argparse.Namespace, overrides: Sequence[str]
+) -> check_rows.Wanted:
+  """Return the entries of the command line, a config's own values filled in."""
+  configs = [path for path in args.what if is_config(path)]
   strange = [text for text in overrides if not text.startswith("--config.")]
   if strange or overrides and not configs:
     raise InputError(f"{(strange or overrides)[0]}: unknown; see --help")
-  if given.images is not None and not pathlib.Path(given.images).is_dir():
-    raise InputError(f"--images={given.images}: no such folder")
-  wanted = _of_config(configs[0], given, overrides) if configs else _of(given)
+  if args.images is not None and not pathlib.Path(args.images).is_dir():
+    raise InputError(f"--images={args.images}: no such folder")
+  wanted = _of_config(configs[0], args, overrides) if configs else _of(args)
   if not wanted.tokenizer:
     # Another tokenizer's tokens say nothing of a limit.
-    unlimited = [check_config.with_limit(entry, 0) for entry in wanted.entries]
-    wanted = wanted._replace(entries=tuple(unlimited))
+    unlimited = tuple(entry.limited(0) for entry in wanted.entries)
+    wanted = wanted._replace(entries=unlimited)
   return wanted
 
 
+def is_config(text: str) -> bool:
+  """Return whether an argument names a config, as configs/pivot.py:files."""
+  return re.fullmatch(r".+\.py(:.*)?", text, re.DOTALL) is not None
+
+
 def _of_config(
-  config: str, given: argparse.Namespace, overrides: Sequence[str]
-) -> check_config.Wanted:
-  if len(given.what) > 1:
+  config: str, args: argparse.Namespace, overrides: Sequence[str]
+) -> check_rows.Wanted:
+  # A recipe needs jax, which takes seconds to load; files need neither.
+  from pivot_jax.data.tools import check_config
+
+  if len(args.what) > 1:
     raise InputError(f"{config}: give one config, or files")
-  if given.template:
+  if args.template:
     raise InputError(
-      f"--template={given.template}: is for files; the stages of"
+      f"--template={args.template}: is for files; the stages of"
       f" {config} have theirs"
     )
-  found = check_config.read(
-    config, overrides, max_length=given.max_length, max_bad=given.max_bad
-  )
-  return found._replace(
-    tokenizer=given.tokenizer or found.tokenizer,
-    patches=given.patches or found.patches,
+  return check_config.read(
+    config,
+    overrides,
+    check_config.Overrides(
+      args.tokenizer, args.patches, args.max_length, args.max_bad
+    ),
   )
 
 
-def _of(given: argparse.Namespace) -> check_config.Wanted:
-  """Return what files are checked by."""
-  if given.max_length and not given.tokenizer:
+def _of(args: argparse.Namespace) -> check_rows.Wanted:
+  """Return the files of the command line, and how they are read."""
+  if args.max_length and not args.tokenizer:
     raise InputError(
-      f"--max-length={given.max_length}: give --tokenizer, whose tokens these"
+      f"--max-length={args.max_length}: give --tokenizer, whose tokens these"
       " are"
     )
-  most = MAX_LENGTH if given.max_length is None else given.max_length
-  reading = check_config.ALONE._replace(
-    template=given.template or TEMPLATE, max_length=most
+  most = MAX_LENGTH if args.max_length is None else args.max_length
+  section = check_rows.ALONE | {"max_length": most}
+  if args.template:
+    section["template"] = args.template
+  address = args.tokenizer or check_rows.TOKENIZER
+  coder = coders.coder_of(
+    section,
+    load_tokenizer(show.tokenizer_folder(address)),
+    patches=args.patches or check_rows.PATCHES,
   )
   entries = [
-    check_config.Entry(
-      path, given.images, (reading,), max_bad=given.max_bad or 0.0
-    )
-    for path in dict.fromkeys(given.what)
+    check_rows.Entry(path, args.images, (coder,), max_bad=args.max_bad or 0.0)
+    for path in dict.fromkeys(args.what)
   ]
-  return check_config.Wanted(
-    tuple(entries), given.tokenizer or "", given.patches, {}
+  return check_rows.Wanted(
+    tuple(entries), args.tokenizer or "", args.patches, {}
   )
 
 
 def _check_apart(
-  entries: Sequence[check_config.Entry], out: pathlib.Path
+  entries: Sequence[check_rows.Entry], out: pathlib.Path
 ) -> None:
   """Raise if what is to be checked would be written over."""
   written = [(out / name).absolute() for name in (BAD, SUMMARY)]
   for entry in entries:
     if pathlib.Path(entry.path).absolute() in written:
       raise InputError(
-        f"{entry.path}: is what this command writes; leave it out, or give"
+        f"{entry.path}: is what this command writes; skip it, or give"
         " another --out"
       )
 
 
 @contextlib.contextmanager
-def _rewriting(path: pathlib.Path) -> Iterator[TextIO]:
+def _writing(path: pathlib.Path) -> Iterator[TextIO]:
   """Give a file to write, which takes the place of `path` when it is done."""
-  aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-  try:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    file = aside.open("w", encoding="utf-8")
-  except OSError as error:
-    raise InputError(f"--out={path.parent}: {error.strerror}") from None
-  try:
-    with file:
-      yield file
-    aside.replace(path)
-  except BaseException:
-    aside.unlink()
-    raise
+  with contextlib.ExitStack() as stack:
+    try:
+      path.parent.mkdir(parents=True, exist_ok=True)
+      aside = stack.enter_context(files.writing(path))
+      file = stack.enter_context(aside.open("w", encoding="utf-8"))
+    except OSError as error:
+      raise InputError(f"--out={path.parent}: {error.strerror}") from None
+    yield file
 
 
-def _say(found, report, out: pathlib.Path) -> None:
-  """Write what was found to the terminal, in short."""
+def _say(
+  found: Sequence[faults.Summary], report: Mapping[str, Any], out: pathlib.Path
+) -> None:
+  """Write the findings to the terminal, in short."""
   said = [text for file in found for text in file.lines()]
   said += [
     f"{name}: not looked at ({why})"
@@ -263,12 +276,12 @@ def _say(found, report, out: pathlib.Path) -> None:
   sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
 
 
-def _has_lengths(report) -> bool:
+def _has_lengths(report: Mapping[str, Any]) -> bool:
   return any(file["tokens"] for file in report["files"])
 
 
-def _measure(settings) -> list[str]:
-  """Return what lengths are measured by."""
+def _measure(settings: Mapping[str, Any]) -> list[str]:
+  """Return the measures of lengths in words."""
   patches = f"{settings['patches']} for an image"
   if not settings["patches_are_known"]:
     patches += ", which is a guess: give --patches"
@@ -313,12 +326,12 @@ def _parser() -> argparse.ArgumentParser:
     "--tokenizer",
     metavar="ADDRESS",
     help="folder or address of the language model's tokenizer (the config's;"
-    f" for files {TOKENIZER} measures, and no row is too_long)",
+    f" for files {check_rows.TOKENIZER} measures, and no row is too_long)",
   )
   add(
     "--template",
     choices=chat.TEMPLATES,
-    help=f"of files; a config's stages have theirs ({TEMPLATE})",
+    help=f"of files; a config's stages have theirs ({check_rows.ALONE['template']})",
   )
   add(
     "--max-length",
@@ -331,7 +344,8 @@ def _parser() -> argparse.ArgumentParser:
     "--patches",
     type=_whole(1),
     metavar="N",
-    help=f"tokens of an image (those of the config's encoder, or {PATCHES})",
+    help=f"tokens of an image (those of the config's encoder, or"
+    f" {check_rows.PATCHES})",
   )
   add(
     "--max-bad",

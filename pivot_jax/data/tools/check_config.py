@@ -1,31 +1,36 @@
-"""What is to be checked: files as they are, or the sources of a config.
+"""Reads from a config which files to check, and how its stages read them.
 
-A config is read as `main` reads it, without its flags, and nothing of it is
-used but `sources`, and how the stages read them (`checking_stages.py`).
+The config is planned as `main` plans it, but as if all its data were there, so
+that a file can be checked before the others are at hand. A stage's coder is the
+one that it trains with. Of weights, only the small files that describe them
+are read, and nothing is fetched.
 """
 
+import dataclasses
 import json
 import pathlib
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from pivot_jax.data import images, opener
-from pivot_jax.data.tools import (
-  check_encoder,
-  check_files,
-  check_rows,
-  check_stages,
-)
+from pivot_jax import addresses, files
+from pivot_jax.data import chat, coders, framing, images, open_path, opener
+from pivot_jax.data.tokenizer import load_tokenizer
+from pivot_jax.data.tools import check_rows, show
 from pivot_jax.errors import InputError
+from pivot_jax.models import vit
+from pivot_jax.recipe import plan, preflight, run_folder
+from pivot_jax.weights import checkpoint
+from pivot_jax.weights.convert import hf_config
 
+# The side of an image where the encoder's is not known.
+_SIDE = 384
 # Of an entry: how its rows are used, and not what they are.
 _USE = ("given_by", "max_bad", "bad", "group", "image_size", "resample")
-# How texts are read where no stage says it.
-ALONE = check_rows.Reading("qwen_1_5", "paper", True, 0, "error")
 # What a config file may raise, as a program of somebody else's.
 _BROKEN = (
   ArithmeticError, AssertionError, ImportError, LookupError, NameError,
@@ -33,115 +38,211 @@ _BROKEN = (
 )  # fmt: skip
 
 
-class Entry(NamedTuple):
-  """A file or folder to check.
+class Overrides(NamedTuple):
+  """Options of the command line that win over the config; None: not set."""
 
-  images: the folder of its image paths, None for its own.
-  max_bad: the share of its rows that may be bad.
-  spec: the config's entry, as JSON; "" if it was named alone.
+  tokenizer: str | None = None
+  patches: int | None = None
+  max_length: int | None = None
+  max_bad: float | None = None
+
+
+class Stage(NamedTuple):
+  """The sources that a stage reads, its coder, and its images if it sees any.
+
+  known: whether the size of an image in tokens is the encoder's own.
   """
 
-  path: str
-  images: str | None
-  readings: tuple[check_rows.Reading, ...]
-  frames: tuple[check_rows.Frame, ...] = ()
-  max_pixels: int = images.MAX_PIXELS
-  max_bad: float = 0.0
-  spec: str = ""
-
-  @property
-  def max_length(self) -> int:
-    """The least number of tokens that a row may have; 0: any number."""
-    limits = (reading.max_length for reading in self.readings)
-    return min((limit for limit in limits if limit), default=0)
-
-  @property
-  def long(self) -> str:
-    """What becomes of longer rows, "" where they are errors."""
-    return ", ".join(
-      sorted({r.long for r in self.readings if r.max_length} - {"error"})
-    )
-
-  def open(self) -> Any:
-    """Return the source; raises as `checking_files.open_file`."""
-    if self.spec:
-      return check_files.open_entry(json.loads(self.spec))
-    return check_files.open_file(self.path, self.images)
-
-
-class Wanted(NamedTuple):
-  """What to check, and by what.
-
-  tokenizer: its address, "" if none is given.
-  patches: tokens of an image, None if they are not known.
-  left_out: why the sources of a name are not looked at.
-  """
-
-  entries: tuple[Entry, ...]
-  tokenizer: str
-  patches: int | None
-  left_out: Mapping[str, str]
-
-
-def is_config(text: str) -> bool:
-  """Return whether an argument names a config, as configs/pivot.py:files."""
-  return re.fullmatch(r".+\.py(:.*)?", text, re.DOTALL) is not None
+  sources: tuple[str, ...]
+  coder: coders.Coder
+  frame: check_rows.Frame | None
+  known: bool
 
 
 def read(
-  config: str,
-  overrides: Sequence[str],
-  *,
-  max_length: int | None,
-  max_bad: float | None,
-) -> Wanted:
+  config: str, values: Sequence[str], overrides: Overrides
+) -> check_rows.Wanted:
   """Return the sources of a config that have a path, each once.
 
   Args:
-    overrides: of its values, as `--config.key=value`.
-    max_length: instead of those of the stages that use a source.
-    max_bad: instead of the sources' own.
+    values: of the config, as `--config.key=value`.
 
   Raises:
     InputError: the config cannot be read, or names no files.
   """
-  found = _load(config, overrides)
+  found = _load(config, values)
   if "sources" not in found:
     raise InputError(f"{config}: has no sources; give the files instead")
-  encoder = check_encoder.read(found)
-  stages = check_stages.read(config, found, side=encoder.image_size)
-  entries: dict[str, Entry] = {}
-  left_out = {}
+  address = overrides.tokenizer or found.get("tokenizer") or ""
+  folder = show.tokenizer_folder(address or check_rows.TOKENIZER)
+  tokenizer = load_tokenizer(folder)
+  stages = _stages(config, found, tokenizer, overrides.patches)
+  known = [stage.coder.patches for stage in stages if stage.known]
+  patches = overrides.patches or next(iter(known), None)
+  alone = coders.coder_of(
+    check_rows.ALONE, tokenizer, patches=patches or check_rows.PATCHES
+  )
+  entries: dict[str, check_rows.Entry] = {}
+  skipped = {}
   for name, spec in found.sources.to_dict().items():
     if not spec.get("path"):
-      left_out[name] = (
-        spec.get("given_by") or f"kind={spec['kind']!r} names no path"
-      )
+      why = spec.get("given_by") or f"kind={spec['kind']!r} names no path"
+      skipped[name] = why
       continue
     users = [stage for stage in stages if name in stage.sources]
-    entry = _entry(spec, users)
-    if max_bad is not None:
-      entry = entry._replace(max_bad=max_bad)
-    if max_length is not None:
-      entry = with_limit(entry, max_length)
-    known = entries.get(entry.spec)
-    entries[entry.spec] = _joined(known, entry) if known else entry
-  kept = _without_texts(entries.values())
+    entry = _entry(spec, users, alone)
+    if overrides.max_bad is not None:
+      entry = entry._replace(max_bad=overrides.max_bad)
+    if overrides.max_length is not None:
+      entry = entry.limited(overrides.max_length)
+    same = entries.get(entry.spec)
+    entries[entry.spec] = _joined(same, entry) if same else entry
+  kept = _without_texts(list(entries.values()))
   if not kept:
     raise InputError(f"{config}: its sources name no files")
-  return Wanted(kept, found.get("tokenizer", ""), encoder.patches, left_out)
+  return check_rows.Wanted(kept, address, patches, skipped)
 
 
-def with_limit(entry: Entry, max_length: int) -> Entry:
-  """Return an entry whose rows may have so many tokens; 0: any number."""
-  readings = [one._replace(max_length=max_length) for one in entry.readings]
-  return entry._replace(readings=tuple(dict.fromkeys(readings)))
+def encoder(
+  step: run_folder.Step, made: Mapping[str, run_folder.Step]
+) -> vit.VisionConfig | None:
+  """Return the encoder that a stage reads images with, None if not known.
+
+  Args:
+    made: the stages of the plan by their folders; an encoder that one of them
+      hands on is followed to where it comes from.
+  """
+  address = step.inputs.get("vision") or step.inputs.get("init") or ""
+  before = made.get(address.partition(":")[0])
+  if before is not None:
+    return encoder(before, made)
+  if address:
+    return _described(address)
+  sizes = step.config.vision.to_dict()
+  sizes.pop("init", None)
+  return vit.VisionConfig(**sizes)
+
+
+def _stages(
+  config: str,
+  found: ConfigDict,
+  tokenizer: chat.Tokenizer,
+  patches: int | None,
+) -> list[Stage]:
+  """Return the stages of a config that read data.
+
+  Raises:
+    InputError: a setting that no row could be read by.
+  """
+  stages = []
+  try:
+    steps = _steps(found)
+    made = {str(step.folder): step for step in steps}
+    for step in steps:
+      if not step.config.get("data"):
+        continue
+      preflight.check_choices(step)
+      stages.append(_stage(step, made, tokenizer, patches))
+      blind = step.config.get("blind")
+      if blind:
+        # The baseline reads the texts, and the model never does.
+        coder = check_rows.limited(stages[-1].coder, 0)
+        stages.append(Stage((blind,), coder, None, stages[-1].known))
+  except InputError as error:
+    raise InputError(f"{config}: {error}") from None
+  return stages
+
+
+def _steps(found: ConfigDict) -> Sequence[run_folder.Step]:
+  """Return the stages that run once all data is there.
+
+  Raises:
+    InputError: a config that is no recipe.
+  """
+  whole = ConfigDict(found.copy_and_resolve_references().to_dict())
+  for spec in whole.sources.values():
+    # A stage whose source says how to fill it would be skipped without data.
+    if "given_by" in spec:
+      del spec["given_by"]
+  try:
+    return plan.expand(whole, pathlib.Path("run")).steps
+  except (AttributeError, KeyError) as error:
+    raise InputError(_lacks(error)) from None
+
+
+def _stage(
+  step: run_folder.Step,
+  made: Mapping[str, run_folder.Step],
+  tokenizer: chat.Tokenizer,
+  patches: int | None,
+) -> Stage:
+  section = step.config.to_dict()
+  data = section["data"]
+  names = (data,) if isinstance(data, str) else tuple(name for name, _ in data)
+  specs = [section["sources"][name] for name in names]
+  sees = "vision" in section.get("parts", checkpoint.PARTS)
+  vision = encoder(step, made) if sees else None
+  known = patches or (vision.num_patches if vision else None)
+  coder = coders.coder_of(
+    section,
+    tokenizer,
+    image_size=_side(section["resample"], vision),
+    patches=known or check_rows.PATCHES,
+    long=opener.long_rows(section.get("long", "error"), _there(specs)),
+  )
+  frame = check_rows.Frame(coder.image_size, coder.resample)
+  try:
+    # What is wrong with any image is no fault of one of them.
+    framing.resize(
+      np.zeros((1, 1, 3), np.uint8), frame.size, resample=frame.resample
+    )
+  except InputError as error:
+    raise InputError(f"{step.name}: {error}") from None
+  return Stage(names, coder, frame, known is not None)
+
+
+def _there(specs: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+  """Return the entries whose data is there, as far as it is in files."""
+  return [spec for spec in specs if spec.get("path", "scenes")]
+
+
+def _side(resample: str, vision: vit.VisionConfig | None) -> int:
+  if vision is not None:
+    return vision.image_size
+  return framing.parse_resample(resample).edge or _SIDE
+
+
+def _described(address: str) -> vit.VisionConfig | None:
+  """Return the encoder that small files beside its weights describe."""
+  kind, _, rest = address.partition(":")
+  if kind in ("bv", "timm"):
+    return None
+  if kind == "hf":
+    folder = rest.partition("?")[0].partition(":")[0]
+    # A model of the hub would be fetched.
+    if not pathlib.Path(folder).expanduser().is_dir():
+      return None
+  where = addresses.parse(address)
+  try:
+    if where.kind != "hf":
+      return checkpoint.configs(files.read_json(where.path / "model.json"))[0]
+    found = hf_config.read(where.path).vision
+  except (InputError, KeyError, TypeError, ValueError):
+    # The report says that the number of tokens is a guess.
+    return None
+  names = {"image_size": "image_size", "tokens": "feature_tokens"}
+  chosen = {
+    field: where.options[option]
+    for option, field in names.items()
+    if option in where.options
+  }
+  return found and dataclasses.replace(found, **chosen)
 
 
 def _entry(
-  spec: Mapping[str, Any], users: Sequence[check_stages.Stage]
-) -> Entry:
-  """Return what to open for an entry of a config, and how it is read."""
+  spec: Mapping[str, Any], users: Sequence[Stage], alone: coders.Coder
+) -> check_rows.Entry:
+  """Return the file to open for an entry of a config, and how it is read."""
   kept = {key: spec[key] for key in spec if key not in _USE}
   place = pathlib.Path(spec["path"]) / spec.get("split", "")
   frames = [stage.frame for stage in users if stage.frame]
@@ -149,10 +250,10 @@ def _entry(
     # The source frames them, and a square is never refused.
     how = spec.get("resample", "bicubic")
     frames = [check_rows.Frame(spec["image_size"], how)]
-  return Entry(
+  return check_rows.Entry(
     path=str(place),
     images=spec.get("image_root") or None,
-    readings=tuple(dict.fromkeys(stage.reading for stage in users)) or (ALONE,),
+    codings=tuple(dict.fromkeys(stage.coder for stage in users)) or (alone,),
     frames=tuple(dict.fromkeys(frames)),
     max_pixels=spec.get("max_pixels", images.MAX_PIXELS),
     max_bad=spec.get("max_bad", 0.0),
@@ -160,17 +261,19 @@ def _entry(
   )
 
 
-def _joined(one: Entry, other: Entry) -> Entry:
+def _joined(one: check_rows.Entry, other: check_rows.Entry) -> check_rows.Entry:
   """Return an entry that is read as both are."""
   return one._replace(
-    readings=tuple(dict.fromkeys((*one.readings, *other.readings))),
+    codings=tuple(dict.fromkeys((*one.codings, *other.codings))),
     frames=tuple(dict.fromkeys((*one.frames, *other.frames))),
     max_bad=min(one.max_bad, other.max_bad),
   )
 
 
-def _without_texts(entries) -> tuple[Entry, ...]:
-  """Leave out files that are read without images and with them as well."""
+def _without_texts(
+  entries: Sequence[check_rows.Entry],
+) -> tuple[check_rows.Entry, ...]:
+  """Skip files that are read without images and with them as well."""
   kinds = [(entry, json.loads(entry.spec)["kind"]) for entry in entries]
   whole = {entry.path for entry, kind in kinds if kind == "llava"}
   return tuple(
@@ -180,21 +283,19 @@ def _without_texts(entries) -> tuple[Entry, ...]:
   )
 
 
-def _load(config: str, overrides: Sequence[str]) -> ConfigDict:
-  """Run a config file and sets its values."""
+def _load(config: str, values: Sequence[str]) -> ConfigDict:
+  """Run a config file and set its values."""
   file = re.sub(r"(?<=\.py):.*", "", config, flags=re.DOTALL)
   if not pathlib.Path(file).is_file():
     raise InputError(f"{file}: no such config")
-  argv = ["check", f"--config={config}", *overrides]
-  values = flags.FlagValues()
-  config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
+  argv = ["check", f"--config={config}", *values]
+  defined = flags.FlagValues()
+  config_flags.DEFINE_config_file("config", flag_values=defined, sys_argv=argv)
   try:
-    values(argv)
-    found = values["config"].value
+    defined(argv)
+    found = defined["config"].value
   except AttributeError as error:
-    # The words of a KeyError, quoted once or twice.
-    words = " ".join(re.findall(r"[\w.]+", str(error).replace(r"\n", " ")))
-    raise InputError(f"{config}: has no value {words}") from None
+    raise InputError(f"{config}: {_lacks(error)}") from None
   except flags.Error as error:
     last = str(error).strip().splitlines()[-1]
     raise InputError(f"{config}: {last}") from None
@@ -204,3 +305,10 @@ def _load(config: str, overrides: Sequence[str]) -> ConfigDict:
   if not isinstance(found, ConfigDict):
     raise InputError(f"{config}: its get_config returns no ConfigDict")
   return found
+
+
+def _lacks(error: Exception) -> str:
+  """Return which value a config lacks, as its error says it."""
+  # The words of a KeyError, quoted once or twice.
+  words = " ".join(re.findall(r"[\w.]+", str(error).replace(r"\n", " ")))
+  return f"has no value {words}"

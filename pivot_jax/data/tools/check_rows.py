@@ -1,14 +1,16 @@
 """Looks at rows of data for whatever training would refuse, one at a time.
 
 A row is read, encoded and decoded by the code that trains, and an error's
-`kind` says which of the faults of `checking_report.py` it is. A row has at most
+`kind` says which of the faults of `faults.py` it is. A row has at most
 one: its text is looked at first, then its images, its length and its id. What
 is found of many rows is counted, so that no text and no pixel is kept.
 """
 
 import collections
 import dataclasses
+import functools
 import hashlib
+import json
 import struct
 import warnings
 from collections.abc import Mapping, Sequence
@@ -17,8 +19,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pivot_jax.data import coders, framing, images, packing, rows
-from pivot_jax.data.sources import json_index, records
-from pivot_jax.data.tokenizer import load_tokenizer
+from pivot_jax.data.sources import (
+  json_index,
+  parquet,
+  parquet_files,
+  records,
+)
+from pivot_jax.data.tools import check_files
 from pivot_jax.errors import InputError
 
 Row = dict[str, Any]
@@ -28,22 +35,11 @@ Size = tuple[int, int]  # Width and height in pixels.
 _REMEMBERED = 2**16
 _OPENED = 16  # Files whose ids are at hand.
 _LONGEST = 300  # Characters of a reason.
+_CHUNK = 200  # Rows that one process takes at once.
+# Of a parquet file one process takes whole row groups, since reading a row
+# decodes its group; a longer group is one of short rows.
+_LONGEST_CHUNK = 10_000
 _JSON = (".json", ".jsonl")
-
-
-class Reading(NamedTuple):
-  """How a stage reads the texts of a source.
-
-  pairs: both answers of a preference row count, and not the chosen one alone.
-  max_length: tokens of a row; 0: any number.
-  long: what becomes of a row over it; see `coders.Coder`.
-  """
-
-  template: str
-  mask: str
-  pairs: bool
-  max_length: int
-  long: str
 
 
 class Frame(NamedTuple):
@@ -53,27 +49,87 @@ class Frame(NamedTuple):
   resample: str
 
 
-class Target(NamedTuple):
-  """What is checked: a source, what it is called, and how it is read."""
+TOKENIZER = "package:toy"  # Measures texts where none is named.
+# The settings by which texts are read where no stage says any.
+ALONE = {"template": "qwen_1_5", "mask": "paper", "resample": "bicubic"}
+PATCHES = 729  # Tokens of an image where the encoder's are not known.
+
+
+class Entry(NamedTuple):
+  """A file or folder to check, and how it is read.
+
+  images: the folder of its image paths, None for its own.
+  max_bad: the share of its rows that may be bad.
+  spec: the config's entry, as JSON; "" if it was named alone.
+  """
 
   path: str
-  source: Any
-  readings: tuple[Reading, ...]
+  images: str | None
+  codings: tuple[coders.Coder, ...]
+  frames: tuple[Frame, ...] = ()
+  max_pixels: int = images.MAX_PIXELS
+  max_bad: float = 0.0
+  spec: str = ""
+
+  @property
+  def max_length(self) -> int:
+    """The least number of tokens that a row may have; 0: any number."""
+    limits = (coder.max_length for coder in self.codings)
+    return min((limit for limit in limits if limit), default=0)
+
+  @property
+  def long(self) -> str:
+    """The policies for longer rows, "" where they are errors."""
+    policies = {coder.long for coder in self.codings if coder.max_length}
+    return ", ".join(sorted(policies - {"error"}))
+
+  def limited(self, max_length: int) -> "Entry":
+    """Return an entry whose rows may have so many tokens; 0: any number."""
+    codings = [limited(coder, max_length) for coder in self.codings]
+    return self._replace(codings=tuple(dict.fromkeys(codings)))
+
+  def open(self) -> json_records.Source:
+    """Return the source; raises as `check_files.open_file`."""
+    if self.spec:
+      return check_files.open_entry(json.loads(self.spec))
+    return check_files.open_file(self.path, self.images)
+
+
+class Wanted(NamedTuple):
+  """The entries to check, and the measures of their rows.
+
+  tokenizer: its address, "" if none is known.
+  patches: tokens of an image, None if they are not known.
+  skipped: why the sources of a name are not looked at.
+  """
+
+  entries: tuple[Entry, ...]
+  tokenizer: str
+  patches: int | None
+  skipped: Mapping[str, str]
+
+
+class Target(NamedTuple):
+  """A source to check, the path it is reported by, and how it is read.
+
+  codings: of the stages that read it; their image sizes do not count.
+  """
+
+  path: str
+  source: json_records.Source
+  codings: tuple[coders.Coder, ...]
   frames: tuple[Frame, ...]
   max_pixels: int
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
-  """What is the same for all rows.
+class Task(NamedTuple):
+  """Some rows of a target, by its number."""
 
-  tokenizer: its folder. patches: tokens of an image. decode: whether images are
-  decoded, and not only read.
-  """
+  number: int
+  rows: range
 
-  tokenizer: str
-  patches: int
-  decode: bool = True
+
+Targets = Sequence[Target | None]
 
 
 class Fault(NamedTuple):
@@ -105,13 +161,13 @@ class Part(NamedTuple):
 
 
 class Checker:
-  """Looks at the rows of targets; each process has its own."""
+  """Looks at the rows of targets; each process has its own.
 
-  def __init__(self, settings: Settings):
-    self._decode = settings.decode
-    self._patches = settings.patches
-    self._tokenizer = load_tokenizer(settings.tokenizer)
-    self._coders: dict[Reading, coders.Coder] = {}
+  decode: whether images are decoded, and not only read.
+  """
+
+  def __init__(self, *, decode: bool = True):
+    self._decode = decode
     self._files: dict[str, _Ids] = {}
     self._seen: dict[tuple, Size] = {}
 
@@ -132,12 +188,12 @@ class Checker:
     row, kind = None, "schema"
     try:
       row = target.source.text(index)
-      lengths = self._lengths(row, target.readings)
+      lengths = _lengths(row, target.codings)
       if lengths:
         found.tokens[max(lengths.values())] += 1
       kind = "undecodable_image"
       found.sizes.update(self._sizes(target, index, row))
-      if self._is_long(row, lengths):
+      if _is_long(row, lengths):
         found.long.append(name)
       self._check_id(name)
     except InputError as error:
@@ -146,50 +202,6 @@ class Checker:
       drop = kind != "duplicate_id" or row is None or "answer" in row
       known = self._given_id(name, row)
       found.faults.append(Fault(name, known, kind, reason(error, name), drop))
-
-  def _lengths(
-    self, row: Row, readings: Sequence[Reading]
-  ) -> dict[Reading, int]:
-    """Return the tokens of a prompt and its longest answer, with images.
-
-    Nothing for rows without text.
-    """
-    if not {"chosen", "conversations", "answer"} & set(row):
-      return {}
-    known: dict[Reading, int] = {}
-    found = {}
-    for reading in readings:
-      alone = _own(reading, row)._replace(max_length=0, long="error")
-      if alone not in known:
-        example = self._coder(alone).example(_as_learnt(row), pixels=False)
-        known[alone] = packing.size(example, self._patches).sequence
-      found[reading] = known[alone]
-    return found
-
-  def _is_long(self, row: Row, lengths: Mapping[Reading, int]) -> bool:
-    """Return whether a row is dropped or cut; raises if it is an error."""
-    long = False
-    for reading, length in lengths.items():
-      if not 0 < reading.max_length < length:
-        continue
-      long = True
-      try:
-        coder = self._coder(_own(reading, row))
-        coder.example(_as_learnt(row), pixels=False)
-      except coders.TooLongError as error:
-        if reading.long != "drop":
-          raise InputError(str(error), kind="too_long") from None
-    return long
-
-  def _coder(self, reading: Reading) -> coders.Coder:
-    if reading not in self._coders:
-      self._coders[reading] = coders.Coder(
-        tokenizer=self._tokenizer,
-        image_size=1,
-        patches=self._patches,
-        **reading._asdict(),
-      )
-    return self._coders[reading]
 
   def _sizes(self, target: Target, index: int, row: Row) -> list[Size]:
     """Return the sizes of a row's images, none if they are not decoded."""
@@ -250,6 +262,59 @@ class Checker:
     return self._files[path]
 
 
+def limited(coder: coders.Coder, max_length: int) -> coders.Coder:
+  """Return a coder of rows of so many tokens; 0: any number."""
+  return dataclasses.replace(coder, max_length=max_length)
+
+
+def tasks(targets: Targets) -> list[Task]:
+  """Return the rows of all targets in order, None having none."""
+  return [
+    Task(number, rows)
+    for number, target in enumerate(targets)
+    if target
+    for rows in _chunks(target.source)
+  ]
+
+
+def look(held: tuple[Checker, Targets], task: Task) -> Part:
+  """Return what a checker finds in the rows of a task."""
+  checker, targets = held
+  target = targets[task.number]
+  assert target is not None
+  return checker.part(target, task.rows)
+
+
+def _chunks(source: json_records.Source) -> list[range]:
+  """Return all rows of a source in pieces."""
+  if not isinstance(source, parquet.Parquet):
+    return _cut(range(len(source)), _CHUNK)
+  pieces, begin = [], 0
+  ends = _group_ends(source)
+  for end in ends:
+    # Of small groups several make a piece.
+    if end - begin >= _CHUNK or end == ends[-1]:
+      pieces += _cut(range(begin, end), _LONGEST_CHUNK)
+      begin = end
+  return pieces
+
+
+def _cut(rows: range, most: int) -> list[range]:
+  return [rows[i : i + most] for i in range(0, len(rows), most)]
+
+
+def _group_ends(source: parquet.Parquet) -> list[int]:
+  """Return where each row group ends, counted over all files."""
+  ends, rows = [], 0
+  read = parquet_files.pyarrow().parquet.read_metadata
+  for path in parquet_files.Files(source.path).paths:
+    footer = read(path)
+    for group in range(footer.num_row_groups):
+      rows += footer.row_group(group).num_rows
+      ends.append(rows)
+  return ends
+
+
 class _Ids:
   """The ids of a file of records, as they are written there."""
 
@@ -290,12 +355,60 @@ def claimed(data: bytes) -> Size:
   return 0, 0
 
 
-def _own(reading: Reading, row: Row) -> Reading:
-  """Return how a stage reads a row of its kind."""
-  if "answer" in row:
-    # An evaluation asks in ChatML, whatever the model was trained on.
-    reading = reading._replace(template="qwen_1_5")
-  return reading._replace(pairs=reading.pairs and "chosen" in row)
+def _lengths(
+  row: Row, codings: Sequence[coders.Coder]
+) -> dict[coders.Coder, int]:
+  """Return the tokens of a prompt and its longest answer, with images.
+
+  Nothing for rows without text.
+  """
+  if not {"chosen", "conversations", "answer"} & set(row):
+    return {}
+  known: dict[coders.Coder, int] = {}
+  found = {}
+  for coder in codings:
+    alone = _unlimited(_own(coder, row))
+    if alone not in known:
+      example = alone.example(_as_learnt(row), pixels=False)
+      known[alone] = packing.size(example, alone.patches).sequence
+    found[coder] = known[alone]
+  return found
+
+
+def _is_long(row: Row, lengths: Mapping[coders.Coder, int]) -> bool:
+  """Return whether a row is dropped or cut; raises if it is an error."""
+  long = False
+  for coder, length in lengths.items():
+    if not 0 < coder.max_length < length:
+      continue
+    long = True
+    try:
+      _own(coder, row).example(_as_learnt(row), pixels=False)
+    except coders.TooLongError as error:
+      if coder.long != "drop":
+        raise InputError(str(error), kind="too_long") from None
+  return long
+
+
+def _own(coder: coders.Coder, row: Row) -> coders.Coder:
+  """Return how a stage codes a row of its kind."""
+  return _of_kind(coder, "answer" in row, "chosen" in row)
+
+
+@functools.lru_cache(maxsize=256)
+def _of_kind(coder: coders.Coder, asks: bool, prefers: bool) -> coders.Coder:
+  # An evaluation asks in ChatML, whatever the model was trained on.
+  template = "qwen_1_5" if asks else coder.template
+  pairs = coder.pairs and prefers
+  return dataclasses.replace(coder, template=template, pairs=pairs)
+
+
+@functools.lru_cache(maxsize=256)
+def _unlimited(coder: coders.Coder) -> coders.Coder:
+  """Return a coder by which texts are measured, whatever their images."""
+  return dataclasses.replace(
+    coder, max_length=0, long="error", image_size=1, resample="bicubic"
+  )
 
 
 def _as_learnt(row: Row) -> Row:

@@ -1,7 +1,7 @@
 """The faults that data can have, and the files and lines that tell of them.
 
 `KINDS` is the vocabulary of `python -m pivot_jax.data check`. A row has at most
-one fault; what is found of the rows themselves is `checking_rows.py`'s.
+one fault; the rows themselves are looked at in `check_rows.py`.
 """
 
 import collections
@@ -305,11 +305,11 @@ def summary(
   files: Sequence[Summary],
   *,
   settings: dict[str, Any],
-  left_out: Mapping[str, str],
+  skipped: Mapping[str, str],
 ) -> dict[str, Any]:
   """Return what `check.json` says.
 
-  `left_out`: why the sources of a name were not looked at.
+  `skipped`: why the sources of a name were not looked at.
   """
   bad: collections.Counter[str] = collections.Counter()
   notes: collections.Counter[str] = collections.Counter()
@@ -323,7 +323,7 @@ def summary(
     "unreadable_files": sum(file.unreadable for file in files),
     "bad": _in_order(bad),
     "notes": _in_order(notes),
-    "not_looked_at": dict(left_out),
+    "not_looked_at": dict(skipped),
     "files": [file.as_json() for file in files],
   }
 

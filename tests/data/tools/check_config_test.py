@@ -5,9 +5,12 @@ import ml_collections
 import pytest
 from PIL import Image
 
-from pivot_jax.data.tools import check, check_config, check_encoder
+from pivot_jax.data.tools import check, check_config
 from pivot_jax.errors import InputError
+from pivot_jax.models import vit
+from pivot_jax.recipe import run_folder
 
+ROOT = pathlib.Path(__file__).parents[3]
 TALK = [
   {"from": "human", "value": "<image>\nhow many"},
   {"from": "gpt", "value": "one"},
@@ -21,12 +24,19 @@ PAIR = {
   "rejected": "two",
 }
 CONFIG = """
-import ml_collections
+import functools
+
+from configs import common
 
 def get_config(name=""):
-  c = ml_collections.ConfigDict()
-  c.tokenizer = "package:toy"
+  c = common.ConfigDict()
+  c.seeds, c.shared, c.order = 1, (), ("train", "later")
+  c.tensorboard, c.profile = False, ""
+  c.mesh = dict(data=-1, fsdp=1, tensor=1)
+  c.compute = dict(dtype="float32", remat="none", scan=False, attention="auto")
+  c.tokenizer, c.resample = "package:toy", "bicubic"
   c.vision = dict(init="package:toy:vision", image_size=48, patch_size=8)
+  c.llm = dict(init="package:toy:llm")
   given = dict(path="rows.jsonl", image_root="images")
   c.sources = dict(
     chat=dict(kind="llava", max_bad=0.0, **given),
@@ -36,15 +46,27 @@ def get_config(name=""):
     scenes=dict(kind="scenes", task="text", split="train", size=3),
     tfds=dict(kind="tfds", name="imagenet2012", split="train"),
   )
-  c.train = dict(data=(("chat", 1.0),), max_length=500, long="error")
-  c.later = dict(data="again", max_length=400)
+  train = functools.partial(
+    common.stage,
+    "train",
+    inputs=dict(vision=c.vision.get_ref("init"), llm="package:toy:llm"),
+  )
+  c.train = train(data=(("chat", 1.0),), max_length=500, long="error")
+  c.later = train(data="again", max_length=400, objective="dpo", long="error")
   return c
 """
+SIZES = dict(
+  hidden_size=16,
+  intermediate_size=16,
+  num_hidden_layers=2,
+  num_attention_heads=2,
+)
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch) -> pathlib.Path:
   """Return the folder that is worked in, which has an image and a config."""
+  monkeypatch.syspath_prepend(ROOT)
   monkeypatch.chdir(tmp_path)
   pathlib.Path("images").mkdir()
   Image.new("RGB", (6, 4)).save("images/a.png")
@@ -158,8 +180,8 @@ def test_an_arm_that_never_sees_the_rejected_answer_does_not_count_it(folder):
   _recipe(
     'c.sources = dict(pairs=dict(kind="preference", path="pairs.jsonl",'
     ' image_root="images"))',
-    'c.train = dict(data="pairs", max_length=100, objective="sft")',
-    'c.later = dict(data="", objective="dpo", max_length=100)',
+    'c.train.data, c.train.max_length = (("pairs", 1.0),), 100',
+    'c.later.update(dict(data="", objective="dpo", max_length=100))',
   )
   _write("pairs.jsonl", PAIR | {"rejected": "two " * 100})
   assert _check() == 0
@@ -192,7 +214,8 @@ def test_rows_are_read_by_the_templates_of_their_stages(folder):
   _recipe(
     'c.later.template = "plain"',
     "c.later.only_if_used = True",
-    'c.train.inputs = dict(init="@later:vision")',
+    'c.train.inputs = dict(vision="@later:vision", llm="package:toy:llm")',
+    'c.order = ("later", "train")',
   )
   assert _check() == 1
   _recipe('c.later.template = "plain"', 'c.order = ("train",)')
@@ -229,14 +252,15 @@ def test_images_too_elongated_to_be_cropped_are_found(folder):
 
 def test_pictures_of_a_folder_are_cropped_as_their_source_does(folder):
   for split in ("train", "val"):
-    place = folder / "classes" / split / "x"
-    place.mkdir(parents=True)
-    Image.new("RGB", (1, 50_000)).save(place / "thin.png")
+    place = folder / "classes" / split
+    for name, size in (("x", (1, 50_000)), ("y", (6, 4))):
+      (place / name).mkdir(parents=True)
+      Image.new("RGB", size).save(place / name / "a.png")
   _recipe(
     'c.sources = dict(pictures=dict(kind="classify", path="classes",'
     ' split="val"))',
-    'c.train = dict(data=(("pictures", 1.0),))',
-    'c.later = dict(kind="report")',
+    'c.train.data = (("pictures", 1.0),)',
+    'c.later = common.stage("report")',
     'c.resample = "crop_bicubic"',
   )
   assert _check() == 1
@@ -245,57 +269,76 @@ def test_pictures_of_a_folder_are_cropped_as_their_source_does(folder):
   _recipe(
     'c.sources = dict(pictures=dict(kind="classify", path="classes",'
     ' split="val", image_size=8))',
-    'c.train = dict(data=(("pictures", 1.0),))',
-    'c.later = dict(kind="report")',
+    'c.train.data = (("pictures", 1.0),)',
+    'c.later = common.stage("report")',
     'c.resample = "crop_bicubic"',
   )
   assert _check() == 0
 
 
-def _patches(**vision) -> int | None:
-  return _encoder(vision).patches
+def _patches(address: str) -> int | None:
+  found = _encoder(address)
+  return found and found.num_patches
 
 
-def _encoder(vision: dict, **stages) -> check_encoder.Encoder:
-  config = ml_collections.ConfigDict(dict(vision=vision, **stages))
-  return check_encoder.read(config)
+def _encoder(address: str, **sizes) -> vit.VisionConfig | None:
+  """Return the encoder of a stage that starts from an address."""
+  step = _step("train", dict(vision=address), **sizes)
+  return check_config.encoder(step, {})
+
+
+def _step(name: str, inputs: dict, **sizes) -> run_folder.Step:
+  config = ml_collections.ConfigDict(dict(vision=dict(init="", **sizes)))
+  return run_folder.Step(name, "train", config, inputs, pathlib.Path(name))
 
 
 def test_patches_are_those_of_the_encoder_whatever_describes_it(tmp_path):
-  sizes = dict(image_size=384, patch_size=14)
-  assert _patches(init="", **sizes) == 27**2
-  assert _patches(init="package:toy:vision", **sizes) == 36
-  assert _patches(init="bv:a.npz", **sizes) is None
-  assert _patches(init="hf:owner/name", **sizes) is None
-  assert _patches(init=f"hf:{tmp_path}", **sizes) is None
-  assert _patches(init="") is None
+  sizes = SIZES | dict(image_size=384, patch_size=14)
+  fresh = _encoder("", **sizes)
+  assert fresh and fresh.num_patches == 27**2
+  assert _patches("package:toy:vision") == 36
+  assert _patches("bv:a.npz") is None
+  assert _patches("hf:owner/name") is None
+  assert _patches(f"hf:{tmp_path}") is None
+  assert _patches(f"{tmp_path}:vision") is None
   file = tmp_path / "config.json"
-  file.write_text(json.dumps(dict(image_size=224, patch_size=16)))
-  assert _encoder(dict(init=f"hf:{tmp_path}")) == (224, 14**2)
-  file.write_text(json.dumps(dict(vision_config=sizes, image_size=1)))
+  siglip = dict(model_type="siglip_vision_model", image_size=224, patch_size=16)
+  file.write_text(json.dumps(siglip))
+  found = _encoder(f"hf:{tmp_path}")
+  assert found and (found.image_size, found.num_patches) == (224, 14**2)
+  both = dict(model_type="siglip", vision_config=sizes, image_size=1)
+  file.write_text(json.dumps(both))
   address = f"hf:{tmp_path}:vision"
-  assert _encoder(dict(init=address)) == (384, 27**2)
-  assert _patches(init=f"{address}?tokens=576") == 576
-  other = f"hf:{tmp_path}?image_size=378&positions=dinov2"
-  assert _encoder(dict(init=other)) == (378, 27**2)
+  found = _encoder(address)
+  assert found and (found.image_size, found.num_patches) == (384, 27**2)
+  assert _patches(f"{address}?tokens=576") == 576
+  found = _encoder(f"hf:{tmp_path}?image_size=378&positions=dinov2")
+  assert found and (found.image_size, found.num_patches) == (378, 27**2)
   file.write_text("no JSON")
-  assert _encoder(dict(init=f"hf:{tmp_path}")) == (None, None)
-  model = dict(vision=dict(sizes, feature_tokens=256))
+  assert _encoder(f"hf:{tmp_path}") is None
+  model = dict(vision=sizes | dict(feature_tokens=256), llm=None)
   (tmp_path / "model.json").write_text(json.dumps(model))
-  assert _encoder(dict(init=f"{tmp_path}:vision")) == (384, 256)
+  found = _encoder(f"{tmp_path}:vision")
+  assert found and (found.image_size, found.num_patches) == (384, 256)
 
 
 def test_an_encoder_that_a_stage_makes_is_followed_to_its_start(tmp_path):
-  sizes = dict(image_size=64, patch_size=8)
-  made = dict(init="@first:vision", **sizes)
-  (tmp_path / "config.json").write_text('{"image_size": 32, "patch_size": 8}')
+  fresh = SIZES | dict(image_size=64, patch_size=8)
+  described = dict(
+    model_type="siglip_vision_model", image_size=32, patch_size=8
+  )
+  (tmp_path / "config.json").write_text(json.dumps(described))
   for inputs, patches in (
     ({}, 64),
     (dict(vision=f"hf:{tmp_path}"), 16),
-    (dict(init="@first"), 64),
-    (dict(init="@absent"), 64),
+    (dict(init=f"hf:{tmp_path}"), 16),
   ):
-    assert _encoder(made, first=dict(inputs=inputs)).patches == patches
+    first = _step("first", inputs, **fresh)
+    second = _step("second", dict(init="first"), **fresh)
+    third = _step("third", dict(vision="second:vision", llm="x"))
+    made = {step.name: step for step in (first, second)}
+    found = check_config.encoder(third, made)
+    assert found and found.num_patches == patches
 
 
 def test_a_guess_of_the_tokens_of_an_image_is_called_one(folder, capsys):
@@ -355,19 +398,35 @@ def test_a_config_that_cannot_be_used_is_said_in_a_line(folder, given, said):
 
 
 def test_only_a_path_to_python_is_a_config():
-  assert check_config.is_config("configs/pivot.py:files")
-  assert check_config.is_config("configs/pivot.py")
-  assert not check_config.is_config("a.python/b.json")
+  assert check.is_config("configs/pivot.py:files")
+  assert check.is_config("configs/pivot.py")
+  assert not check.is_config("a.python/b.json")
 
 
-def test_the_recipe_of_given_files_can_be_checked(folder, monkeypatch):
-  root = pathlib.Path(__file__).parents[3]
-  monkeypatch.syspath_prepend(root)
+def test_the_recipe_of_given_files_can_be_checked(folder):
   _write("rows.jsonl", ROW, _long(id="b"))
   given = dict(pretrain="rows.jsonl", images="images", max_bad=0.5)
   keys = [f"--config.files.{key}={value}" for key, value in given.items()]
-  config = f"{root / 'configs' / 'pivot.py'}:files"
+  config = f"{ROOT / 'configs' / 'pivot.py'}:files"
   assert check.main([config, *keys, "--out=out"]) == 0
   assert _report()["files"][0]["max_bad"] == 0.5
   assert _report()["settings"]["max_length"] == {"rows.jsonl": 2048}
   assert _report()["not_looked_at"]["eval"] == "set --config.files.eval"
+
+
+def test_one_file_of_a_recipe_is_judged_without_the_others(folder):
+  talk = [TALK[0], {"from": "gpt", "value": "one " * 2100}]
+  _write("pairs.jsonl", PAIR, PAIR | {"id": "q", "rejected": "two " * 2100})
+  _write("rows.jsonl", ROW | {"conversations": talk})
+  config = f"{ROOT / 'configs' / 'pivot.py'}:files"
+  keys = ["--config.files.preference=pairs.jsonl"]
+  keys.append("--config.files.images=images")
+  assert check.main([config, *keys, "--out=out"]) == 1
+  assert _kinds() == [(1, "too_long")]
+
+
+def test_a_config_that_is_no_recipe_is_said_in_a_line(folder):
+  _recipe("del c.seeds")
+  _write("rows.jsonl", ROW)
+  with pytest.raises(InputError, match="recipe.py: has no value .*seeds"):
+    _check()

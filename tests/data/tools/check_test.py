@@ -6,7 +6,7 @@ import pathlib
 import pytest
 
 from pivot_jax.data import opener
-from pivot_jax.data.tools import check, check_work
+from pivot_jax.data.tools import check, check_rows
 from pivot_jax.errors import InputError
 from tests.data.tools import checked
 
@@ -242,7 +242,7 @@ def test_a_folder_without_a_set_is_one_fault(folder):
 
 
 def test_workers_change_nothing(folder, monkeypatch):
-  monkeypatch.setattr(check_work, "_CHUNK", 7)
+  monkeypatch.setattr(check_rows, "_CHUNK", 7)
   rows = [checked.PAIR | {"id": f"p{i}"} | c for i, (_, c) in enumerate(PAIRS)]
   paths = [
     checked.lines(folder / "one.jsonl", rows),

@@ -73,8 +73,9 @@ def test_the_last_bar_has_the_few_rows_that_are_much_longer():
 
 def test_pictures_of_folders_are_looked_at(folder):
   for split in ("train", "val"):
-    (folder / "classes" / split / "x").mkdir(parents=True)
-    shutil.copy(folder / "images" / "b.jpg", folder / "classes" / split / "x")
+    for name in "xy":
+      (folder / "classes" / split / name).mkdir(parents=True)
+      shutil.copy(folder / "images" / "b.jpg", folder / "classes" / split / name)
   shutil.copy(folder / "images" / "cut.jpg", folder / "classes" / "val" / "x")
   train, val = folder / "classes" / "train", folder / "classes" / "val"
   assert check.main([str(train), f"--out={folder / 'out'}"]) == 0
