@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 
 from PIL import Image
 
-from pivot_jax.data.tools import shown_rows, shown_text
+from pivot_jax.data.tools import shown_rows
 from pivot_jax.report import html
 
 SIDE = 512  # pixels of a picture's longer side, at most
@@ -141,7 +141,7 @@ def _article(shown: shown_rows.Shown) -> str:
   pictures = f'<div class="pictures">{pictures}</div>' if pictures else ""
   total = ""
   if shown.parts:
-    total = f'<p class="note">{_text(shown_text.total(shown))}</p>'
+    total = f'<p class="note">{_text(shown.size)}</p>'
   return (
     f"<article><h3>{_text(shown.name)}</h3>{called}{errors}{pictures}{total}"
     f"{_parts(shown.parts)}{_fields(shown.fields)}</article>"

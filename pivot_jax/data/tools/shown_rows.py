@@ -2,8 +2,8 @@
 
 The tokens are those that training encodes, by the same code; this file only
 gives each of them the text it stands for. A row that cannot be read or encoded
-keeps what of it can be shown, with the error. How it looks on a terminal and
-on a page is `showing_text.py`'s and `showing_html.py`'s.
+keeps what of it can be shown, with the error. `show.py` draws it on a
+terminal, `shown_page.py` on a page.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from jaxtyping import UInt8
 from tokenizers import decoders
 
 from pivot_jax.data import chat, coders
-from pivot_jax.data.sources import records
+from pivot_jax.data.sources import json_records, records
 from pivot_jax.data.tokenizer import IMAGE, IMAGE_TOKEN, SPECIALS, Tokenizer
 from pivot_jax.errors import InputError
 from pivot_jax.report import html
@@ -42,7 +42,7 @@ class Style:
 
 
 class Token(NamedTuple):
-  """What stands at `at` and after in a part's ids; text of whole characters.
+  """The text of the ids at `at` and after in a part, in whole characters.
 
   It is one token, or as many as a character takes that no single one spells.
   The text of an image is its mark, as "[image: 576 tokens]". `special` tokens
@@ -72,7 +72,7 @@ class Picture(NamedTuple):
 
 
 class Shown(NamedTuple):
-  """What is to be shown of a row; `fields` are texts that are no tokens."""
+  """A row taken apart for showing; `fields` are texts that are no tokens."""
 
   name: str
   id: str
@@ -86,8 +86,15 @@ class Shown(NamedTuple):
     """Tokens of the row, its images as features."""
     return sum(part.length for part in self.parts)
 
+  @property
+  def size(self) -> str:
+    """The size of the row in words."""
+    images = sum(part.images for part in self.parts)
+    plural = "" if images == 1 else "s"
+    return f"{self.length} tokens with {images} image{plural}"
 
-def look(source: Any, index: int, style: Style) -> Shown:
+
+def look(source: json_records.Source, index: int, style: Style) -> Shown:
   """Return row `index` of a source as it is encoded; errors are part of it."""
   name = source.name(index)
   errors: list[str] = []
@@ -115,7 +122,7 @@ def read_tokens(
   targets: np.ndarray,
   images: Iterator[str],
 ) -> tuple[Token, ...]:
-  """Return what ids [n] stand for, in order; `targets` bool [n] are learnt.
+  """Return the tokens of ids [n], in order; `targets` bool [n] are learnt.
 
   `images` gives the text of each image token that is met.
   """
@@ -166,7 +173,7 @@ def _visible(character: str) -> str:
 
 
 def _try(read: Callable[[], Any], name: str, errors: list[str]) -> Any:
-  """Return what `read` does, or None and adds why, without the row's name."""
+  """Return the result of `read`, or None and add why, without the row's name."""
   try:
     return read()
   except InputError as error:
@@ -196,7 +203,9 @@ def _parts(row: Mapping[str, Any], style: Style) -> tuple[Part, ...]:
   )
 
 
-def _encode(row: Mapping[str, Any], style: Style):
+def _encode(
+  row: Mapping[str, Any], style: Style
+) -> tuple[chat.Encoded, tuple[str, ...]]:
   """Return the tokens of a row, and the names of prompt and answers."""
   if "answer" in row:
     prompt = chat.encode_prompt(

@@ -75,7 +75,9 @@ def test_pictures_of_folders_are_looked_at(folder):
   for split in ("train", "val"):
     for name in "xy":
       (folder / "classes" / split / name).mkdir(parents=True)
-      shutil.copy(folder / "images" / "b.jpg", folder / "classes" / split / name)
+      shutil.copy(
+        folder / "images" / "b.jpg", folder / "classes" / split / name
+      )
   shutil.copy(folder / "images" / "cut.jpg", folder / "classes" / "val" / "x")
   train, val = folder / "classes" / "train", folder / "classes" / "val"
   assert check.main([str(train), f"--out={folder / 'out'}"]) == 0

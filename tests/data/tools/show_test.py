@@ -10,12 +10,12 @@ from PIL import Image
 from pivot_jax import addresses
 from pivot_jax.data import chat, coders
 from pivot_jax.data.tokenizer import load_tokenizer
-from pivot_jax.data.tools import show, shown_page, shown_rows, shown_text
+from pivot_jax.data.tools import show, shown_page, shown_rows
 from pivot_jax.errors import InputError
 
 TOY = load_tokenizer(addresses.tokenizer_folder("package:toy"))
 STYLE = shown_rows.Style(TOY, image_tokens=36)
-PLAIN = shown_text.Look(columns=60)
+PLAIN = show.Look(columns=60)
 GREY = np.full((4, 6, 3), 128, np.uint8)
 TURNS = [
   {"from": "human", "value": "<image>\nhow many"},
@@ -59,7 +59,7 @@ def _look(style=STYLE, **row):
 
 
 def _text(style=STYLE, **row) -> str:
-  return shown_text.row(_look(style, **row), PLAIN)
+  return show.draw_row(_look(style, **row), PLAIN)
 
 
 def test_a_conversation_is_shown_with_what_the_paper_learns():
@@ -181,7 +181,7 @@ def test_what_is_shown_as_learnt_is_what_is_learnt(row, mask):
 
 def _marked(part, look) -> str:
   """Return the characters that lines show as learnt."""
-  lines = shown_text.draw(part.tokens, look)
+  lines = show.draw(part.tokens, look)
   if look.colour:
     pieces = re.findall(r"\x1b\[([\d;]+)m([^\x1b]*)\x1b\[0m", "".join(lines))
     return "".join(text for codes, text in pieces if codes.startswith("1;32"))
@@ -238,19 +238,19 @@ def test_no_text_acts_on_the_terminal_or_hides():
   evil = "\x1b[31m\x07\u202e\u200b\r\x9b"
   text = _text(**PAIR | {"question": evil}, id=f"i{evil}")
   assert not re.search(r"[^\n -~↵]", text)
-  for look in (PLAIN, shown_text.Look(columns=60, colour=True)):
-    drawn = shown_text.row(_look(conversations=TURNS, id=evil), look)
+  for look in (PLAIN, show.Look(columns=60, colour=True)):
+    drawn = show.draw_row(_look(conversations=TURNS, id=evil), look)
     assert not re.search("[\x07\x9b\u202e\u200b\r]|\x1b\\[31m", drawn)
 
 
 def test_lines_are_as_wide_as_the_terminal_and_break_between_tokens():
   words = "how many objects are there ? " * 5 + "日本" * 30
   shown = _look(**PAIR | {"question": words})
-  lines = shown_text.draw(shown.parts[0].tokens, PLAIN)
+  lines = show.draw(shown.parts[0].tokens, PLAIN)
   sizes = [sum(map(shown_rows.width, line)) for line in lines]
   assert max(sizes) <= PLAIN.columns and max(sizes) >= PLAIN.columns - 1
   assert {marks[0] for marks in lines[1::2]} == {"."}
-  narrow = shown_text.draw(shown.parts[0].tokens, shown_text.Look(7))
+  narrow = show.draw(shown.parts[0].tokens, show.Look(7))
   assert narrow[:6] == ["<|im_st", ".", "art|>", "", "system↵", ".     ."]
 
 
@@ -297,8 +297,8 @@ def test_a_large_picture_is_inlined_small():
 def test_half_blocks_have_the_colours_of_the_picture():
   pixels = np.zeros((2, 2, 3), np.uint8)
   pixels[0, :, 0], pixels[1, :, 2] = 200, 100
-  lines = shown_text.half_blocks(pixels)
-  assert len(lines) == shown_text.PICTURE[0] // 2
+  lines = show.half_blocks(pixels)
+  assert len(lines) == show.PICTURE[0] // 2
   assert lines[0].startswith("\x1b[38;2;200;0;0;48;2;200;0;0m▀")
   assert lines[-1].endswith("\x1b[38;2;0;0;100;48;2;0;0;100m▀\x1b[0m")
 
