@@ -16,7 +16,6 @@ import json
 import os
 import pathlib
 import re
-import sys
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TextIO
@@ -270,10 +269,7 @@ def _say(
     *(_measure(report["settings"]) if _has_lengths(report) else ()),
     f"{out / BAD} names rows, {out / SUMMARY} counts",
   ]
-  text = "".join(f"{one}\n" for one in said)
-  # What the terminal's encoding lacks is escaped.
-  encoding = sys.stdout.encoding or "utf-8"
-  sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
+  show.say("".join(f"{one}\n" for one in said))
 
 
 def _has_lengths(report: Mapping[str, Any]) -> bool:

@@ -36,7 +36,7 @@ _ERROR, _HEAD = "1;31", "1"
 
 
 class Look(NamedTuple):
-  """What the terminal can do; `pictures` needs 24-bit colour."""
+  """The abilities of a terminal; `pictures` needs 24-bit colour."""
 
   columns: int = 80
   colour: bool = False
@@ -102,12 +102,12 @@ def main(argv: Sequence[str]) -> int:
   if args.html is not None:
     return _write_page(args.html, said, opened, style)
   look = terminal(args.color, os.environ, is_terminal=sys.stdout.isatty())
-  _say(f"{said}\n{legend(look)}\n")
+  say(f"{said}\n{legend(look)}\n")
   bad = 0
   for file in opened:
-    _say(f"\n{shown_rows.one_line(file.path)}: {file.about}\n")
+    say(f"\n{shown_rows.one_line(file.path)}: {file.about}\n")
     for shown in file.look(style):
-      _say("\n" + draw_row(shown, look))
+      say("\n" + draw_row(shown, look))
       bad += bool(shown.errors)
   return 1 if bad else 0
 
@@ -188,7 +188,7 @@ def _parser() -> argparse.ArgumentParser:
   add(
     "--objective",
     choices=shown_rows.OBJECTIVES,
-    help="dpo for rows with a rejected answer and sft for others, if not given",
+    help="dpo for rows with a rejected answer and sft for others, if not set",
   )
   add(
     "--image-tokens",
@@ -229,18 +229,18 @@ def _write_page(
     files.write_text(path, shown_page.page(said, sections))
   except OSError as error:
     raise InputError(f"--html={path}: {error.strerror}") from None
-  _say(f"{path}: {count} rows, {bad} with an error\n")
+  say(f"{path}: {count} rows, {bad} with an error\n")
   return 1 if bad else 0
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
   """Write text; what the terminal's encoding lacks is escaped."""
   encoding = sys.stdout.encoding or "utf-8"
   sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
 
 
 def legend(look: Look) -> str:
-  """Return what the marks or the colours mean."""
+  """Return the meaning of the marks or the colours."""
   marks = "^~~ a token that is learnt, .   one that is only read"
   if look.colour:
     learnt, read = _paint("learnt", _LEARNT), _paint("only read", _READ)

@@ -24,8 +24,8 @@ def _run(made, folder, *options) -> int:
   )
 
 
-def _hidden(tmp_path) -> list:
-  return [path for path in tmp_path.iterdir() if path.name[0] == "."]
+def _aside(tmp_path) -> list:
+  return [path for path in tmp_path.iterdir() if path.suffix == ".tmp"]
 
 
 def test_a_file_becomes_a_folder_of_the_same_rows(made, tmp_path, capsys):
@@ -40,7 +40,7 @@ def test_a_file_becomes_a_folder_of_the_same_rows(made, tmp_path, capsys):
   told = json.loads((folder / "dataset.json").read_text())
   assert told["origin"] == str(made.path)
   assert len(told["shards"]) == 2
-  assert not _hidden(tmp_path)
+  assert not _aside(tmp_path)
   # Readable for whoever may read the rest.
   assert folder.stat().st_mode == made.root.stat().st_mode
 
@@ -91,7 +91,7 @@ def test_a_failure_leaves_nothing_and_takes_nothing_away(made, tmp_path):
   with pytest.raises(InputError, match="1 of 6 rows are bad"):
     _run(made, tmp_path / "other")
   assert not (tmp_path / "other").exists()
-  assert not _hidden(tmp_path)
+  assert not _aside(tmp_path)
 
 
 def test_bad_rows_are_named_when_they_are_left_out(made, tmp_path, capsys):
@@ -177,7 +177,5 @@ def test_the_source_is_not_opened_for_a_folder_that_exists(tmp_path):
 
 
 def test_a_place_that_cannot_be_written_is_named(made):
-  with pytest.raises(
-    InputError, match="json/set: cannot be written: .*Not a d"
-  ):
+  with pytest.raises(InputError, match="json/set: cannot be written"):
     _run(made, made.path / "set")
