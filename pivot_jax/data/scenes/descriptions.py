@@ -59,7 +59,7 @@ class Chart:
 
 @dataclasses.dataclass(frozen=True)
 class Description:
-  """What a scene holds; `objects` are in reading order of their cells."""
+  """The content of a scene; `objects` are in reading order of their cells."""
 
   objects: tuple[Thing, ...]
   digit: Sign | None

@@ -1,7 +1,7 @@
 """Paints the things of a scene: shapes, textures, signs, charts, backgrounds.
 
 Only arrays and plain values pass through here: what is in a scene, and where,
-is decided in `layout.py`, and nothing here knows a question. Every function
+is decided in `descriptions.py`, and nothing here knows a question. Every function
 takes its random numbers from the caller, so a picture is a pure function of
 its arguments. A canvas is `image`, float32 [48, 48, 3] in 0..255, and
 `owners`, int8 [48, 48], which says what is visible at each pixel.
@@ -169,7 +169,7 @@ def _shades(texture: str, pixels: int) -> Float[np.ndarray, "s s"]:
 
 
 def _inside(shape: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-  """Which points of [-1, 1]^2 a shape holds; v points down."""
+  """Return the points of [-1, 1]^2 that a shape holds; v points down."""
   across, down = np.abs(u), np.abs(v)
   radius = np.hypot(u, v)
   if shape == "circle":

@@ -1,10 +1,10 @@
 """The embedded data set: procedural scenes as rows for every stage.
 
 `Scenes` is a random-access source: row i is a pure function of (task, seed,
-split, i), nothing is on disk, and splits never share a random stream. What a
-scene holds, how it looks and what is said of it live in `layout.py`,
-`drawing.py`, `questions.py` and `misnaming.py`; this file only makes rows. It
-knows no token and no template.
+split, i), nothing is on disk, and splits never share a random stream. The
+content of a scene, its look and its texts come from `descriptions.py`,
+`drawing.py`, `questions.py` and `counterfactuals.py`; this file only makes rows.
+It knows no token and no template.
 """
 
 import io
@@ -47,7 +47,7 @@ class Scenes:
     chat: conversations of `turns` questions about one image.
     preference: question, chosen, rejected, category, kind, object_mask. A
       share `new_fraction` of the rows is of a kind that no other task shows:
-      both answers think aloud first (`misnaming.think`).
+      both answers think aloud first (`counterfactuals.think`).
     eval: question, answer, category, kind, object_mask; category i % 4. No
       other task asks of a picture what its letter stands for.
     classify: label, the shape of the one large object (8 classes).
@@ -117,7 +117,7 @@ class Scenes:
     """Return a row without its pixels, at a small part of the cost.
 
     `image` is True where the row has one, and None where it has none;
-    `object_mask` and `labels` are left out. All else is as in `[index]`.
+    `object_mask` and `labels` are absent. All else is as in `[index]`.
     """
     return self._row(index, self._said(index))
 
@@ -135,7 +135,7 @@ class Scenes:
 
   @property
   def kind(self) -> str:
-    """What its rows hold."""
+    """The kind of its rows."""
     talks = ("caption", "chat", "text")
     return "conversation" if self.task in talks else self.task
 

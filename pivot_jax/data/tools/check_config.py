@@ -252,7 +252,7 @@ def _entry(
     frames = [check_rows.Frame(spec["image_size"], how)]
   return check_rows.Entry(
     path=str(place),
-    images=spec.get("image_root") or None,
+    root=spec.get("image_root") or None,
     codings=tuple(dict.fromkeys(stage.coder for stage in users)) or (alone,),
     frames=tuple(dict.fromkeys(frames)),
     max_pixels=spec.get("max_pixels", images.MAX_PIXELS),

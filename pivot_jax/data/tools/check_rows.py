@@ -43,7 +43,7 @@ _JSON = (".json", ".jsonl")
 
 
 class Frame(NamedTuple):
-  """How an image is brought to an encoder's size; see `images.resize`."""
+  """The size of an encoder's images, and the way they get it; see `framing.resize`."""
 
   size: int
   resample: str
@@ -58,13 +58,13 @@ PATCHES = 729  # Tokens of an image where the encoder's are not known.
 class Entry(NamedTuple):
   """A file or folder to check, and how it is read.
 
-  images: the folder of its image paths, None for its own.
+  root: the folder of its image paths, None for its own.
   max_bad: the share of its rows that may be bad.
   spec: the config's entry, as JSON; "" if it was named alone.
   """
 
   path: str
-  images: str | None
+  root: str | None
   codings: tuple[coders.Coder, ...]
   frames: tuple[Frame, ...] = ()
   max_pixels: int = images.MAX_PIXELS
@@ -92,7 +92,7 @@ class Entry(NamedTuple):
     """Return the source; raises as `check_files.open_file`."""
     if self.spec:
       return check_files.open_entry(json.loads(self.spec))
-    return check_files.open_file(self.path, self.images)
+    return check_files.open_file(self.path, self.root)
 
 
 class Wanted(NamedTuple):
@@ -133,7 +133,7 @@ Targets = Sequence[Target | None]
 
 
 class Fault(NamedTuple):
-  """What is wrong with a row, or with a whole file.
+  """A fault of a row, or of a whole file.
 
   drop: whether the row is of no use; otherwise it is only worth a note.
   """
@@ -146,7 +146,7 @@ class Fault(NamedTuple):
 
 
 class Part(NamedTuple):
-  """What was found of some rows.
+  """The findings of some rows.
 
   long: rows that training drops or cuts. tokens: how many rows have a length,
   of those whose text is in order. sizes: how many images have a size, of those
@@ -172,7 +172,7 @@ class Checker:
     self._seen: dict[tuple, Size] = {}
 
   def part(self, target: Target, rows: Sequence[int]) -> Part:
-    """Return what there is to say of some rows of a target."""
+    """Return the findings of some rows of a target."""
     counts = collections.Counter(), collections.Counter()
     found = Part(len(rows), [], [], *counts)
     with warnings.catch_warnings():
@@ -183,7 +183,7 @@ class Checker:
     return found
 
   def _look(self, target: Target, index: int, found: Part) -> None:
-    """Counts what a row has, and notes its fault."""
+    """Count the tokens and images of a row, and note its fault."""
     name = target.source.name(index)
     row, kind = None, "schema"
     try:
@@ -226,7 +226,7 @@ class Checker:
     ]
 
   def _size(self, data: bytes, name: str, target: Target, *, pad: bool) -> Size:
-    """Decode and frames an image, unless the same bytes have been."""
+    """Decode and frame an image, unless the same bytes have been."""
     most, digest = target.max_pixels, hashlib.blake2b(data, digest_size=16)
     key = most, target.frames, pad, digest.digest()
     if key not in self._seen:
@@ -278,7 +278,7 @@ def tasks(targets: Targets) -> list[Task]:
 
 
 def look(held: tuple[Checker, Targets], task: Task) -> Part:
-  """Return what a checker finds in the rows of a task."""
+  """Return the findings of a checker in the rows of a task."""
   checker, targets = held
   target = targets[task.number]
   assert target is not None
@@ -335,7 +335,7 @@ class _Ids:
 
 
 def reason(error: InputError, name: str) -> str:
-  """Return what an error says, on one line and without the row's name."""
+  """Return the text of an error, on one line and without the row's name."""
   text = " ".join(str(error).removeprefix(f"{name}: ").split())
   return text if len(text) <= _LONGEST else text[:_LONGEST] + "..."
 
@@ -351,7 +351,8 @@ def claimed(data: bytes) -> Size:
     return struct.unpack("<HH", data[6:10])
   if data.startswith(b"RIFF") and data[8:16] == b"WEBPVP8X":
     sides = data[24:27], data[27:30]
-    return tuple(int.from_bytes(side, "little") + 1 for side in sides)
+    across, down = (int.from_bytes(side, "little") + 1 for side in sides)
+    return across, down
   return 0, 0
 
 

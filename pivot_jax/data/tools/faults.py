@@ -19,7 +19,7 @@ _BAR = 30  # Characters of the longest bar.
 
 
 class Kind(NamedTuple):
-  """What a fault is, and what to do about it."""
+  """The meaning of a fault, and the remedy."""
 
   meaning: str
   remedy: str
@@ -106,9 +106,9 @@ KINDS = {
 
 
 class Summary:
-  """What was found of one file.
+  """The findings of one file.
 
-  max_bad: the share of its rows that may be bad. long: what becomes of rows
+  max_bad: the share of its rows that may be bad. long: the policy for rows
   over max_length, "" if they are bad.
   """
 
@@ -124,7 +124,7 @@ class Summary:
     self._sizes: collections.Counter[check_rows.Size] = collections.Counter()
 
   def add(self, part: check_rows.Part) -> None:
-    """Counts what was found of some rows."""
+    """Count the findings of some rows."""
     self.rows += part.rows
     for fault in part.faults:
       self._count(fault)
@@ -133,7 +133,7 @@ class Summary:
     self._sizes.update(part.sizes)
 
   def add_unreadable(self, fault: check_rows.Fault) -> None:
-    """Counts a fault of the whole file."""
+    """Count a fault of the whole file."""
     self.unreadable = True
     self._count(fault)
 
@@ -143,11 +143,11 @@ class Summary:
 
   @property
   def is_allowed(self) -> bool:
-    """Whether it can be read, and no more of its rows are bad than may be."""
+    """True if it can be read, and no more of its rows are bad than may be."""
     return not self.unreadable and self.bad_rows <= self.max_bad * self.rows
 
   def as_json(self) -> dict[str, Any]:
-    """Return what `check.json` says of the file."""
+    """Return the file's part of `check.json`."""
     return {
       "file": self.path,
       "readable": not self.unreadable,
@@ -190,7 +190,7 @@ class Summary:
     return said + _drawn(lengths(self._tokens))
 
   def _noted(self) -> list[str]:
-    """Return what is not bad, and may be unexpected."""
+    """Return lines on rows that are not bad, and may be unexpected."""
     said = []
     if self.notes["too_long"]:
       said.append(
@@ -307,7 +307,7 @@ def summary(
   settings: dict[str, Any],
   skipped: Mapping[str, str],
 ) -> dict[str, Any]:
-  """Return what `check.json` says.
+  """Return the content of `check.json`.
 
   `skipped`: why the sources of a name were not looked at.
   """

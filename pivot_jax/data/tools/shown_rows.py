@@ -28,7 +28,7 @@ OBJECTIVES = ("sft", "dpo")
 
 @dataclasses.dataclass(frozen=True)
 class Style:
-  """How rows are encoded.
+  """The settings by which rows are encoded.
 
   objective: sft or dpo; None takes dpo for a row with a rejected answer.
   image_tokens: features of one image, for counts only.
@@ -98,12 +98,11 @@ def look(source: json_records.Source, index: int, style: Style) -> Shown:
   """Return row `index` of a source as it is encoded; errors are part of it."""
   name = source.name(index)
   errors: list[str] = []
-  row = written = _try(lambda: source.text(index), name, errors)
-  if written is not None:
-    read = _try(lambda: source[index], name, errors)
-    row = written if read is None else read
-  if row is None:
+  written = _try(lambda: source.text(index), name, errors)
+  if written is None:
     return Shown(name, "", (), (), (), tuple(errors))
+  read = _try(lambda: source[index], name, errors)
+  row = written if read is None else read
   parts = _try(lambda: _parts(row, style), name, errors)
   fields = _texts(row) if parts is None else _fields(row, parts)
   return Shown(
@@ -273,7 +272,7 @@ def _words(tokenizer, ids, run: Sequence[int], target: bool) -> list[Token]:
 def _fields(
   row: Mapping[str, Any], parts: Sequence[Part]
 ) -> list[tuple[str, str]]:
-  """Return what a row holds beside its tokens."""
+  """Return the fields of a row beside its tokens."""
   fields = [
     (name, str(row[name]))
     for name in ("answer", "category", "kind", "label")
