@@ -18,7 +18,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from pivot_jax import addresses, files
-from pivot_jax.data import chat, coders, framing, images, open_path, opener
+from pivot_jax.data import chat, coders, framing, images, opener
 from pivot_jax.data.tokenizer import load_tokenizer
 from pivot_jax.data.tools import check_rows, show
 from pivot_jax.errors import InputError

@@ -24,7 +24,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from pivot_jax import addresses, files
-from pivot_jax.data import chat, opener, rows
+from pivot_jax.data import chat, opener
 from pivot_jax.data.tokenizer import load_tokenizer
 from pivot_jax.data.tools import shown_page, shown_rows
 from pivot_jax.errors import InputError
