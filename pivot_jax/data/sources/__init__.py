@@ -6,7 +6,7 @@ In reading order:
   json_records   LLaVA conversations, preference pairs, evaluation questions
   folders        images by class, images with label maps
   mixtures       many LLaVA files as LLaVA-OneVision's YAML lists them
-  mmpr           MMPR's many files; mmpr_sets, mmpr_choice: the paper's sets
+  mmpr           MMPR's many files; mmpr_selection: the paper's sets
   parquet        Hugging Face's files; parquet_files, parquet_ids: their access
   array_record   the format of `data convert`: any row at one read
   tfds           prepared TensorFlow Datasets
