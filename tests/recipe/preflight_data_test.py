@@ -27,7 +27,7 @@ def test_every_format_is_opened_and_looked_at(tmp_path, make, kind):
   made = make(tmp_path)
   # Parquet has its images inside.
   root = "" if made.path.is_dir() else str(made.root)
-  assert check(kind=source.kind, path=str(made.path), image_root=root) > 0
+  assert check(kind=kind, path=str(made.path), image_root=root) > 0
 
 
 def test_wrappers_are_opened_and_looked_at(tmp_path):
@@ -71,6 +71,6 @@ def test_converted_splits_are_not_each_other(tmp_path):
 @pytest.mark.parametrize("kind", ["classify", "eval"])
 def test_a_mixture_is_no_other_kind_of_data(tmp_path, kind):
   made = published.make_onevision_mixture(tmp_path)
-  spec = dict(kind=source.kind, path=str(made.path))
+  spec = dict(kind=kind, path=str(made.path))
   with pytest.raises(InputError, match=f"a mixture is no {kind} data"):
     check(**spec)
