@@ -303,13 +303,7 @@ def _kinds() -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-  parser = argparse.ArgumentParser(
-    prog="python -m pivot_jax.data check",
-    description="Looks at every row of data: text, images, lengths.",
-    epilog=f"faults, of which a row has at most one:\n{_kinds()}",
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-    allow_abbrev=False,
-  )
+  parser = _described()
   add = parser.add_argument
   add(
     "what",
@@ -364,6 +358,17 @@ def _parser() -> argparse.ArgumentParser:
     help="do not decode images, only read their files",
   )
   return parser
+
+
+def _described() -> argparse.ArgumentParser:
+  """Return the parser without its arguments."""
+  return argparse.ArgumentParser(
+    prog="python -m pivot_jax.data check",
+    description="Looks at every row of data: text, images, lengths.",
+    epilog=f"faults, of which a row has at most one:\n{_kinds()}",
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+    allow_abbrev=False,
+  )
 
 
 def _whole(least: int):
