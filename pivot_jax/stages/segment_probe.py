@@ -173,8 +173,7 @@ def extract(
     frame=feed.images_and_maps,
     mesh=mesh,
   ):
-    for place, one in enumerate(batch.labels):
-      _check_classes(one, config, batch.name(place))
+    _check_classes(batch, config)
     histograms.append(
       segmentation.patch_histogram(
         batch.labels,
@@ -248,12 +247,14 @@ def _counted(config: ConfigDict) -> ConfigDict:
   return counted
 
 
-def _check_classes(labels: np.ndarray, config: ConfigDict, name: str) -> None:
-  """Raise InputError for a class of row `name` beyond those there are."""
-  known = (labels >= 0) & (labels < config.num_classes)
-  wrong = labels[~known & (labels != config.ignore)]
-  if wrong.size:
-    raise errors.InputError(
-      f"{name}: labels holds class {wrong[0]}, beyond num_classes="
-      f"{config.num_classes}: raise it, or name the class in `ignore`"
-    )
+def _check_classes(batch: features.Batch, config: ConfigDict) -> None:
+  """Raise InputError for a class beyond those there are, with its row."""
+  for place, labels in enumerate(batch.labels):
+    known = (labels >= 0) & (labels < config.num_classes)
+    wrong = labels[~known & (labels != config.ignore)]
+    if wrong.size:
+      raise errors.InputError(
+        f"{batch.name(place)}: labels holds class {wrong[0]}, beyond "
+        f"num_classes={config.num_classes}: raise it, or name the class in "
+        "`ignore`"
+      )
