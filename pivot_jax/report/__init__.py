@@ -1,1 +1,5 @@
-"""The report of a run: `compare` has the numbers, `html` the page."""
+"""The report of a run, which reads files only, in reading order.
+
+`compare` has the numbers; `page` lays them out, with `tables` and `charts`;
+`markup` has the templates, in which every string is escaped.
+"""

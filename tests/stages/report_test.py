@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from pivot_jax import errors
 from pivot_jax.data.scenes import scenes
-from pivot_jax.report import compare, html
+from pivot_jax.report import compare, markup
 from pivot_jax.stages import report
 
 CATEGORIES = ("General", "Vision-Centric")
@@ -215,7 +215,7 @@ def test_the_report_says_which_differences_are_shown(run):
 def test_text_of_the_data_is_escaped(run):
   page = run.html()
   assert "&lt;script&gt;alert(1)" in page and "<script" not in page
-  assert html.POLICY in page and "http://" not in page
+  assert markup.POLICY in page and "http://" not in page
 
 
 def test_the_root_and_the_stage_hold_the_same_report(run):
@@ -295,27 +295,6 @@ def test_gradients_are_paired_over_scenes_that_both_have(tmp_path):
   # Differences 1, 1, 1, 1, 6: mean 2, deviation sqrt(5), error 1.
   assert found["n"] == 5
   assert found["value"] == pytest.approx(2) and found["se"] == pytest.approx(1)
-
-
-def test_ticks_are_round_and_enclose_the_values():
-  assert html.ticks(0.13, 0.98) == [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
-  assert len(html.ticks(3.0, 3.0)) >= 2
-
-
-def test_long_curves_are_thinned_by_means():
-  found = html.thin([(i, float(i)) for i in range(400)] + [(400, math.nan)])
-  assert len(found) == 200 and found[0] == (0.5, 0.5)
-
-
-def test_the_overlay_follows_the_map():
-  image = np.full((48, 48, 3), 100, np.uint8)
-  values = np.zeros((6, 6))
-  values[0, 5] = 1
-  drawn = html.overlay(image, values).astype(int)
-  assert (drawn[:8, 40:] == drawn[0, 47]).all()
-  # The last control point is red; 0.4 * 0.6 * 100 + 0.6 * 215 = 153.
-  assert drawn[0, 47, 0] == 153
-  assert drawn[0, 0, 2] > drawn[0, 0, 0]
 
 
 def test_answers_are_grouped_however_their_letters_are_composed(tmp_path):

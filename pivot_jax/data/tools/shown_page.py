@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from PIL import Image
 
 from pivot_jax.data.tools import shown_rows
-from pivot_jax.report import html
+from pivot_jax.report import markup
 
 SIDE = 512  # pixels of a picture's longer side, at most
 SMALL = 160  # pixels below which a picture is enlarged to this, without blur
@@ -88,7 +88,7 @@ def page(settings: str, sections: Iterable[str]) -> str:
   title = "Rows as the model sees them"
   return (
     '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-    f'<meta http-equiv="Content-Security-Policy" content="{html.POLICY}">'
+    f'<meta http-equiv="Content-Security-Policy" content="{markup.POLICY}">'
     '<meta name="viewport" content="width=device-width,initial-scale=1">'
     f"<title>{title}</title><style>{_STYLE}</style></head><body><main>"
     f'<h1>{title}</h1>\n<p class="note">{_text(settings)}</p>\n{_legend()}\n'
@@ -200,7 +200,7 @@ def _legend() -> str:
 
 
 def _text(value: str) -> str:
-  return html.text(shown_rows.visible(value))
+  return markup.text(shown_rows.visible(value))
 
 
 def _data(image: Image.Image, *, exact: bool) -> str:

@@ -20,7 +20,7 @@ from pivot_jax.data import chat, coders
 from pivot_jax.data.sources import json_records, records
 from pivot_jax.data.tokenizer import IMAGE, IMAGE_TOKEN, SPECIALS, Tokenizer
 from pivot_jax.errors import InputError
-from pivot_jax.report import html
+from pivot_jax.report import charts
 
 NEWLINE = "↵"  # Drawn where a text has a newline.
 OBJECTIVES = ("sft", "dpo")
@@ -327,9 +327,9 @@ def _pictures(
 
 def _map(labels: np.ndarray) -> Picture:
   """Return a label map in colours; each label has its own."""
-  colours = html.class_colours(max(1, int(labels.max()) + 1))
+  colours = charts.class_colours(max(1, int(labels.max()) + 1))
   caption = f"label map {labels.shape[1]}x{labels.shape[0]}"
-  return Picture(caption, html.class_map(labels, colours))
+  return Picture(caption, charts.class_map(labels, colours))
 
 
 def _picture(file: Any, image: np.ndarray, title: str) -> Picture:
