@@ -5,10 +5,11 @@ of a page (templates/parts.html); a macro's result is `Markup`, so that it goes
 into another part as it is.
 """
 
+import html
 from collections.abc import Iterable
 
 import jinja2
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 POLICY = Markup("default-src 'none'; img-src data:; style-src 'unsafe-inline'")
 
@@ -29,7 +30,7 @@ def style() -> Markup:
 
 def text(value: str) -> str:
   """Return a value as text that no browser reads as markup."""
-  return str(escape(value))
+  return html.escape(value, quote=True)
 
 
 def document(title: str, sections: Iterable[Markup]) -> str:
