@@ -26,7 +26,7 @@ from pivot_jax.data import (
   streams,
 )
 from pivot_jax.data.scenes import scenes
-from pivot_jax.data.sources import mmpr, mmpr_selection
+from pivot_jax.data.sources import mmpr_selection
 from pivot_jax.data.tokenizer import load_tokenizer
 
 IMAGE, PATCHES = 384, 576
@@ -142,7 +142,7 @@ def measure(
   before = _children()
   with Timer() as timer:
     table = lengths.measure(
-      mmpr.Selected(source, chosen), coder, processes=processes
+      rows.View(source, chosen), coder, processes=processes
     )
   held = table.sizes.astype(np.int64)
   if table.bad or table.long or not held[:, 0].all():

@@ -17,6 +17,7 @@ from collections.abc import Mapping
 
 from ml_collections import ConfigDict
 
+from pivot_jax import files
 from pivot_jax.errors import InputError
 from pivot_jax.recipe import run_folder, sections, shipped
 from pivot_jax.training import loop

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from pivot_jax import metrics, trees
-from pivot_jax.data import feed, work
+from pivot_jax.data import feed, packing
 from pivot_jax.models import mllm
 from pivot_jax.training import cost, loop, monitor
 from pivot_jax.training.train_state import TrainState
@@ -85,7 +85,9 @@ class Recorder:
     self._saved.save(step, _resumable(state), {"rows": self.rows})
     self._kept = step
 
-  def _show(self, step: int, loss: float, seen: work.Work, wait: float) -> None:
+  def _show(
+    self, step: int, loss: float, seen: packing.Work, wait: float
+  ) -> None:
     if step == self._begin + 1:
       # It compiled.
       self._meter.skip()

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pivot_jax import addresses
 from pivot_jax.data import coders, feed, lengths, streams
 from pivot_jax.data.scenes import scenes
 from pivot_jax.data.tokenizer import load_tokenizer

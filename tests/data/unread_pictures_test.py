@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 from pyarrow import parquet
 
+from pivot_jax import addresses
 from pivot_jax.data import coders, opener, streams
 from pivot_jax.data.sources import json_records, mmpr, records
 from pivot_jax.data.sources import parquet as parquet_source

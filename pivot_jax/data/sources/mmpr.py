@@ -10,13 +10,11 @@ import os
 import pathlib
 import posixpath
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from pivot_jax.data import images
-from pivot_jax.data.sources import json_index, json_records, records
+from pivot_jax.data.sources import json_index, records
 from pivot_jax.errors import InputError
 
 LOG = logging.getLogger("pivot_jax")
@@ -183,52 +181,6 @@ class Mmpr:
       return f"{stem}.jpg" if suffix == ".gif" else path
     there = suffix.lower() != ".gif" or (self.root / path).is_file()
     return path if there else f"{stem}.jpg"
-
-
-class Selected:
-  """Some rows of a source, in an order of their own; names stay the file's."""
-
-  def __init__(
-    self, source: json_records.Source, indices: Sequence[int] | np.ndarray
-  ):
-    self.source = source
-    self.indices = np.asarray(indices, np.int64)
-
-  def __len__(self) -> int:
-    return len(self.indices)
-
-  def __getitem__(self, index: int) -> Row:
-    return self.source[self._own(index)]
-
-  def text(self, index: int) -> Row:
-    """Return a row without its pixels."""
-    return self.source.text(self._own(index))
-
-  def encoded(self, index: int) -> tuple[bytes, ...]:
-    """Return the bytes of a row's image files."""
-    return self.source.encoded(self._own(index))
-
-  @property
-  def kind(self) -> str:
-    return self.source.kind
-
-  def check_row(self, index: int) -> None:
-    """Raise for a wrong field, or an image that is not in place."""
-    self.source.check_row(self._own(index))
-
-  def stamp(self) -> str:
-    """Return a digest of the source and of which rows these are."""
-    inner = self.source.stamp()
-    return inner and f"{inner} {zlib.crc32(self.indices.tobytes()):08x}"
-
-  def name(self, index: int) -> str:
-    """Return where a row stands in its file."""
-    return self.source.name(self._own(index))
-
-  def _own(self, index: int) -> int:
-    if not 0 <= index < len(self):
-      raise IndexError(index)
-    return int(self.indices[index])
 
 
 def check_entry(path: str, fields: Iterable[str]) -> None:

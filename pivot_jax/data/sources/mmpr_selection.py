@@ -32,6 +32,7 @@ from jaxtyping import Int64
 
 from pivot_jax import files, texts
 from pivot_jax.data import images, tokenizer
+from pivot_jax.data.rows import View
 from pivot_jax.data.sources import json_index, mmpr, records
 from pivot_jax.errors import InputError
 
@@ -85,9 +86,9 @@ class Selection:
     """The rows as (entry of `meta.json`, row of its file), both from 0."""
     return tuple(map(self.source.place, self.indices.tolist()))
 
-  def open(self) -> mmpr.Selected:
+  def open(self) -> View:
     """Return the rows as a source."""
-    return mmpr.Selected(self.source, self.indices)
+    return View(self.source, self.indices)
 
 
 def select_official(

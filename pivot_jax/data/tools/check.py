@@ -22,7 +22,7 @@ from typing import Any, TextIO
 
 import tqdm
 
-from pivot_jax import files
+from pivot_jax import addresses, files
 from pivot_jax.data import chat, coders, pool
 from pivot_jax.data.tokenizer import load_tokenizer
 from pivot_jax.data.tools import check_files, check_rows, faults, show
@@ -208,7 +208,7 @@ def _of(args: argparse.Namespace) -> check_rows.Wanted:
   address = args.tokenizer or check_rows.TOKENIZER
   coder = coders.coder_of(
     section,
-    load_tokenizer(show.tokenizer_folder(address)),
+    load_tokenizer(addresses.tokenizer_folder(address)),
     patches=args.patches or check_rows.PATCHES,
   )
   entries = [

@@ -20,7 +20,7 @@ from ml_collections import ConfigDict, config_flags
 from pivot_jax import addresses, files
 from pivot_jax.data import chat, coders, framing, images, opener
 from pivot_jax.data.tokenizer import load_tokenizer
-from pivot_jax.data.tools import check_rows, show
+from pivot_jax.data.tools import check_rows
 from pivot_jax.errors import InputError
 from pivot_jax.models import vit
 from pivot_jax.recipe import plan, preflight, run_folder
@@ -74,7 +74,7 @@ def read(
   if "sources" not in found:
     raise InputError(f"{config}: has no sources; give the files instead")
   address = overrides.tokenizer or found.get("tokenizer") or ""
-  folder = show.tokenizer_folder(address or check_rows.TOKENIZER)
+  folder = addresses.tokenizer_folder(address or check_rows.TOKENIZER)
   tokenizer = load_tokenizer(folder)
   stages = _stages(config, found, tokenizer, overrides.patches)
   known = [stage.coder.patches for stage in stages if stage.known]

@@ -88,7 +88,7 @@ class Entry(NamedTuple):
     codings = [limited(coder, max_length) for coder in self.codings]
     return self._replace(codings=tuple(dict.fromkeys(codings)))
 
-  def open(self) -> json_records.Source:
+  def open(self) -> rows.Source:
     """Return the source; raises as `check_files.open_file`."""
     if self.spec:
       return check_files.open_entry(json.loads(self.spec))
@@ -116,7 +116,7 @@ class Target(NamedTuple):
   """
 
   path: str
-  source: json_records.Source
+  source: rows.Source
   codings: tuple[coders.Coder, ...]
   frames: tuple[Frame, ...]
   max_pixels: int
@@ -285,7 +285,7 @@ def look(held: tuple[Checker, Targets], task: Task) -> Part:
   return checker.part(target, task.rows)
 
 
-def _chunks(source: json_records.Source) -> list[range]:
+def _chunks(source: rows.Source) -> list[range]:
   """Return all rows of a source in pieces."""
   if not isinstance(source, parquet.Parquet):
     return _cut(range(len(source)), _CHUNK)

@@ -14,10 +14,10 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
+from pivot_jax import addresses
 from pivot_jax.data import opener
 from pivot_jax.data.sources import mmpr_selection
 from pivot_jax.data.tokenizer import Tokenizer, load_tokenizer
-from pivot_jax.data.tools import show
 from pivot_jax.errors import InputError
 
 LOG = logging.getLogger("pivot_jax")
@@ -28,7 +28,7 @@ def main(argv: Sequence[str]) -> int:
   asked = _parser().parse_args(argv)
   # Before millions of rows are looked at.
   mmpr_selection.check_target(asked.to)
-  tokenizer = load_tokenizer(show.tokenizer_folder(asked.tokenizer))
+  tokenizer = load_tokenizer(addresses.tokenizer_folder(asked.tokenizer))
   selection = _choose(asked, token_counter(tokenizer))
   for reason, number in sorted(selection.refused.items()):
     LOG.info("%s: %d rows refused: %s", asked.meta, number, reason)

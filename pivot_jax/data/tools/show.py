@@ -24,7 +24,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from pivot_jax import addresses, files
-from pivot_jax.data import chat, opener
+from pivot_jax.data import chat, opener, rows
 from pivot_jax.data.tokenizer import load_tokenizer
 from pivot_jax.data.tools import shown_page, shown_rows
 from pivot_jax.errors import InputError
@@ -66,7 +66,7 @@ class Opened(NamedTuple):
 
   path: str
   kind: str
-  source: json_records.Source
+  source: rows.Source
   rows: Sequence[int]
 
   @property
@@ -112,7 +112,7 @@ def main(argv: Sequence[str]) -> int:
   return 1 if bad else 0
 
 
-def choose(source: json_records.Source, choice: Choice, path: str) -> list[int]:
+def choose(source: rows.Source, choice: Choice, path: str) -> list[int]:
   """Return the indices of the rows to show, in order.
 
   Raises:

@@ -16,8 +16,8 @@ import numpy as np
 from jaxtyping import UInt8
 from tokenizers import decoders
 
-from pivot_jax.data import chat, coders
-from pivot_jax.data.sources import json_records, records
+from pivot_jax.data import chat, coders, rows
+from pivot_jax.data.sources import records
 from pivot_jax.data.tokenizer import IMAGE, IMAGE_TOKEN, SPECIALS, Tokenizer
 from pivot_jax.errors import InputError
 from pivot_jax.report import charts
@@ -94,7 +94,7 @@ class Shown(NamedTuple):
     return f"{self.length} tokens with {images} image{plural}"
 
 
-def look(source: json_records.Source, index: int, style: Style) -> Shown:
+def look(source: rows.Source, index: int, style: Style) -> Shown:
   """Return row `index` of a source as it is encoded; errors are part of it."""
   name = source.name(index)
   errors: list[str] = []

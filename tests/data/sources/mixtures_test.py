@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from configs import paper_data
+from pivot_jax import addresses
 from pivot_jax.data import coders, images, opener, streams
 from pivot_jax.data.sources import mixtures
 from pivot_jax.data.tokenizer import load_tokenizer
