@@ -186,11 +186,10 @@ def page(old: Tree, new: Tree, found: list[Moved]) -> str:
       apart.append(f"| {one.old} | {_cell(one.new, new)} |")
     elif homes[module] != module:
       along.setdefault(module, []).append(name)
-  rows = [
-    f"| {one.old} | {_cell(one.new, new)} | {', '.join(along.get(one.old, []))} |"
-    for one in modules
-    if one.new != one.old
-  ]
+  rows = []
+  for one in (one for one in modules if one.new != one.old):
+    names = ", ".join(along.get(one.old, []))
+    rows.append(f"| {one.old} | {_cell(one.new, new)} | {names} |")
   return _PAGE.format(modules="\n".join(rows), names="\n".join(sorted(apart)))
 
 
