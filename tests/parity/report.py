@@ -1,12 +1,13 @@
-"""Measures every case against transformers and writes the page about it.
+"""Measures every case against transformers and writes the pages about it.
 
-  python -m tests.parity.report > docs/parity.md
+  python -m tests.parity.report --mutants=tests/parity/mutants.md > docs/parity.md
 
 No published weight is needed: both sides compute the same random ones. The
 tiny cases are those of `cases.py`, which `towers_test.py` and its neighbours
 hold to their tolerance; those of a published width are measured here alone.
 """
 
+import argparse
 import dataclasses
 import datetime
 import importlib.metadata
@@ -130,21 +131,20 @@ def measure(case: cases.Case) -> Row:
     )
 
 
-def _tables(rows: list[Row]) -> str:
-  """The table of what agrees, and that of the mutants."""
+def _cases(rows: list[Row]) -> str:
+  """The table of what agrees."""
   header = (
     *("case", "details", "largest output", "outputs", "tolerance"),
     *("torch / ours to float64", "image gradient", "nearest mutant"),
   )
+  return _table(header, map(_cells, rows), left=2)
+
+
+def _mutants(rows: list[Row]) -> str:
+  """The table of the mutants."""
   names = dict.fromkeys(name for row in rows for name in row.misses)
   mutants = [[name, *(_off(row, name) for row in rows)] for name in names]
-  return "\n\n".join(
-    [
-      _table(header, map(_cells, rows), left=2),
-      "How many tolerances each mutant is off:",
-      _table(["mutant", *(x.case.name for x in rows)], mutants, left=1),
-    ]
-  )
+  return _table(["mutant", *(x.case.name for x in rows)], mutants, left=1)
 
 
 def _table(header, rows, *, left) -> str:
@@ -205,87 +205,98 @@ def page(small, wide, language, *, minutes: float) -> str:
     date=datetime.date.today().isoformat(),
     minutes=f"{minutes:.1f}",
     miss=towers_test.MISS,
-    small=_tables(small),
-    wide=_tables(wide),
-    language=_tables(language),
+    small=_cases(small),
+    wide=_cases(wide),
+    language=_cases(language),
   )
 
 
 _PAGE = """\
 # Parity with transformers
 
-Written by one command, and not by hand:
+Written by one command, not by hand:
 
-    python -m tests.parity.report > docs/parity.md
+    python -m tests.parity.report --mutants=tests/parity/mutants.md > docs/parity.md
 
 {verdict} cases hold: output and gradient are transformers' within tolerance, in
-float32, and every mutant shows ({mutants} in all). What does not is in bold.
+float32, and every mutant shows ({mutants} in all,
+[one by one](../tests/parity/mutants.md)). A number in bold does not hold.
 
-- **Both sides** have the weights of one folder. transformers' `save_pretrained`
+- **Both sides** have the weights of one folder: transformers' `save_pretrained`
   writes it (for LLaVA-NeXT tensors are renamed), `pivot_jax.load` reads it.
-- **Outputs** are those that are used: of SigLIP and CLIP the hidden state
-  before the last block without a norm, of the other encoders that after the
-  last block and its norm, class tokens left out; of a language model or MLLM
-  the logits of two prompts, one padded. The largest absolute difference counts.
-- **To float64**: how far torch and we are from torch in float64, which tells
-  rounding from error. transformers has the norms and angles of a language
-  model and resized positions in float32 all the same.
-- **Image gradient**: of sum(output x direction) by the image before it is
-  normalised, torch's autograd against `jax.grad`; the largest difference,
-  relative to the largest entry. Its tolerance is 1e-05.
-- **Mutants** have one detail wrong. Each must be off by {miss} tolerances, or the
-  comparison would prove nothing about that detail.
-- **Random** are the weights, uint8 images and tokens, with fixed seeds. Biases
-  are not zero, norms not one, LayerScale is between the two. Matrices have 0.6
-  of 1/sqrt(inputs): at 1 rounding grows, and the tiny DINOv2 giant missed with
-  one seed of six (7.9e-06). Patch embeddings and class token are small, since
-  LayerNorm's epsilon shows only against a small variance.
+- **Outputs** are those in use: of SigLIP and CLIP the hidden state before the last
+  block without a norm; of other encoders that after the last block and its norm,
+  without class tokens; of a language model or MLLM the logits of two prompts, one
+  padded. The largest absolute difference counts.
+- **To float64**: torch's and our distance from torch in float64, which tells rounding
+  from error. transformers keeps the norms and angles of a language model and resized
+  positions in float32.
+- **Image gradient**: of sum(output x direction) by the image before normalization,
+  torch's autograd against `jax.grad`; the largest difference relative to the largest
+  entry. Tolerance 1e-05.
+- **Mutants** have one detail wrong. Each must be off by {miss} tolerances; otherwise
+  the comparison would prove nothing about that detail.
+- **Weights, uint8 images and tokens** are random with fixed seeds. Biases are not
+  zero, norms not one, LayerScale is between the two. Matrices have 0.6 of
+  1/sqrt(inputs): at 1 rounding grows, and the tiny DINOv2 giant missed with one seed
+  of six (7.9e-06). Patch embeddings and class token are small, since LayerNorm's
+  epsilon shows only against a small variance.
 - **Precision**: parameters, activations and products are float32, on jax's
-  {backend} backend; `jax_default_matmul_precision` is {precision}, which means
-  float32 on a CPU. An accelerator's default is less; to compare there, set
+  {backend} backend; `jax_default_matmul_precision` is {precision}, which means float32
+  on a CPU. An accelerator's default is less; to compare there, set
   `jax.default_matmul_precision("float32")`.
 - **Made with** {versions};
   CPU: {processor}; on {date}, in {minutes} minutes.
 
 ## What this does not show
 
-- Published weights: not compared with the published weights, but with the
-  same architectures, in files of the same layout.
-- A key bias of an encoder cannot show: it adds the same to every score of a
-  query, and softmax does not see it. `tests/convert/hf_test.py` proves it by
-  name and bytes.
+- Published weights: only the same architectures, in files of the same layout.
+- A key bias of an encoder: it adds the same to all scores of a query, which softmax
+  does not see. `tests/weights/convert/hf_test.py` proves it by name and bytes.
 - bfloat16, accelerators, generation, resizing of images and tokenizers.
-- Depth and image size of the wide encoders, SigLIP B/16 excepted.
-- Files of other tools (big_vision, timm) and our exports, which have tests of
-  their own under `tests/convert` and `tests/parity`.
+- Depth and image size of the wide encoders, except SigLIP B/16.
+- Files of other tools (big_vision, timm) and our exports, which have tests under
+  `tests/weights/convert` and `tests/parity`.
 
 ## Tiny encoders
 
-Three blocks, width 32 and 4 heads if nothing else is said; patches of 8 pixels
-on images of 28, of 14 on 46: what does not fill a patch is cut.
-`tests/parity/towers_test.py` holds all of them to this.
+Three blocks, width 32 and 4 heads unless stated; patches of 8 pixels on images of 28,
+of 14 on 46: what does not fill a patch is cut. `tests/parity/towers_test.py` holds
+them to this.
 
 {small}
 
 ## Encoders of a published width
 
-Named as in `configs/presets.py`, their sizes from there; fewer blocks and
-pixels than published, as the details say. Measured by the command alone.
+Names and sizes of `configs/presets.py`, with fewer blocks and pixels, as the details
+say. Measured by the command, and by the nightly tests.
 
 {wide}
 
 ## Language models and MLLMs
 
-Tiny ones have three blocks of width 48; MLLMs read a tiny encoder of those
-above, and mutants without "LLM" are of that. `tests/parity/towers_test.py`
-holds LLaVA-NeXT to this; `qwen2_test.py` and `llava_test.py` hold Qwen2.5 and
-Llava on SigLIP to the same tolerance, with weights of another scale.
+Tiny ones have three blocks of width 48; MLLMs read a tiny encoder from above.
+`tests/parity/towers_test.py` holds LLaVA-NeXT to this; `qwen2_test.py` and
+`llava_test.py` hold Qwen2.5 and Llava on SigLIP to the same tolerance, with weights
+of another scale.
 
 {language}
 """
 
+_MUTANTS = """\
+# Mutants of the parity cases
+
+Written with [docs/parity.md](../../docs/parity.md). How many tolerances each mutant is
+off; of an MLLM, mutants without "LLM" are of its encoder.
+
+{tables}
+"""
+
 
 def main() -> None:
+  parser = argparse.ArgumentParser(prog="python -m tests.parity.report")
+  parser.add_argument("--mutants", type=pathlib.Path, help="a second page")
+  asked = parser.parse_args()
   start = time.monotonic()
   small = [measure(case) for case in cases.ENCODERS]
   wide = [measure(case) for case in WIDE]
@@ -293,6 +304,9 @@ def main() -> None:
   language = [measure(case) for case in models]
   minutes = (time.monotonic() - start) / 60
   sys.stdout.write(page(small, wide, language, minutes=minutes))
+  if asked.mutants:
+    tables = "\n\n".join(map(_mutants, (small, wide, language)))
+    asked.mutants.write_text(_MUTANTS.format(tables=tables), encoding="utf-8")
   sys.exit(not all(row.holds for row in (*small, *wide, *language)))
 
 
