@@ -104,7 +104,7 @@ def test_every_named_file_is_there(path):
 def test_files_of_other_projects_are_named():
   named = named_files(TEXT)
   assert ELSEWHERE <= named
-  assert {"configs/pivot.py", "tests/fast_path_test.py", "recipe.py"} <= named
+  assert {"configs/pivot.py", "tests/sharding_test.py", "main.py"} <= named
 
 
 def test_a_file_that_is_not_there_is_found():
