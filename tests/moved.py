@@ -22,7 +22,7 @@ from typing import NamedTuple
 ROOT = pathlib.Path(__file__).parents[1]
 TABLE = ROOT / "tests" / "fixtures" / "moved.txt"
 PAGE = ROOT / "docs" / "moved.md"
-FOLDERS = ("pivot_jax", "bench")
+FOLDERS = ("pivot_jax", "bench", "configs")
 _DOTTED = re.compile(r"[A-Za-z]\w*(\.\w+)+")
 
 
@@ -91,8 +91,13 @@ def table(lines: Iterable[str]) -> dict[str, str]:
   found = {}
   for line in lines:
     old, arrow, new = line.partition("->")
-    if arrow and not line.startswith("#"):
-      found[_full(old.strip(" `\n"))] = _full(new.strip(" `\n"))
+    if not arrow or line.startswith("#"):
+      continue
+    first, *others = old.strip(" `\n").split(", ")
+    # `module.one, other -> reason` is of two names of a module.
+    beside = [f"{first.rpartition('.')[0]}.{name}" for name in others]
+    for name in (first, *beside):
+      found[_full(name)] = _full(new.strip(" `\n"))
   return found
 
 
@@ -103,7 +108,7 @@ def _full(name: str) -> str:
     return name
   # A remark behind a dotted name is no part of it.
   top = first[0].split(".")[0]
-  known = (*FOLDERS, "configs", "tests")
+  known = (*FOLDERS, "tests")
   return first[0] if top in known else f"pivot_jax.{first[0]}"
 
 
@@ -141,6 +146,8 @@ def find(old: Tree, new: Tree, known: Mapping[str, str]) -> list[Moved]:
       # It was taken apart: the files that hold its names.
       parts = dict.fromkeys(new.split(x.new)[0] for x in inside)
       home = ", ".join(part for part in parts if part)
+      if not home and all(one.new for one in inside):
+        home = "gone, as are its names"
     found += [Moved(module, home), *inside]
   listed = {one.old for one in found}
   # Methods, and fields of classes.
@@ -198,7 +205,7 @@ def _cell(found: str, new: Tree) -> str:
   names = found.split(", ")
   if found and all(new.has(name) for name in names):
     return ", ".join(f"`{new.shown(name)}`" for name in names)
-  return f"gone: {found.removeprefix('gone').strip(' :()')}"
+  return found
 
 
 _PAGE = """\
