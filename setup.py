@@ -55,6 +55,7 @@ setuptools.setup(
       "hypothesis",
       "pyarrow>=18",
       "pytest>=8",
+      "pytest-xdist>=3.6",
       "ruff",
       "scikit-learn",
       "tensorboardX>=2.6",

@@ -50,7 +50,7 @@ class Row:
 
   @property
   def ran(self) -> bool:
-    """Whether there are enough steps: one cut short may have done them."""
+    """Tell that there are enough steps: one cut short may have done them."""
     return len(self.walls) >= ENOUGH or (bool(self.walls) and not self.status)
 
   @property

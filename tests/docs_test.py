@@ -1,4 +1,4 @@
-"""What the documents of this tree name is there: commands, settings, files."""
+"""The documents of this tree name what is there: commands, settings, files."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""Where things moved: the page is true, and names are found as it is told."""
+"""The page of moved names is true, and names are found as it is told."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""What users of the released version rely on works, or is refused by name.
+"""The commands of the released version work, or are refused by name.
 
 Its texts, recipes and work folders lie in `fixtures/released`. Commands are
 parsed and not run, but for those that continue the work folders.

@@ -51,7 +51,7 @@ def results(
 
 @contextlib.contextmanager
 def executor(
-  state: object, processes: int
+  state: State, processes: int
 ) -> Iterator[futures.ProcessPoolExecutor]:
   """Give spawned processes that hold a state; drop open work at the end."""
   pool = futures.ProcessPoolExecutor(

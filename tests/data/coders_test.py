@@ -1,4 +1,4 @@
-"""How a stage codes rows, by its section of a config."""
+"""A stage codes rows by its section of a config."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Who shares a row: nothing lost, no budget passed, little padding."""
+"""Examples share rows: nothing lost, no budget passed, little padding."""
 
 import dataclasses
 
@@ -156,7 +156,7 @@ def test_what_no_row_can_hold_is_refused():
 )
 @settings(deadline=None, max_examples=300)
 def test_every_update_lies_as_its_layout_was_made_for(updates, hosts, row):
-  """What `place` decides stays within all sizes that `layout_for` found."""
+  """The choices of `place` stay within all sizes that `layout_for` found."""
   updates = [update[: len(update) // hosts * hosts] for update in updates]
   updates = [update for update in updates if update]
   if not updates:

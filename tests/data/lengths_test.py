@@ -1,4 +1,4 @@
-"""What a process that measures rows of JSON holds."""
+"""A process that measures rows of JSON holds little."""
 
 import functools
 import json

@@ -1,4 +1,4 @@
-"""What lies at a position, whoever reads it: resumed, shared, dropped, void."""
+"""A position holds one example, whoever reads it: resumed, shared, dropped, void."""
 
 import dataclasses
 import itertools

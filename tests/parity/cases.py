@@ -1,4 +1,4 @@
-"""What is compared with transformers, and how each case is read by us.
+"""The cases that are compared with transformers, and our reading of each.
 
 A case is one architecture at one size. The tiny ones with every detail stand
 here; those of a published width are in `report.py`. Running torch on them, and

@@ -83,7 +83,7 @@ WIDE_LLM = cases.llm(
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-  """What was measured of a case; differences are absolute.
+  """The measures of a case; differences are absolute.
 
   theirs, ours: from torch in float64. gradient: relative to the largest entry;
     None without images. misses: of the mutants.

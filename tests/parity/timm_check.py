@@ -146,7 +146,7 @@ def _jitter(model):
 
 
 def features(model, case, images):
-  """What is read here of such an encoder, by timm."""
+  """The features that timm gives of such an encoder."""
   mean, std = (torch.tensor(x) for x in case.statistics)
   x = (torch.tensor(images).float() / 255 - mean) / std
   x = x.permute(0, 3, 1, 2)
@@ -222,7 +222,7 @@ def check(name, case, folder):
 
 
 def full_size(name):
-  """Whether timm's model of a preset has the names and shapes we write."""
+  """Compare names and shapes of timm's model of a preset with ours."""
   config = vit.VisionConfig(**presets.VISION[name])
   pooled = config.family == "siglip"
   architecture = converter.architecture(config, pooled=pooled)

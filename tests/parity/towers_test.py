@@ -29,7 +29,7 @@ Mutants = dict[str, Callable[[], np.ndarray]]
 
 @dataclasses.dataclass(frozen=True)
 class Truth:
-  """What torch makes of a case: its output, in float64 too, and a gradient.
+  """The output of torch for a case, in float64 too, and a gradient.
 
   The gradient is that of sum(output * direction) by the image's 0..255; None
   without images.
@@ -87,7 +87,7 @@ def relative(ours: np.ndarray, theirs: np.ndarray) -> float:
 
 
 def misses(truth: Truth, subject: cases.Subject) -> dict[str, float]:
-  """How far the output is from torch's, each time with one detail wrong."""
+  """Distances of the output from torch's, each time with one detail wrong."""
   found: Mutants = {}
   if subject.model.vision is not None:
     found |= _choices(subject) | _leaves(subject) | _resizes(subject)
@@ -250,7 +250,7 @@ def _tiled(config, leaves):
 
 
 def _joints(subject) -> Mutants:
-  """What lies between tower and language model."""
+  """The layers between tower and language model."""
   leaves, batch = subject.leaves, subject.batch
 
   def tanh():

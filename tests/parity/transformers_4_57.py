@@ -108,7 +108,7 @@ def texts():
 
 
 def tokenized(tokenizer, image_id=None):
-  """What a folder's tokenizer has to make of each text, by ours.
+  """The tokens of each text by our tokenizer, expected of a folder's.
 
   `ids` with special tokens acting, `<image>` among them if it has an id; `plain`
   with every text as text.
@@ -126,7 +126,7 @@ def tokenized(tokenizer, image_id=None):
 
 
 def same_tokens(folder, expected, **choices):
-  """How many texts AutoTokenizer encodes as expected, both ways, and decodes."""
+  """Count the texts that AutoTokenizer encodes as expected, both ways, and decodes."""
   found = transformers.AutoTokenizer.from_pretrained(folder, **choices)
   same = 0
   for text, ids, plain in zip(*expected.values(), strict=True):
@@ -145,7 +145,7 @@ def picture(seed=0, size=(40, 31)):
 
 
 def features(model, pixel_values):
-  """What is read of an encoder here, from transformers' outputs."""
+  """The features of an encoder, from transformers' outputs."""
   kind = model.config.model_type
   inputs = dict(pixel_values=pixel_values, output_hidden_states=True)
   if kind == "vit_mae":

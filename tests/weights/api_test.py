@@ -1,4 +1,4 @@
-"""What `pivot_jax.load` gives and `pivot_jax.save` writes."""
+"""`pivot_jax.load` gives models and `pivot_jax.save` writes them."""
 
 import gc
 import weakref

@@ -1,4 +1,4 @@
-"""What is saved comes back bit for bit; what is damaged is named."""
+"""Saved parameters come back bit for bit; damaged ones are named."""
 
 import gc
 

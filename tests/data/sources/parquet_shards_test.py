@@ -1,4 +1,4 @@
-"""Which parquet files make a set, and how far their columns may differ."""
+"""Parquet files make a set, and their columns may differ so far."""
 
 import pyarrow
 import pytest

@@ -1,4 +1,4 @@
-"""What the checker counts, draws and says, and what it refuses."""
+"""The checker counts, draws and says faults, and refuses wrong options."""
 
 import ast
 import collections
