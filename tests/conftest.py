@@ -59,7 +59,7 @@ CHECKED = (
   "pivot_jax.data.scenes.descriptions",
   "pivot_jax.data.scenes.drawing",
 )
-jaxtyping.Array = jax.Array | np.ndarray
+jaxtyping.Array = jax.Array | np.ndarray | np.generic
 jaxtyping.install_import_hook(CHECKED, "tests.strict.check")
 
 # Adding a vector to a matrix is written out, so that a lost axis is an error.

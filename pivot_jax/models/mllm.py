@@ -19,7 +19,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from einops import rearrange
-from jaxtyping import Array, Bool, Float, Int, PyTree, UInt8
+from jaxtyping import Array, Bool, Float, Int, Num, PyTree, UInt8
 
 from pivot_jax.models import (
   attention,
@@ -62,8 +62,11 @@ class MLLM(nn.Module):
     # same names: the modules live one level down and share this one's scope.
     nn.share_scope(self, self.parts)
 
-  def encode(self, images: UInt8[Array, "N H W 3"]) -> Float[Array, "N P D"]:
-    """Return the patch features of the layer that the config names."""
+  def encode(self, images: Num[Array, "N H W 3"]) -> Float[Array, "N P D"]:
+    """Return the patch features of the layer that the config names.
+
+    Pixels are 0 to 255, uint8 or, to differentiate by them, floats.
+    """
     return self.parts.vision(images)
 
   def project(

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, Num
 
 from pivot_jax.errors import InputError
 from pivot_jax.models import attention, layers
@@ -140,7 +140,7 @@ class ViT(nn.Module):
   compute: layers.Compute
 
   @nn.compact
-  def __call__(self, images: UInt8[Array, "N H W 3"]) -> Float[Array, "N P D"]:
+  def __call__(self, images: Num[Array, "N H W 3"]) -> Float[Array, "N P D"]:
     config = self.config
     size = config.image_size
     if images.shape[1:] != (size, size, 3):
@@ -171,7 +171,7 @@ class ViT(nn.Module):
 
 
 def normalize(
-  images: UInt8[Array, "N H W C"], config: VisionConfig
+  images: Num[Array, "N H W C"], config: VisionConfig
 ) -> Float[Array, "N H W C"]:
   """Return (images / 255 - mean) / std in float32."""
   mean = jnp.asarray(config.image_mean, jnp.float32)
