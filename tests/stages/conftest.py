@@ -1,8 +1,10 @@
 """One tiny model, scored and post-trained once for all tests of stages."""
 
+import jax
 import pytest
 
 from pivot_jax.stages import score, train
+from pivot_jax.training import loop
 from tests.fixtures import tiny_stages
 
 ROWS = tiny_stages.source("preference", 40)
@@ -15,6 +17,20 @@ ARM = dict(
   save_every=2,
   pack=dict(tokens=128, losses=112, images=1),
 )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def guarded_loop():
+  """Make an implicit transfer in the loop of any stage's training an error."""
+  plain = loop.fit
+
+  def fit(*values, **fields):
+    with jax.transfer_guard("disallow"):
+      return plain(*values, **fields)
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(loop, "fit", fit)
+    yield
 
 
 @pytest.fixture(scope="session")
