@@ -24,6 +24,7 @@ TABLE = ROOT / "tests" / "fixtures" / "moved.txt"
 PAGE = ROOT / "docs" / "moved.md"
 FOLDERS = ("pivot_jax", "bench", "configs")
 _DOTTED = re.compile(r"[A-Za-z]\w*(\.\w+)+")
+_PLACES = re.compile(rf"{_DOTTED.pattern}(, \w+)+")
 
 
 class Tree(NamedTuple):
@@ -93,12 +94,22 @@ def table(lines: Iterable[str]) -> dict[str, str]:
     old, arrow, new = line.partition("->")
     if not arrow or line.startswith("#"):
       continue
-    first, *others = old.strip(" `\n").split(", ")
-    # `module.one, other -> reason` is of two names of a module.
-    beside = [f"{first.rpartition('.')[0]}.{name}" for name in others]
-    for name in (first, *beside):
-      found[_full(name)] = _full(new.strip(" `\n"))
+    # `module.one, other -> reason` is of two names of a module, and each has a
+    # place of its own in `module.one, other -> new.uno, otra`.
+    names, places = _beside(old.strip(" `\n")), [new.strip(" `\n")]
+    if _PLACES.fullmatch(places[0]):
+      places = _beside(places[0])
+    if len(places) != len(names):
+      places = places[:1] * len(names)
+    for name, place in zip(names, places, strict=True):
+      found[_full(name)] = _full(place)
   return found
+
+
+def _beside(names: str) -> list[str]:
+  """Return the dotted names of `module.one, other`."""
+  first, *others = names.split(", ")
+  return [first, *(f"{first.rpartition('.')[0]}.{name}" for name in others)]
 
 
 def _full(name: str) -> str:

@@ -98,6 +98,20 @@ def test_names_are_found_by_table_module_and_being_the_only_one(trees):
   }
 
 
+def test_names_side_by_side_have_a_place_each_or_one_reason():
+  known = moved.table(
+    ["a.x, y -> b.p, q", "a.z, w -> b.r", "a.u, v -> dead, as said, by none"]
+  )
+  assert known == {
+    "pivot_jax.a.x": "pivot_jax.b.p",
+    "pivot_jax.a.y": "pivot_jax.b.q",
+    "pivot_jax.a.z": "pivot_jax.b.r",
+    "pivot_jax.a.w": "pivot_jax.b.r",
+    "pivot_jax.a.u": "dead, as said, by none",
+    "pivot_jax.a.v": "dead, as said, by none",
+  }
+
+
 def test_the_page_lists_what_moved_and_nothing_that_stayed(trees):
   old, new = trees
   known = {
