@@ -74,7 +74,7 @@ def save(
     model: as `load` returned it.
     params: its parameters; without `llm` and `projector` it is the encoder.
     format: "pivot_jax" (an artifact that `load` reads), "hf", "llava", "timm"
-      or "big_vision" (pivot_jax/export.py says what each is).
+      or "big_vision" (`python -m pivot_jax.export --help` describes each).
     dtype: "float32", "bfloat16" or "float16", for the foreign formats.
     source: the address of the original weights, if they have moved: what was
       not trained is taken from there.

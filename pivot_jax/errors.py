@@ -9,7 +9,7 @@ class InputError(ValueError):
   """Something the user gave is wrong: a file, a row, a weight or a setting.
 
   `kind` is what a program may tell faults of a row apart by, one of those that
-  `data/checking_report.py` lists; "" where nobody needs to.
+  `data/tools/faults.py` lists; "" where nobody needs to.
   """
 
   def __init__(self, message: str, *, kind: str = ""):

@@ -1,4 +1,4 @@
-"""Flags, devices, mesh; hands over to `recipe.run`.
+"""Flags, devices, mesh; hands over to `recipe.plan.run`.
 
   python -m pivot_jax.main --config=configs/pivot.py --workdir=runs/pivot
   python -m pivot_jax.main --config=configs/pivot.py:debug --workdir=runs/debug
@@ -84,8 +84,8 @@ def _check_sizes(config) -> None:
     ]
     if sizes and init and not init.startswith("@"):
       raise InputError(
-        f"--config.{sizes[0]} says nothing: the sizes are those of the weights in "
-        f"--config.{part}.init={init}; remove one of the two"
+        f"--config.{sizes[0]} has no effect: sizes come from the weights"
+        f" (--config.{part}.init={init}). Remove one."
         f"{_OTHER_SIZE if 'vision.image_size' in sizes else ''}"
       )
 

@@ -3,7 +3,7 @@
   python -m tests.unpack_cifar10 --data=DIR --to=DIR
 
 reads `cifar10/cifar10_jpeg_4k_1k.npz` in the folder of test data and writes
-TO/{train,val}/CLASS/NUMBER.jpg, the layout of `sources.ImageFolder`. The bytes
+TO/{train,val}/CLASS/NUMBER.jpg, the layout of `folders.ImageFolder`. The bytes
 of the pictures are written as they are; no pickle is read.
 """
 

@@ -117,7 +117,7 @@ class Update:
     )
 
   def _start(self, key):
-    """Return the first state, as `train.make_state` makes it.
+    """Return the first state, as `train_state.make_state` makes it.
 
     That one copies parameters of the host, which for these sizes takes longer
     than the steps.

@@ -1,8 +1,8 @@
 """Our DPO update in rungs: from the peers' algorithm to what the package does.
 
 The first three have the reference model run in every step and are put together
-here from `pivot_jax.objectives`; the last is the package's own objective and
-update. All give the same loss and the same gradients.
+here from `pivot_jax.training.objectives`; the last is the package's own
+objective and update. All give the same loss and the same gradients.
 
 Q pairs, S sequences (2Q, chosen ones first), M loss positions.
 """

@@ -5,7 +5,7 @@ prompt; `plain`, a caption alone) and two masks (`paper` and `answer`).
 Text is never trusted with special tokens: the only ChatML tokens in the result
 are those that the template placed, and `<image>` becomes `IMAGE_TOKEN` only
 where the image belongs. It does not pack, truncate or look at images, and its
-errors name no row: the pipeline knows the file and the row, and adds them.
+errors name no row: the caller knows the file and the row, and adds them.
 """
 
 import functools

@@ -147,7 +147,7 @@ def layout_for(
 ) -> Layout:
   """Return the smallest layout that holds each of the updates.
 
-  See `fitting.layout_for`. Raises InputError for an example over `max_length`,
+  See `layouts.layout_for`. Raises InputError for an example over `max_length`,
   image tokens included.
   """
   for update in updates:

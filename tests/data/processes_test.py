@@ -13,12 +13,12 @@ import itertools, json, sys
 import jax
 host, port, size = sys.argv[1:]
 jax.distributed.initialize(f"localhost:{port}", 2, int(host))
-from pivot_jax.data import pipeline
+from pivot_jax.data import feed
 from tests.data import streams_test
 stream = streams_test.stream(size=int(size))
-pipeline.check_processes(stream)
-share = pipeline.Share.here()
-found = pipeline.read(stream, batch=6, start=12, share=share, threads=2)
+feed.check_processes(stream)
+share = feed.Share.here()
+found = feed.read(stream, batch=6, start=12, share=share, threads=2)
 print(json.dumps([one.id for one in itertools.islice(found, 30)]))
 """
 

@@ -71,7 +71,7 @@ def test_a_wrong_choice_misses_by_ten_tolerances(case, change):
 
 
 # A key bias adds the same to every score of a query, and softmax does not see
-# it; that one is proven by name and bytes in tests/convert/hf_test.py.
+# it; that one is proven by name and bytes in tests/weights/convert/hf_test.py.
 @pytest.mark.parametrize(
   "module",
   [

@@ -11,29 +11,28 @@ from configs import pivot
 from pivot_jax.data import opener
 from pivot_jax.data.sources import mixtures
 from pivot_jax.errors import InputError
-from pivot_jax.recipe import plan as recipe
-from pivot_jax.recipe import run_folder
+from pivot_jax.recipe import plan, run_folder
 from pivot_jax.stages import detach, train
 from tests.fixtures import published
 
 
 def test_the_default_recipe_has_every_arm_and_no_stage_zero(tmp_path):
-  plan = recipe.expand(pivot.get_config(), tmp_path)
-  names = [step.name for step in plan.steps]
+  planned = plan.expand(pivot.get_config(), tmp_path)
+  names = [step.name for step in planned.steps]
   for arm in pivot.ARMS:
     assert f"detach_{arm}" in names and f"evaluate_pivot_{arm}" in names
   assert names[0] == "stage1_proj" and names[-1] == "report"
-  assert plan.left_out["stage0_llm"] == "its weights are given"
+  assert planned.left_out["stage0_llm"] == "its weights are given"
 
 
 def test_from_scratch_makes_stage_zero_first(tmp_path):
-  plan = recipe.expand(pivot.get_config("from_scratch"), tmp_path)
-  assert [s.name for s in plan.steps[:2]] == ["stage0_llm", "stage0_vision"]
+  planned = plan.expand(pivot.get_config("from_scratch"), tmp_path)
+  assert [s.name for s in planned.steps[:2]] == ["stage0_llm", "stage0_vision"]
 
 
 def test_both_arms_start_from_one_checkpoint_on_one_stream(tmp_path):
-  plan = recipe.expand(pivot.get_config(), tmp_path)
-  step = {s.name: s for s in plan.steps}
+  planned = plan.expand(pivot.get_config(), tmp_path)
+  step = {s.name: s for s in planned.steps}
   sft, dpo = step["stage2_sft"], step["stage2_dpo"]
   assert sft.inputs["init"] == dpo.inputs["init"]
   for field in ("data", "data_seed", "batch", "steps", "sources"):
@@ -43,11 +42,11 @@ def test_both_arms_start_from_one_checkpoint_on_one_stream(tmp_path):
 def test_seeds_repeat_the_arms_only_and_the_report_is_last(tmp_path):
   config = pivot.get_config()
   config.seeds = 2
-  plan = recipe.expand(config, tmp_path)
-  names = [step.name for step in plan.steps]
+  planned = plan.expand(config, tmp_path)
+  names = [step.name for step in planned.steps]
   assert "seed1/stage2_dpo" in names and "seed1/stage1_full" not in names
   assert names[-1] == "report" and names.count("report") == 1
-  step = {s.name: s for s in plan.steps}
+  step = {s.name: s for s in planned.steps}
   assert step["seed1/stage2_dpo"].inputs["init"] == "package:toy/stage1"
   assert step["seed1/detach_dpo"].inputs["init"] == str(
     tmp_path / "seed1" / "stage2_dpo"
@@ -59,24 +58,24 @@ def test_an_edge_to_a_later_stage_is_refused(tmp_path):
   config = pivot.get_config()
   config.stage1_full.inputs.init = "@stage2_dpo"
   with pytest.raises(InputError, match="does not run before"):
-    recipe.expand(config, tmp_path)
+    plan.expand(config, tmp_path)
 
 
 def test_stages_without_data_are_left_out_with_what_to_set(tmp_path):
   config = pivot.get_config("files")
   config.files.pretrain = "pairs.json"
-  plan = recipe.expand(config, tmp_path)
-  names = {step.name for step in plan.steps}
+  planned = plan.expand(config, tmp_path)
+  names = {step.name for step in planned.steps}
   assert "stage1_full" in names and "stage2_dpo" not in names
-  assert "--config.files.preference" in plan.left_out["stage2_dpo"]
-  assert plan.left_out["detach_dpo"] == "needs stage2_dpo, which is left out"
+  assert "--config.files.preference" in planned.left_out["stage2_dpo"]
+  assert planned.left_out["detach_dpo"] == "needs stage2_dpo, which is left out"
 
 
 def test_another_tokenizer_trains_the_llm_anew(tmp_path):
   config = pivot.get_config()
   config.tokenizer = "elsewhere"
-  plan = recipe.expand(config, tmp_path)
-  step = {s.name: s for s in plan.steps}
+  planned = plan.expand(config, tmp_path)
+  step = {s.name: s for s in planned.steps}
   assert "stage0_llm" in step and "stage0_vision" not in step
   assert step["pivot_proj_dpo"].inputs["llm"] == str(
     tmp_path / "stage0_llm:llm"
@@ -88,12 +87,12 @@ def test_a_plan_leaves_the_config_as_it_was(tmp_path, tokenizer):
   config = pivot.get_config()
   config.tokenizer, config.seeds = tokenizer, 2
   before = config.to_dict()
-  recipe.expand(config, tmp_path)
+  plan.expand(config, tmp_path)
   assert config.to_dict() == before
-  resolved = recipe.resolve(config)
+  resolved = plan.resolve(config)
   assert config.to_dict() == before
   # The plan of what was resolved is the plan of the config.
-  assert recipe.expand(resolved, tmp_path) == recipe.expand(config, tmp_path)
+  assert plan.expand(resolved, tmp_path) == plan.expand(config, tmp_path)
 
 
 @pytest.fixture
@@ -116,7 +115,7 @@ def small(tmp_path, monkeypatch):
 
 
 def _run(config, workdir):
-  recipe.run(recipe.expand(config, workdir), workdir, config)
+  plan.run(plan.expand(config, workdir), workdir, config)
 
 
 def test_a_finished_stage_is_skipped(small):
@@ -191,9 +190,9 @@ def shipped(**overrides):
   config = pivot.get_config()
   for key, value in overrides.items():
     config.update_from_flattened_dict({key.replace("__", "."): value})
-  plan = recipe.expand(config, pathlib.Path("run"))
-  ran = {step.name: step for step in plan.steps}
-  return ran, plan.left_out
+  planned = plan.expand(config, pathlib.Path("run"))
+  ran = {step.name: step for step in planned.steps}
+  return ran, planned.left_out
 
 
 def test_the_default_starts_from_the_shipped_stage_1():
@@ -245,8 +244,8 @@ def with_new_defaults() -> ml_collections.ConfigDict:
 
 
 def test_a_setting_that_no_record_has_does_not_unmake_the_shipped_stage_1():
-  plan = recipe.expand(with_new_defaults(), pathlib.Path("run"))
-  assert "shipped" in plan.left_out["stage1_full"]
+  planned = plan.expand(with_new_defaults(), pathlib.Path("run"))
+  assert "shipped" in planned.left_out["stage1_full"]
 
 
 @pytest.mark.parametrize(
@@ -262,15 +261,15 @@ def test_a_recorded_setting_unmakes_it_among_new_ones_too(change):
   config = with_new_defaults()
   for key, value in change.items():
     config.update_from_flattened_dict({key.replace("__", "."): value})
-  plan = recipe.expand(config, pathlib.Path("run"))
-  assert "stage1_full" not in plan.left_out
+  planned = plan.expand(config, pathlib.Path("run"))
+  assert "stage1_full" not in planned.left_out
 
 
 def test_another_input_unmakes_the_shipped_stage_1():
   config = with_new_defaults()
   config.stage1_full.inputs.projector = "elsewhere"
-  plan = recipe.expand(config, pathlib.Path("run"))
-  assert "stage1_full" not in plan.left_out
+  planned = plan.expand(config, pathlib.Path("run"))
+  assert "stage1_full" not in planned.left_out
 
 
 def test_a_stage_begun_from_other_data_is_not_continued(tmp_path, monkeypatch):
@@ -279,8 +278,8 @@ def test_a_stage_begun_from_other_data_is_not_continued(tmp_path, monkeypatch):
   config = pivot.get_config()
   config.order = ("detach_original",)
   config.detach_original.inputs.init = "package:toy:vision"
-  plan = recipe.expand(config, tmp_path / "w")
-  (step,) = plan.steps
+  planned = plan.expand(config, tmp_path / "w")
+  (step,) = planned.steps
   step.config.sources = {"rows": {"kind": "preference", "path": str(file)}}
 
   def killed(*_):
@@ -288,11 +287,11 @@ def test_a_stage_begun_from_other_data_is_not_continued(tmp_path, monkeypatch):
 
   monkeypatch.setattr(detach, "run", killed)
   with pytest.raises(KeyboardInterrupt):
-    recipe.run(plan, tmp_path / "w", config)
+    plan.run(planned, tmp_path / "w", config)
   (step.folder / "checkpoints" / "2").mkdir(parents=True)
   file.write_text('{"another": 1}\n')
   with pytest.raises(InputError, match="begun with other inputs"):
-    recipe.run(plan, tmp_path / "w", config)
+    plan.run(planned, tmp_path / "w", config)
 
 
 def test_an_unfinished_stage_goes_on_with_another_batch_and_says_so(
@@ -300,40 +299,40 @@ def test_an_unfinished_stage_goes_on_with_another_batch_and_says_so(
 ):
   config = pivot.get_config()
   config.order = ("stage1_proj",)
-  plan = recipe.expand(config, tmp_path / "w")
+  planned = plan.expand(config, tmp_path / "w")
 
   def killed(*_):
     raise KeyboardInterrupt
 
   monkeypatch.setattr(train, "run", killed)
   with pytest.raises(KeyboardInterrupt):
-    recipe.run(plan, tmp_path / "w", config)
-  (plan.steps[0].folder / "checkpoints" / "2").mkdir(parents=True)
+    plan.run(planned, tmp_path / "w", config)
+  (planned.steps[0].folder / "checkpoints" / "2").mkdir(parents=True)
   config = pivot.get_config()
   config.order = ("stage1_proj",)
   config.stage1_proj.batch = 16
-  plan = recipe.expand(config, tmp_path / "w")
+  planned = plan.expand(config, tmp_path / "w")
   with caplog.at_level(logging.INFO, "pivot_jax"):
     with pytest.raises(KeyboardInterrupt):
-      recipe.run(plan, tmp_path / "w", config)
+      plan.run(planned, tmp_path / "w", config)
   assert (
     "stage1_proj goes on with other settings: batch: 32 -> 16" in caplog.text
   )
   config.stage1_proj.beta = 0.5
-  plan = recipe.expand(config, tmp_path / "w")
+  planned = plan.expand(config, tmp_path / "w")
   with pytest.raises(InputError, match="belongs to another config.*beta: 0.1"):
-    recipe.run(plan, tmp_path / "w", config)
+    plan.run(planned, tmp_path / "w", config)
 
 
 def test_seeds_and_kinds_are_checked(tmp_path):
   config = pivot.get_config()
   config.seeds = 0
   with pytest.raises(InputError, match="seeds=0: give 1 or more"):
-    recipe.expand(config, tmp_path)
+    plan.expand(config, tmp_path)
   config = pivot.get_config()
   config.detach_dpo.kind = "detatch"
   with pytest.raises(InputError, match="kind='detatch': choose one of"):
-    recipe.expand(config, tmp_path)
+    plan.expand(config, tmp_path)
 
 
 def test_files_count_by_content_and_images_of_a_folder_by_size(tmp_path):

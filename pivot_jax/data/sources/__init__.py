@@ -6,8 +6,9 @@ In reading order:
   json_records   LLaVA conversations, preference pairs, evaluation questions
   folders        images by class, images with label maps
   mixtures       many LLaVA files as LLaVA-OneVision's YAML lists them
-  mmpr           MMPR's many files; mmpr_selection: the paper's sets
-  parquet        Hugging Face's files; parquet_files, parquet_ids: their access
+  mmpr           MMPR's many files
+  mmpr_selection the paper's sets of MMPR's rows
+  parquet        Hugging Face's files; parquet_files: access to their rows
   array_record   the format of `data convert`: any row at one read
   tfds           prepared TensorFlow Datasets
 
