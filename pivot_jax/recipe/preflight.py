@@ -159,7 +159,7 @@ def _check_rules(step: run_folder.Step, field: str) -> None:
     pair = isinstance(rule, (tuple, list)) and len(rule) == 2
     if not pair or not isinstance(rule[1], numbers.Real) or rule[1] < 0:
       raise InputError(
-        f"{step.name}.{field}: {rule!r} is no rule; give (pattern, value) with "
+        f"{step.name}.{field}: {rule!r} is not a rule; give (pattern, value) with "
         'a value of 0 or more, as ((".*", 1e-5),)'
       )
 
@@ -346,7 +346,7 @@ def _sizes(model: _Configs, batch: int) -> str:
 
 
 def _shapes(step: run_folder.Step, models: dict[str, _Configs]) -> Any:
-  """Return the shapes of a stage's model and notes its configs for later."""
+  """Return the shapes of a stage's model and note its configs for later."""
   config = step.config.copy_and_resolve_references()
   tokenizer = load_tokenizer(addresses.tokenizer_folder(config.tokenizer))
   outside = {}

@@ -51,7 +51,7 @@ def folder(tmp_path):
 
 
 def _write(path, *rows):
-  """Write rows as a list or as lines; returns the path."""
+  """Write rows as a list or as lines; return the path."""
   if path.suffix == ".json":
     path.write_text(json.dumps(rows))
     return path
@@ -133,7 +133,9 @@ UNREAD = {
 def test_another_key_of_pictures_is_a_fault_that_names_it(folder, name, key):
   source = _open(folder, name, **{key: UNREAD[key]})
   for read in (source.text, source.__getitem__, source.check_row):
-    with pytest.raises(InputError, match=rf"(:1|#0): {key}: unknown") as caught:
+    with pytest.raises(
+      InputError, match=rf"(:1|#0): {key}: looks like"
+    ) as caught:
       read(0)
     assert caught.value.kind == "schema"
 
@@ -183,14 +185,16 @@ def test_beside_an_image_only_another_picture_is_a_fault(folder, fields, fault):
   if not fault:
     assert source.text(0)["image"] == "goat.png"
     return
-  with pytest.raises(InputError, match=rf":1: {fault}: unknown"):
+  with pytest.raises(InputError, match=rf":1: {fault}: looks like"):
     source.text(0)
 
 
 def test_a_picture_of_a_turn_is_a_fault(folder):
   asked = TALK[0] | {"images": ["goat.png"]}
   source = _open(folder, "talk.json", conversations=[asked, TALK[1]])
-  with pytest.raises(InputError, match=r"conversations\[0\]\.images: unknown"):
+  with pytest.raises(
+    InputError, match=r"conversations\[0\]\.images: looks like"
+  ):
     source.text(0)
   weighed = [TALK[0] | {"weight": 1, "loss": True}, TALK[1]]
   assert _open(folder, "talk.json", conversations=weighed).text(0)
@@ -203,7 +207,7 @@ def test_mmpr_reads_images_and_refuses_other_keys(tmp_path):
   ]
   source = mmpr.Mmpr(mmpr_files.write(tmp_path, {"a": rows}))
   assert source.text(0)["image"] == "images/0/x.png"
-  with pytest.raises(InputError, match=r"0\.jsonl:2: image_path: unknown"):
+  with pytest.raises(InputError, match=r"0\.jsonl:2: image_path: looks like"):
     source.text(1)
 
 
@@ -245,7 +249,7 @@ def test_a_column_of_names_is_a_fault_of_the_rows_that_have_some(
   source = _table(
     tmp_path / "a.parquet", texts | {column: value}, texts | {column: None}
   )
-  with pytest.raises(InputError, match=rf"a\.parquet:0: {column}: unknown"):
+  with pytest.raises(InputError, match=rf"a\.parquet:0: {column}: looks like"):
     source.text(0)
   assert source.text(1)["image"] is None
 
@@ -253,7 +257,7 @@ def test_a_column_of_names_is_a_fault_of_the_rows_that_have_some(
 def test_columns_beside_the_image_are_its_own_affair(tmp_path):
   row = PAIR | {"image": BYTES, "image_path": "x.png", "mask": BYTES}
   assert _table(tmp_path / "a.parquet", row).text(0)["image"] is True
-  with pytest.raises(InputError, match="a.parquet: picture: unknown"):
+  with pytest.raises(InputError, match="a.parquet: picture: looks like"):
     _table(tmp_path / "a.parquet", row | {"picture": BYTES})
   with pytest.raises(InputError, match="in image and in images"):
     _table(tmp_path / "a.parquet", row | {"images": [BYTES]})
@@ -273,7 +277,7 @@ def test_check_names_the_key_of_each_row_and_column(folder):
     (str(table), None, "schema"),
     (str(path), 2, "schema"),
   ]
-  assert all("img: unknown" in one["why"] for one in found)
+  assert all("img: looks like" in one["why"] for one in found)
   assert checked.report(folder)["files"][0]["images"] == 1
 
 
@@ -284,8 +288,8 @@ def test_show_and_convert_refuse_the_row(folder):
   path = _write(folder / "pairs.jsonl", PAIR | {"img": "goat.png"})
   source = opener.open_path(path, image_root=str(folder / "images"))
   shown = shown_rows.look(source, 0, shown_rows.Style(TOKENIZER))
-  assert len(shown.errors) == 1 and "img: unknown" in shown.errors[0]
-  with pytest.raises(InputError, match="img: unknown"):
+  assert len(shown.errors) == 1 and "img: looks like" in shown.errors[0]
+  with pytest.raises(InputError, match="img: looks like"):
     convert.main([str(path), str(folder / "out"), "--images", str(folder)])
 
 
@@ -311,5 +315,5 @@ def test_training_reads_images_and_stops_at_another_key(folder):
 
   assert stream(images=["goat.png"]).example(0).images[0].shape == (8, 8, 3)
   assert stream().example(0).images == ()
-  with pytest.raises(InputError, match="img: unknown"):
+  with pytest.raises(InputError, match="img: looks like"):
     stream(img="goat.png").example(0)

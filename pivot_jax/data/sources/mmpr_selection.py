@@ -323,8 +323,8 @@ def _walk(
   if len(chosen) < wish.size:
     why = ", ".join(f"{many} {why}" for why, many in sorted(refused.items()))
     raise InputError(
-      f"{source.path}: only {len(chosen)} of {wish.size} rows can be had;"
-      f" refused are: {why or 'none'}"
+      f"{source.path}: only {len(chosen)} of {wish.size} rows fit the set;"
+      f" refused: {why or 'none'}"
     )
   return Selection(
     source, np.asarray(chosen, np.int64), dict(refused), wish.seed

@@ -82,7 +82,7 @@ def parse(data: bytes) -> Record:
 
 
 def as_object(record: Json) -> Record:
-  """Return a JSON value that is an object; raises InputError for any other."""
+  """Return a JSON value that is an object; raise InputError for any other."""
   if not isinstance(record, dict):
     kind = type(record).__name__
     raise InputError(f"a record must be a JSON object, not {kind}")
@@ -191,7 +191,9 @@ def check_unread(
 def unread(name: str) -> InputError:
   """Return the error of a field or column of pictures that is not read."""
   return InputError(
-    f"{name}: unknown; pictures are read from image", kind="schema"
+    f"{name}: looks like a picture, and pictures are read from image or images;"
+    " rename the key, or remove it",
+    kind="schema",
   )
 
 

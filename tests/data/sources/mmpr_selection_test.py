@@ -21,7 +21,7 @@ row, numbered, words = mmpr_files.row, mmpr_files.numbered, mmpr_files.words
 
 @pytest.fixture
 def write(tmp_path):
-  """Write {name: rows} as MMPR is published; returns its meta.json."""
+  """Write {name: rows} as MMPR is published; return its meta.json."""
   return functools.partial(mmpr_files.write, tmp_path)
 
 
@@ -66,7 +66,7 @@ def test_a_file_ends_at_its_first_list_of_images(write):
   meta = write({"a": late, "b": [row(image=["x.png", "y.jpg"])], "c": [row()]})
   selection = official(meta, size=5)
   assert set(selection.rows) == {(0, 0), (0, 1), (0, 2), (0, 3), (2, 0)}
-  with pytest.raises(InputError, match="only 5 of 6 rows can be had"):
+  with pytest.raises(InputError, match="only 5 of 6 rows fit the set"):
     official(meta, size=6)
 
 
@@ -174,7 +174,7 @@ def test_rows_are_refused_one_by_one_for_counted_reasons(write):
   with pytest.raises(InputError) as caught:
     fixed(meta, size=4)
   assert str(caught.value).endswith(
-    f"only 3 of 4 rows can be had; refused are: {counted}"
+    f"only 3 of 4 rows fit the set; refused: {counted}"
   )
 
 
