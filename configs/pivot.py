@@ -223,7 +223,7 @@ def post_training(c: ConfigDict, *, objective: str, lr) -> ConfigDict:
 
 
 def probes(c: ConfigDict, arm: str) -> None:
-  """Cut one arm's encoder out and measures it."""
+  """Cut one arm's encoder out and measure it."""
   c[f"detach_{arm}"] = stage("detach", inputs=dict(init=f"@{MLLM[arm]}"))
   inputs = dict(init=f"@detach_{arm}")
   c[f"linear_probe_{arm}"] = stage("linear_probe", inputs=inputs)
@@ -280,7 +280,7 @@ def from_scratch(c: ConfigDict) -> ConfigDict:
 
 
 def debug(c: ConfigDict) -> ConfigDict:
-  """Keep every stage and makes it tiny: two cores, three minutes, cold."""
+  """Keep every stage and make it tiny: two cores, three minutes, cold."""
   c.report.title = "PIVOT, debug run"
   c.report.lead = (
     "Four updates a stage: this page shows that everything runs, and says nothing "
@@ -332,7 +332,7 @@ def sweep(c: ConfigDict) -> ConfigDict:
 
 
 def files(c: ConfigDict) -> ConfigDict:
-  """Run the loop on your own files; what is not given is left out.
+  """Run the loop on your own files; stages without data are skipped.
 
   files.pretrain  LLaVA records (.json or .jsonl), for stage 1 and re-assembly
   files.preference  MMPR rows (.jsonl): image, question, chosen, rejected
@@ -342,9 +342,9 @@ def files(c: ConfigDict) -> ConfigDict:
   files.classify  DIR/{train,val}/CLASS/*; files.segment
   DIR/{train,val}/{images,labels}, with segment_ignore (-1: none) and
   segment_background ("none", or the index of the background class)
-  files.max_bad  the share of rows of a file that may be left out, and is named,
+  files.max_bad  the share of rows of a file that may be skipped, and is named,
   because a field or the image cannot be read; 0: the first one is an error
-  files.bad  the bad.jsonl of `python -m pivot_jax.data check`: rows to leave out
+  files.bad  the bad.jsonl of `python -m pivot_jax.data check`: rows to skip
   files.long  rows over max_length: error, drop, truncate_answer, or auto
   files.group  trains pairs that share image and question as one example
   files.decoder  pil, or pil_draft: faster, other pixels (docs/data.md)

@@ -53,7 +53,7 @@ class Coder:
   framed: bool = False
 
   def encode(self, row: rows.Row) -> chat.Encoded:
-    """Return the tokens of a row; raises InputError without its name."""
+    """Return the tokens of a row; raise InputError without its name."""
     return self._learnt(self._encode(row), row)
 
   def example(self, row: rows.Row, *, pixels: bool = True) -> packing.Example:
@@ -106,14 +106,14 @@ class Coder:
     return "conversations" in row and not self.pairs
 
   def _learnt(self, encoded: chat.Encoded, row: rows.Row) -> chat.Encoded:
-    """Leave out what this objective does not learn of a pair."""
+    """Skip what this objective does not learn of a pair."""
     if self._talks(row):
       return encoded
     if self.pairs:
       # The targets of a prompt cancel between two answers (paper 3.2).
       nothing = np.zeros(len(encoded.prompt), bool)
       return encoded._replace(prompt_targets=nothing)
-    # The same prompt and answers as DPO sees; SFT leaves the rejected ones out.
+    # The same prompt and answers as DPO sees; SFT skips the rejected ones.
     return encoded._replace(
       answers=encoded.answers[::2], answer_targets=encoded.answer_targets[::2]
     )

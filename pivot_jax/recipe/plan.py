@@ -58,8 +58,8 @@ def expand(config: ConfigDict, workdir: pathlib.Path) -> Plan:
   """Return the stages that will run, seeds repeated, each skip with its reason.
 
   A stage is skipped if the config has no data for it, if a stage that it needs
-  is skipped, or if it only makes weights that the config names. Raises InputError for an edge
-  to a stage that does not run before.
+  is skipped, or if it only makes weights that the config names. Raises
+  InputError for an edge to a stage that does not run before.
   """
   config = resolve(config)
   if config.seeds < 1:
@@ -101,7 +101,7 @@ def expand(config: ConfigDict, workdir: pathlib.Path) -> Plan:
 
 
 def run(plan: Plan, workdir: pathlib.Path, config: ConfigDict) -> None:
-  """Run the plan; raises what a stage raises, having kept what is finished."""
+  """Run the plan; raise what a stage raises, having kept what is finished."""
   run_folder.check_folders(workdir, plan.steps)
   try:
     workdir.mkdir(parents=True, exist_ok=True)
@@ -134,7 +134,7 @@ def describe(plan: Plan) -> str:
     given = ", ".join(f"{k}={v}" for k, v in sorted(step.inputs.items()))
     lines.append(f"  {step.name:28s} {step.kind:13s} {_short(given)}")
   for name, reason in plan.left_out.items():
-    lines.append(f"  {name:28s} left out: {reason}")
+    lines.append(f"  {name:28s} skipped: {reason}")
   return "\n".join(lines)
 
 
@@ -152,7 +152,7 @@ def _reason(config, name, left_out, used, given) -> str:
   for edge in section.inputs.values():
     target = _target(edge)
     if target in left_out and target not in given:
-      return f"needs {target}, which is left out"
+      return f"needs {target}, which is skipped"
   if section.get("only_if_used") and name not in used:
     return "its weights are given"
   return ""

@@ -72,7 +72,7 @@ def by_seed(inputs: Mapping[str, str]) -> dict[int, dict[str, dict[str, Any]]]:
 def compare_stage2(
   seeds: Mapping[int, Stages],
 ) -> dict[str, dict[str, str]]:
-  """Return rows and start of the two arms; raises if they are not the same."""
+  """Return rows and start of the two arms; raise if they are not the same."""
   found = {}
   for seed, stages in seeds.items():
     if "stage2_sft" not in stages or "stage2_dpo" not in stages:

@@ -45,7 +45,7 @@ def page(
     title,
     [
       markup.PARTS.verdict(lead),
-      _left_out(record["left_out"]),
+      _skipped(record["left_out"]),
       markup.section(
         "Arms",
         tables.measures(_named(found["arms"]) | _baselines(found), columns),
@@ -184,10 +184,10 @@ def _lambdas_table(found: Mapping[str, Any]) -> Markup:
   )
 
 
-def _left_out(reasons: Mapping[str, str]) -> Markup:
+def _skipped(reasons: Mapping[str, str]) -> Markup:
   if not reasons:
     return Markup()
-  return markup.PARTS.left_out(sorted(reasons.items()))
+  return markup.PARTS.skipped(sorted(reasons.items()))
 
 
 def _curves(stages: compare.Stages) -> Markup:

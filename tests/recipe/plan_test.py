@@ -68,7 +68,7 @@ def test_stages_without_data_are_left_out_with_what_to_set(tmp_path):
   names = {step.name for step in planned.steps}
   assert "stage1_full" in names and "stage2_dpo" not in names
   assert "--config.files.preference" in planned.left_out["stage2_dpo"]
-  assert planned.left_out["detach_dpo"] == "needs stage2_dpo, which is left out"
+  assert planned.left_out["detach_dpo"] == "needs stage2_dpo, which is skipped"
 
 
 def test_another_tokenizer_trains_the_llm_anew(tmp_path):

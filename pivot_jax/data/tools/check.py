@@ -140,7 +140,7 @@ def _open(
 
 
 def _of_file(path: str, error: InputError | OSError) -> check_rows.Fault:
-  """Return the fault of a file; raises if there is none of that name."""
+  """Return the fault of a file; raise if there is none of that name."""
   if not isinstance(error, InputError):
     error = InputError(f"{path}: {error.strerror}")
   if not check_files.is_there(path):

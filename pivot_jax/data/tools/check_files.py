@@ -36,7 +36,7 @@ def open_file(path: str, root: str | None) -> Any:
 
 
 def open_entry(spec: Mapping[str, Any]) -> Any:
-  """Return the source of a config's entry; raises as `open_file`."""
+  """Return the source of a config's entry; raise as `open_file`."""
   file = pathlib.Path(spec["path"])
   try:
     return opener.open_source(spec, flawed=True)
@@ -52,7 +52,7 @@ def _matches(pattern: pathlib.Path) -> bool:
 
 
 def _lines(path: pathlib.Path, refused: InputError) -> json_index.File:
-  """Return a file's records, or raises that it has none."""
+  """Return a file's records, or raise that it has none."""
   try:
     found = json_index.File(path)
   except InputError as error:

@@ -89,7 +89,7 @@ class Entry(NamedTuple):
     return self._replace(codings=tuple(dict.fromkeys(codings)))
 
   def open(self) -> rows.Source:
-    """Return the source; raises as `check_files.open_file`."""
+    """Return the source; raise as `check_files.open_file`."""
     if self.spec:
       return check_files.open_entry(json.loads(self.spec))
     return check_files.open_file(self.path, self.root)
@@ -377,7 +377,7 @@ def _lengths(
 
 
 def _is_long(row: Row, lengths: Mapping[coders.Coder, int]) -> bool:
-  """Return whether a row is dropped or cut; raises if it is an error."""
+  """Return whether a row is dropped or cut; raise if it is an error."""
   long = False
   for coder, length in lengths.items():
     if not 0 < coder.max_length < length:
@@ -424,7 +424,7 @@ def _as_learnt(row: Row) -> Row:
 
 
 def _decoded(data: bytes, name: str, most: int) -> np.ndarray:
-  """Return uint8 [H, W, 3]; raises as `images.decode`, each with its kind."""
+  """Return uint8 [H, W, 3]; raise as `images.decode`, each with its kind."""
   try:
     return images.decode(data, name=name, max_pixels=most)
   except InputError as error:

@@ -27,7 +27,7 @@ ROWS = 10_000  # A shard, unless the number of shards is given.
 
 
 def main(argv: Sequence[str]) -> int:
-  """Run the command; returns its exit status."""
+  """Run the command; return its exit status."""
   if "--paper-files" in argv:
     raise InputError(
       "--paper-files: lists of MMPR are written by `python -m pivot_jax.data"
@@ -74,7 +74,7 @@ def convert(
   max_bad: float = 0.0,
   overwrite: bool = False,
 ) -> array_record.Written:
-  """Write a source beside `folder` and renames it into place when complete.
+  """Write a source beside `folder` and rename it into place when complete.
 
   Args: as of `array_record.write`, and
     overwrite: whether a folder that was converted before may be replaced.
@@ -145,7 +145,7 @@ def _parser() -> argparse.ArgumentParser:
   add("--images", metavar="DIR", help="the root of SRC's image paths")
   add("--root", metavar="DIR", help="the root of a mixture's json_path's")
   add("--shards", type=int, help=f"files to write; one for {ROWS} rows")
-  add("--max-bad", type=float, help="share of rows to leave out (0)")
+  add("--max-bad", type=float, help="share of rows to skip (0)")
   add(
     "--overwrite",
     action="store_true",

@@ -44,12 +44,12 @@ KINDS = {
   "undecodable_image": Kind(
     "An image file that is empty, no image, or cut short; or an image too"
     " elongated to be cropped as a stage of the config does.",
-    "get the file again, or leave the row out",
+    "get the file again, or skip the row",
   ),
   "too_many_pixels": Kind(
     "An image whose header says more pixels than max_pixels (50 million),"
     " whether or not they are there.",
-    "shrink the image, or leave the row out",
+    "shrink the image, or skip the row",
   ),
   "outside_root": Kind(
     "An image path that leaves the image folder: by .., absolute, a URL, or a"
@@ -63,11 +63,11 @@ KINDS = {
   ),
   "empty_answer": Kind(
     "An answer is empty, or nothing but white space.",
-    "write the answer, or leave the row out",
+    "write the answer, or skip the row",
   ),
   "equal_pair": Kind(
     "The chosen and the rejected answer are the same.",
-    "leave the row out: there is nothing to prefer",
+    "skip the row: there is nothing to prefer",
   ),
   "special_token": Kind(
     "An answer holds <|im_start|>, <|im_end|> or <|endoftext|>.",
@@ -80,7 +80,7 @@ KINDS = {
   ),
   "duplicate_id": Kind(
     "An earlier row of the same file has the id. A fault in an evaluation"
-    " alone; training calls the row ID#2, and bad= does not leave it out.",
+    " alone; training calls the row ID#2, and bad= does not skip it.",
     "give each row of a file its own id",
   ),
   "lone_surrogate": Kind(
@@ -100,7 +100,7 @@ KINDS = {
   "unreadable": Kind(
     "Of a whole file or folder: it is of no known format, damaged, or lacks a"
     " part.",
-    "mend what the reason says, or leave the file out",
+    "mend what the reason says, or skip the file",
   ),
 }
 

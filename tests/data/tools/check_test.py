@@ -295,7 +295,7 @@ def test_status_says_whether_more_rows_are_bad_than_allowed(folder, capsys):
   assert checked.check(folder, path, options=["--max-bad=0.25"]) == 0
   assert checked.check(folder, path, options=["--max-bad=0.24"]) == 1
   said = capsys.readouterr().out
-  assert "1 empty_answer: write the answer, or leave the row out\n" in said
+  assert "1 empty_answer: write the answer, or skip the row\n" in said
   assert f"as {path}:4: chosen: an answer is empty" in said
 
 
