@@ -25,7 +25,7 @@ SCALE = 5.0
 
 
 def setup(folder: pathlib.Path, options: harness.Options) -> harness.Work:
-  """Write model and data and returns the work of a step."""
+  """Write model and data and return the work of a step."""
   import torch
   import transformers
 

@@ -211,7 +211,7 @@ def describe(axis: str, points: Sequence[Point]) -> tuple[str, Fit]:
 
 
 def main() -> None:
-  """Measure every axis and writes growth.md and growth.json."""
+  """Measure every axis and write growth.md and growth.json."""
   parser = argparse.ArgumentParser(prog="python -m bench.growth")
   parser.add_argument("--out", type=pathlib.Path, default="bench/results")
   parser.add_argument("--only", choices=AXES, help="one axis, printed alone")

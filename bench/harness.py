@@ -205,7 +205,7 @@ def _parser(bench: Bench) -> argparse.ArgumentParser:
 
 
 def _parent(bench: Bench, flags: argparse.Namespace) -> None:
-  """Run every variant and writes what came out."""
+  """Run every variant and write what came out."""
   defaults = {"steps": bench.steps, "only": ""} | dict(bench.options)
   if bench.minutes:
     defaults["minutes"] = bench.minutes
@@ -381,7 +381,7 @@ def run(
   seconds: float | None,
   log: pathlib.Path,
 ) -> tuple[str, str]:
-  """Run a process with all that it starts; returns (outcome, its output)."""
+  """Run a process with all that it starts; return (outcome, its output)."""
   with log.open("w", encoding="utf-8") as out:
     process = subprocess.Popen(
       command,
@@ -428,7 +428,7 @@ def outcome(code: int | None, text: str, seconds: float) -> str:
 
 
 def _child(bench: Bench, flags: argparse.Namespace) -> None:
-  """Measure one variant in this process and writes a JSON file."""
+  """Measure one variant in this process and write a JSON file."""
   variant = bench.variant(flags.variant)
   found: dict[str, Any] = {"failures": []}
 
@@ -459,7 +459,7 @@ def _child(bench: Bench, flags: argparse.Namespace) -> None:
 def _gate(
   bench: Bench, variant: Variant, folder: pathlib.Path, numbers: verdict.Numbers
 ) -> dict[str, float]:
-  """Return the differences to the reference; raises GateError over a limit."""
+  """Return the differences to the reference; raise GateError over a limit."""
   kept, limits = folder / "reference.npz", bench.gates(variant)
   if not (numbers or limits):
     return {}

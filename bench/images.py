@@ -133,7 +133,7 @@ def failures(off: Mapping[str, Mapping[str, float]]) -> list[str]:
 def measure(
   folder: pathlib.Path, size: tuple[int, int], rounds: int
 ) -> list[Row]:
-  """Write files, opens the gate and times every variant on them."""
+  """Write files, open the gate and time every variant on them."""
   label = f"{size[0]}x{size[1]}"
   rng = np.random.default_rng(size)
   names = [f"{label}-{i}.jpg" for i in range(FILES)]
@@ -233,7 +233,7 @@ def goals(rows: Sequence[Row]) -> list[str]:
 
 
 def main() -> None:
-  """Measure all sizes and writes images.md and images.json."""
+  """Measure all sizes and write images.md and images.json."""
   parser = argparse.ArgumentParser(prog="python -m bench.images")
   parser.add_argument("--out", type=pathlib.Path, default="bench/results")
   parser.add_argument("--rounds", type=int, default=ROUNDS)

@@ -137,7 +137,7 @@ SETS: dict[str, Callable[[int], Examples]] = {
 
 
 def measure(name: str, examples: Examples, asked: int, batch: int) -> Row:
-  """Lay whole updates out, packs them all and counts what they hold."""
+  """Lay whole updates out, pack them all and count what they hold."""
   count = max(1, len(examples) // batch)
   updates = [examples[i * batch : (i + 1) * batch] for i in range(count)]
   began = time.perf_counter()
@@ -215,7 +215,7 @@ def goals(rows: Sequence[Row]) -> list[str]:
 
 
 def main() -> None:
-  """Pack every set at every width and writes padding.md and padding.json."""
+  """Pack every set at every width and write padding.md and padding.json."""
   parser = argparse.ArgumentParser(prog="python -m bench.padding")
   parser.add_argument("--out", type=pathlib.Path, default="bench/results")
   parser.add_argument("--pairs", type=int, default=PAIRS)

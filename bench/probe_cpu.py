@@ -184,7 +184,7 @@ def _in_process(name: str, folder: pathlib.Path, most: float):
 
 
 def summary(found: Mapping[str, Any], most: float) -> list[str]:
-  """Return the page's table and lines; raises where the optima differ."""
+  """Return the page's table and lines; raise where the optima differ."""
   rows = [["", "seconds a path", "ours is faster by", "largest gradient"]]
   ours = found["ours"]
   for name, one in found.items():
@@ -211,7 +211,7 @@ def summary(found: Mapping[str, Any], most: float) -> list[str]:
 
 
 def main() -> None:
-  """Run the benchmark and writes bench/results/probe_cpu.{md,json}."""
+  """Run the benchmark and write bench/results/probe_cpu.{md,json}."""
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument("--only", default=",".join(SOLVERS))
   parser.add_argument("--seconds", type=float, default=900)

@@ -83,7 +83,7 @@ class Report:
     machine: str = "",
     **found: object,
   ) -> None:
-    """Print the page and writes NAME.md and NAME.json.
+    """Print the page and write NAME.md and NAME.json.
 
     `machine` follows the CPU's name in the page: how much of it was used.
     """

@@ -134,7 +134,7 @@ def order() -> tuple[str, ...]:
 
 
 def stage0(c: ConfigDict) -> None:
-  """Stand in for published weights: an LLM from text, an encoder from captions."""
+  """Stand in for published weights: an LLM of text, an encoder of captions."""
   c.stage0_llm = stage(
     "train",
     only_if_used=True,

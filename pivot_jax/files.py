@@ -28,7 +28,7 @@ _REMOTE = re.compile(r"[a-z][a-z0-9+.-]+:/", re.IGNORECASE)
 
 
 def local_path(path: str | os.PathLike, name: str) -> pathlib.Path:
-  """Return a path to write to; raises InputError for gs://... and the like.
+  """Return a path to write to; raise InputError for gs://... and the like.
 
   A folder `gs:` would be made of it. `name` is that of the flag or argument.
   """
@@ -96,7 +96,7 @@ def write_json(
 
 
 def read_json(path: pathlib.Path) -> Any:
-  """Return the content of a JSON file; raises InputError naming it."""
+  """Return the content of a JSON file; raise InputError naming it."""
   try:
     return json.loads(path.read_text(encoding="utf-8"))
   except (OSError, ValueError) as error:

@@ -71,7 +71,7 @@ class Writer:
   def write_samples(
     self, samples: Sequence[tuple[str, Sequence[np.ndarray], str]]
   ) -> None:
-    """Show (id, images uint8 [H, W, 3], text) of rows in TensorBoard, if asked."""
+    """Show (id, images uint8 [H, W, 3], text) of rows in TensorBoard if asked."""
     if self._board is None:
       return
     for number, (name, images, text) in enumerate(samples):

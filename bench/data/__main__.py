@@ -121,7 +121,7 @@ def _pack(note, kind, path, tokenizer, plan: Plan, run: Run) -> None:
 def make(
   folder: pathlib.Path, rows: int, pairs: int
 ) -> dict[str, pathlib.Path]:
-  """Write the files that a folder lacks; returns the path of each kind."""
+  """Write the files that a folder lacks; return the path of each kind."""
   paths = {
     "llava": folder / f"llava-{rows}" / "llava.json",
     "mmpr": folder / f"mmpr-{pairs}" / "MMPR-v1.2" / "meta.json",
@@ -135,14 +135,14 @@ def make(
 
 @contextlib.contextmanager
 def _folder(given: str) -> Iterator[pathlib.Path]:
-  """Give the folder of the files, and makes a cache of indices to remove."""
+  """Give the folder of the files, and make a cache of indices to remove."""
   with tempfile.TemporaryDirectory(prefix="pivot-jax-data-") as made:
     os.environ["PIVOT_JAX_CACHE"] = str(pathlib.Path(made) / "cache")
     yield pathlib.Path(given or made)
 
 
 def main() -> None:
-  """Make the files, measures, and writes data.md and data.json."""
+  """Make the files, measure, and write data.md and data.json."""
   parser = argparse.ArgumentParser(prog="python -m bench.data")
   parser.add_argument("--rows", type=int, default=ROWS)
   parser.add_argument("--pairs", type=int, default=PAIRS)

@@ -94,7 +94,7 @@ def _rare(rng: np.random.Generator, count: int) -> list[str]:
 
 
 def write_pictures(folder: pathlib.Path) -> list[str]:
-  """Write the few photographs that all rows share; returns their names."""
+  """Write the few photographs that all rows share; return their names."""
   folder.mkdir(parents=True, exist_ok=True)
   rng = np.random.default_rng(SEED)
   names = [f"{number}.jpg" for number in range(PICTURES)]
@@ -117,7 +117,7 @@ def write_llava(path: pathlib.Path, rows: int) -> None:
 
 
 def write_mmpr(folder: pathlib.Path, pairs: int) -> pathlib.Path:
-  """Write a folder as published, `FILES` annotations; returns its meta.json.
+  """Write a folder as published, `FILES` annotations; return its meta.json.
 
   Every second of them has ids.
   """

@@ -103,7 +103,7 @@ def index(kind: str, path: pathlib.Path) -> Found:
 
 
 def read(kind: str, path: pathlib.Path, *, texts: int, pictures: int) -> Found:
-  """Open a source again and reads random rows, as text and with pixels."""
+  """Open a source again and read random rows, as text and with pixels."""
   memory = {"start": resident()}
   with Timer() as opening:
     source = open_source(kind, path)
@@ -211,7 +211,7 @@ def pack(
   pixels: bool,
   threads: int,
 ) -> Found:
-  """Read, encodes and packs updates; the first one is not timed."""
+  """Read, encode and pack updates; the first one is not timed."""
   stream, coder = _stream(kind, path, tokenizer, pixels=pixels)
   of = dataclasses.replace(of, image_size=coder.image_size)
   found = stream.examples(range(batch * updates), threads=threads)

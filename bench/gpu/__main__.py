@@ -24,7 +24,7 @@ _ANYWHERE = ("--tiny", "--help", "-h", "--setup", "--variant")
 
 
 def main() -> None:
-  """Run the smoke test, prints its status, or runs the benchmark."""
+  """Run the smoke test, print its status, or run the benchmark."""
   word = sys.argv[1] if len(sys.argv) > 1 else ""
   if word in ("smoke", "status"):
     from bench.gpu import smoke

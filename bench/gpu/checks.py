@@ -68,7 +68,7 @@ TINY_HEADS = (
 
 
 def run(part: str, *, tiny: bool) -> list[Check]:
-  """Return the checks of a part; raises where there is no GPU to check."""
+  """Return the checks of a part; raise where there is no GPU to check."""
   if not tiny and jax.default_backend() != "gpu":
     raise RuntimeError(f"jax runs on {jax.default_backend()}, not on the GPU")
   if part == "numbers":

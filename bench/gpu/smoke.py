@@ -51,7 +51,7 @@ _SHORT_RECIPE = (
 
 
 def main(argv: Sequence[str]) -> int:
-  """Run the smoke test and returns its exit code."""
+  """Run the smoke test and return its exit code."""
   parser = argparse.ArgumentParser(prog="python -m bench.gpu smoke")
   parser.add_argument("--out", type=pathlib.Path, help="folder of the page")
   parser.add_argument("--minutes", type=float, default=MINUTES)
@@ -75,7 +75,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def run(out: pathlib.Path, minutes: float, *, tiny: bool) -> int:
-  """Run every part, writes the page and returns 1 where a check failed."""
+  """Run every part, write the page and return 1 where a check failed."""
   report = results.Report("python -m bench.gpu smoke" + " --tiny" * tiny)
   # A CPU that others use, too, takes its time.
   patience = 5 if tiny else 1

@@ -84,7 +84,7 @@ class Toy:
 def write(
   folder: pathlib.Path, options: Mapping[str, int], *, answers: int
 ) -> Mapping[str, Mapping[str, float]]:
-  """Write model and data and returns the work of a step."""
+  """Write model and data and return the work of a step."""
   import torch
   import transformers
 

@@ -20,7 +20,7 @@ COMMANDS = ("check", "show", "convert", "select-mmpr")
 
 
 def main(argv: Sequence[str]) -> int:
-  """Run a command; returns the exit status."""
+  """Run a command; return the exit status."""
   if not argv or argv[0] not in COMMANDS:
     sys.stderr.write(f"{__doc__}\n")
     return 0 if argv and argv[0] in ("-h", "--help") else 2

@@ -76,7 +76,7 @@ def resize(
   *,
   resample: str = "bicubic",
 ) -> UInt8[np.ndarray, "S S 3"]:
-  """Resize to a square of `size` pixels and rounds to uint8, as Pillow does.
+  """Resize to a square of `size` pixels and round to uint8, as Pillow does.
 
   `bicubic` and `bilinear` ignore the aspect ratio (paper.md 1.3);
   `crop_bicubic` scales the image until it covers `size` and cuts the centre

@@ -388,7 +388,7 @@ def _read_bytes(path: str | os.PathLike) -> bytes:
 def _open(
   data: bytes, *, name: str, formats: tuple[str, ...], max_pixels: int
 ) -> Image.Image:
-  """Read the header alone and looks at the size in it."""
+  """Read the header alone and look at the size in it."""
   with _refusing(name, len(data), formats):
     image = Image.open(io.BytesIO(data), formats=formats)
   width, height = image.size

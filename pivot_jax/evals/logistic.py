@@ -40,8 +40,9 @@ class Basis(NamedTuple):
 
 
 class Solution(NamedTuple):
-  """The point at which the solver stopped; a gradient below the tolerance is a minimum.
+  """The point at which the solver stopped.
 
+  A gradient below the tolerance is a minimum.
   `point` holds weights [D, C] and intercepts [C] in the axes of the basis.
   """
 

@@ -121,7 +121,7 @@ class MLLM(nn.Module):
   def prefill(
     self, embeddings: Float[Array, "R T E"], batch: Rows, cache_len: int
   ) -> tuple[Float[Array, "R T E"], qwen2.Cache]:
-    """Decode the prompts and keeps their keys and values in slots 0..T-1.
+    """Decode the prompts and keep their keys and values in slots 0..T-1.
 
     Rows hold one example each. `cache_len` counts all slots, at least T.
     """
@@ -146,7 +146,7 @@ class MLLM(nn.Module):
     index: Int[Array, ""],
     cache: qwen2.Cache,
   ) -> tuple[Float[Array, "R V"], qwen2.Cache]:
-    """Append one token to each row, in slot `index`; returns next logits."""
+    """Append one token to each row, in slot `index`; return next logits."""
     cache = cache.replace(valid=cache.valid.at[:, index].set(True))
     hidden, cache = self.parts.llm.extend(
       self.parts.llm.embed(tokens[:, None]),
@@ -162,7 +162,7 @@ class MLLM(nn.Module):
     return self.parts.llm.logits(hidden)
 
   def __call__(self, batch: Rows) -> Float[Array, "..."]:
-    """Touch every parameter, for `init`; returns the hidden states.
+    """Touch every parameter, for `init`; return the hidden states.
 
     Without a language model it returns the features [R, I, P, D].
     """

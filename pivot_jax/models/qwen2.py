@@ -134,7 +134,7 @@ class Qwen2(nn.Module):
     index: Int[Array, ""],
     cache: Cache,
   ) -> tuple[Float[Array, "R T E"], Cache]:
-    """Write T tokens to the slots from `index` on and decodes them.
+    """Write T tokens to the slots from `index` on and decode them.
 
     `mask` is over the slots of the cache, the new tokens' own included. The
     caller keeps `cache.valid`.

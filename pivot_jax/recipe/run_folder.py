@@ -163,7 +163,7 @@ def _deciding(fields: Mapping[str, Any], free: Sequence[str]) -> dict[str, Any]:
 
 
 def finished(step: Step, inputs: Inputs) -> bool:
-  """Return whether a stage is done; raises if it was done otherwise."""
+  """Return whether a stage is done; raise if it was done otherwise."""
   path = step.folder / _DONE
   if not path.exists():
     return False
@@ -318,7 +318,7 @@ def _checksums(folder: pathlib.Path) -> dict[str, str]:
 
 
 def claim(workdir: pathlib.Path, config: ConfigDict) -> None:
-  """Write the run's config, or refuses a workdir of another configuration."""
+  """Write the run's config, or refuse a workdir of another configuration."""
   path = workdir / "config.json"
   now = json.loads(json.dumps(config.to_dict(), default=list))
   if path.exists():

@@ -120,10 +120,10 @@ def _holds(recorded: Any, now: Any) -> bool:
 def settings(config: ConfigDict, name: str) -> dict[str, Any]:
   """Return what decides a stage's result, but for the weights it starts from.
 
-  `run_folder.FREE_KEYS` are skipped, except the precision: a shipped result is taken
-  unasked, so it has to be what the run itself would make. Where vision and llm
-  came from is skipped, too: in the run that made a shipped result, from the
-  stages before it.
+  `run_folder.FREE_KEYS` are skipped, except the precision: a shipped result is
+  taken unasked, so it has to be what the run itself would make. Where vision
+  and llm came from is skipped, too: in the run that made a shipped result, from
+  the stages before it.
   """
   section = config[name]
   fields = sections.common(config, section) | section.to_dict()

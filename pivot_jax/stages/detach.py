@@ -22,7 +22,7 @@ from pivot_jax.weights.convert import hf
 
 
 def address_of(name: str, inputs: Mapping[str, str]) -> str:
-  """Return where the encoder comes from; raises InputError if nothing says."""
+  """Return where the encoder comes from; raise InputError if nothing says."""
   for key in ("init", "vision"):
     if inputs.get(key):
       return inputs[key]
@@ -35,7 +35,7 @@ def address_of(name: str, inputs: Mapping[str, str]) -> str:
 def run(
   config: ConfigDict, inputs: Mapping[str, str], out: pathlib.Path
 ) -> dict[str, Any]:
-  """Write both forms; returns the parameter count and the fingerprint."""
+  """Write both forms; return the parameter count and the fingerprint."""
   del config
   address = address_of(out.name, inputs)
   loaded = checkpoint.load(address)

@@ -3,8 +3,9 @@
   c.evaluate_dpo = stage("evaluate", inputs=dict(init="@pivot_full_dpo"), ...)
 
 An answer counts if it equals the reference after lower-casing, collapsing
-spaces, dropping a final full stop and composing characters (NFC). Every prediction is written to
-`predictions.jsonl`, so that two models can be compared item by item.
+spaces, dropping a final full stop and composing characters (NFC). Every
+prediction is written to `predictions.jsonl`, so that two models can be compared
+item by item.
 """
 
 import collections

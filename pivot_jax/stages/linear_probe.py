@@ -140,10 +140,10 @@ def run(
 
   Returns per feature kind ("encoder", "projector") `KIND/top1`, `KIND/top5`
   (from five classes on) and `KIND/prototype_top1`, and of the choice of lambda
-  `KIND/lambda`, `KIND/lambda_chosen_by` and `KIND/lambda_at_end`. Writes `predictions.npz`,
-  item by item for paired comparisons: `label` and per kind `KIND_prediction`,
-  `KIND_correct` and `KIND_prototype_correct`; and `path.json`, per kind the
-  lambda, its path and the refit.
+  `KIND/lambda`, `KIND/lambda_chosen_by` and `KIND/lambda_at_end`. Writes
+  `predictions.npz`, item by item for paired comparisons: `label` and per kind
+  `KIND_prediction`, `KIND_correct` and `KIND_prototype_correct`; and
+  `path.json`, per kind the lambda, its path and the refit.
   """
   model = checkpoint.load_model(
     inputs["init"],

@@ -282,7 +282,7 @@ def resample(meta: Mapping[str, Any]) -> str | None:
 
 
 def _resized(opened, image_size, method) -> open_weights.OpenWeights:
-  """Return the weights with their position table resized to another image size."""
+  """Return the weights with positions resized to another image size."""
   if image_size is None or method is None:
     raise InputError(
       f"{opened.where}: another image size needs both choices, as"

@@ -68,7 +68,7 @@ def export(
   dtype: str = "float32",
   source: str | None = None,
 ) -> pathlib.Path:
-  """Write the weights at an address in another format; returns the folder.
+  """Write the weights at an address in another format; return the folder.
 
   Raises:
     InputError: the folder is there, the address does not hold what the format
@@ -109,7 +109,7 @@ def parts_of(params: Mapping[str, Any], format: str) -> dict[str, Any]:
 
 
 def write(job: Job, to: str | os.PathLike, *, format: str) -> pathlib.Path:
-  """Write a job's folder, whole or not at all; returns the folder."""
+  """Write a job's folder, whole or not at all; return the folder."""
   from pivot_jax.weights import card
 
   out = files.local_path(to, "--to")

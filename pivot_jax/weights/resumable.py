@@ -29,7 +29,7 @@ class Resumable:
     self._manager = _manager(self._folder, keep)
 
   def save(self, step: int, state: PyTree, note: Mapping[str, Any]) -> None:
-    """Commit a state; returns when it is on disk."""
+    """Commit a state; return when it is on disk."""
     _check_free(self._folder, state)
     crcs = trees.fingerprint(_named(jax.device_get(state)))
     self._manager.save(

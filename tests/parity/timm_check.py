@@ -186,7 +186,7 @@ def write(folder, model, case):
 
 
 def check(name, case, folder):
-  """Read timm's folder and gives it back; returns the facts and the verdict."""
+  """Read timm's folder and give it back; return the facts and the verdict."""
   theirs = build(case)
   images = np.random.default_rng(0).integers(0, 256, (2, PIXELS, PIXELS, 3))
   images = images.astype(np.uint8)
@@ -244,7 +244,7 @@ def full_size(name):
 
 
 def main(folder):
-  """Print the tables; returns 1 if something differs."""
+  """Print the tables; return 1 if something differs."""
   said, sound = [], True
   say = said.append
   versions = ", ".join(

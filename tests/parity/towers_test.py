@@ -42,7 +42,7 @@ class Truth:
 
 
 def write(case: cases.Case, folder: Path) -> Truth:
-  """Make torch's model of a case, writes its folder and runs it."""
+  """Make torch's model of a case, write its folder and run it."""
   model = foreign.roughen(
     case.build(), 1, embeddings=case.embeddings, matrices=case.matrices
   )

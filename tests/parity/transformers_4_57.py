@@ -175,7 +175,7 @@ def change_what_is_not_read(model):
 
 
 def write(folder):
-  """Make and exports the models; writes what we compute of them."""
+  """Make and export the models; write what we compute of them."""
   # Not for the second step, which has none of them.
   from pivot_jax import addresses
   from pivot_jax.data.tokenizer import load_tokenizer
@@ -222,7 +222,7 @@ def _export_languages(name, tokenizer, folder):
 
 
 def export_tokenizer(model, tokenizer, source, out, form):
-  """Export a model of transformers with a tokenizer; returns its tokens."""
+  """Export a model of transformers with a tokenizer; return its tokens."""
   from pivot_jax.weights import export
   from pivot_jax.weights.convert import llava
 
@@ -298,7 +298,7 @@ def answer(model, params, prompt, pixels, count=NEW_TOKENS):
 
 
 def read(folder):
-  """Load every folder and prints a line about it."""
+  """Load every folder and print a line about it."""
   today = datetime.date.today().isoformat()
   _say(
     f"transformers {transformers.__version__}, torch {torch.__version__},"

@@ -386,7 +386,7 @@ class _Losses:
 
 
 def _fit_guarded(update, place):
-  """Run two updates where implicit transfers raise; returns the hook.
+  """Run two updates where implicit transfers raise; return the hook.
 
   On a CPU that is the way of arrays to the devices; reading one back copies
   nothing there, and is not noticed.

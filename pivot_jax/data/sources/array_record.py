@@ -338,7 +338,7 @@ def _size(data: bytes) -> tuple[int, int]:
 
 
 def _check_packs(row: rows.Row) -> None:
-  """Raise for a row that msgpack cannot hold, and says which field."""
+  """Raise for a row that msgpack cannot hold, and say which field."""
   for field, value in row.items():
     try:
       msgpack.packb(value)

@@ -174,7 +174,7 @@ class _Found(NamedTuple):
 
 
 def _build(path: pathlib.Path, size: int):
-  """Read a file through; returns what `_index` does."""
+  """Read a file through; return what `_index` does."""
   places, hashes = array.array("q"), array.array("q")
   flaws = []
   scan = _lines if path.suffix == ".jsonl" else _list
@@ -347,7 +347,7 @@ class _Text:
     self.fail(f"invalid JSON at column {column}: {error.msg}", error.pos)
 
   def _read(self) -> bool:
-    """Take another block of the file; returns whether there was one."""
+    """Take another block of the file; return whether there was one."""
     data = self.file.read(_BLOCK)
     self._newlines += self._text.count("\n", 0, self._at)
     self._before += self._at

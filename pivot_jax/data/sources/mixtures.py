@@ -77,7 +77,7 @@ class Line(NamedTuple):
 
 
 def read(path: str | os.PathLike) -> tuple[Entry, ...]:
-  """Return the entries of a mixture's YAML file; opens none of their files.
+  """Return the entries of a mixture's YAML file; open none of their files.
 
   Raises:
     InputError: no such file, no YAML, or an entry that is none.

@@ -38,12 +38,12 @@ class Parquet:
       content>, as lmms-lab publishes LLaVA-OneVision-Data and LLaVA-NeXT-Data.
     preference: `chosen`, `rejected`, and `question` or `prompt`; a row may have
       both if they are equal.
-    eval: `question` or `prompt`, and `answer` or `answers`, as lmms-lab publishes MME,
-      MMBench, ScienceQA, textvqa, DocVQA, SEED-Bench, MMMU and others. The
-      answer is text. A whole number becomes text (ScienceQA's is a place in
-      `choices`); of a list (textvqa, DocVQA) the answer that occurs most counts
-      and of those the earliest. A list of struct<answer, ...> (VQAv2) counts as
-      that of its answers. `category` and `kind` are the set's name where there
+    eval: `question` or `prompt`, and `answer` or `answers`, as lmms-lab
+      publishes MME, MMBench, ScienceQA, textvqa, DocVQA, SEED-Bench, MMMU and
+      others. The answer is text. A whole number becomes text (ScienceQA's is a
+      place in `choices`); of a list (textvqa, DocVQA) the answer that occurs
+      most counts and of those the earliest. A list of struct<answer, ...>
+      (VQAv2) counts as that of its answers. `category` and `kind` are the set's name where there
       is no such column. The row's `columns` has all columns of text, numbers,
       truth values and lists of those, as a prompt may need options and hints
       and a score all answers.
@@ -51,9 +51,10 @@ class Parquet:
 
   Images are struct<bytes, path>, one or a list, in `image` or in `images`, or
   one each in `image_1`, `image_2` and so on (MMMU); rows without any are text
-  alone, and an error if another column looks like pictures. The id is the first of `IDS` that is a column; used again it becomes
-  `id#2` (MME asks twice about an image), and a row without one is called after
-  its file and row. `name` is FILE:ROW, counted from 0 in the file.
+  alone, and an error if another column looks like pictures. The id is the first
+  of `IDS` that is a column; used again it becomes `id#2` (MME asks twice about
+  an image), and a row without one is called after its file and row. `name` is
+  FILE:ROW, counted from 0 in the file.
 
   Attributes:
     path: of the file, the folder, or folder and pattern.
@@ -349,7 +350,7 @@ def _has_answers(found: Any) -> bool:
 
 
 def _is_plain(found: Any) -> bool:
-  """Return whether a column's values are text, numbers, truth values, or lists."""
+  """Return whether a column holds text, numbers, truth values, or lists."""
   types = parquet_files.pyarrow().types
   if parquet_files.is_list(found) or types.is_dictionary(found):
     return _is_plain(found.value_type)

@@ -227,7 +227,7 @@ def is_list(found: ArrowType) -> bool:
 
 
 def pyarrow() -> Any:
-  """Return the package; raises InputError if it is not installed."""
+  """Return the package; raise InputError if it is not installed."""
   try:
     import pyarrow.compute
     import pyarrow.parquet

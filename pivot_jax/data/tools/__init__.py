@@ -1,4 +1,4 @@
-"""The commands of `python -m pivot_jax.data`: look at data before it costs anything.
+"""The commands of `python -m pivot_jax.data`: look at data before a run.
 
 In reading order:
 

@@ -43,7 +43,7 @@ _JSON = (".json", ".jsonl")
 
 
 class Frame(NamedTuple):
-  """The size of an encoder's images, and the way they get it; see `framing.resize`."""
+  """The size of an encoder's images, and how they get it (`framing.resize`)."""
 
   size: int
   resample: str

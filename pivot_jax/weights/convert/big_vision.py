@@ -115,7 +115,7 @@ def open_file(
 
 
 def _read_unread(file, used, whole, ours) -> dict[str, np.ndarray]:
-  """Return the blocks from number `used` on, and the leaves that are not in `ours`."""
+  """Return the blocks from number `used` on, and the leaves not in `ours`."""
   flat = {}
   for name, shape in whole.items():
     if name.startswith(_LAYERS):

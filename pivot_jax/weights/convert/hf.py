@@ -128,9 +128,10 @@ def _check_folder(folder: Path) -> None:
 
 
 def _with_tower(opened, tower: Path, choices) -> open_weights.OpenWeights:
-  """Return the weights of an MLLM whose tower is cut, the rest from a folder of its own.
+  """Return the weights of an MLLM whose tower is cut, made whole.
 
-  A folder that holds the tower's config alone gives nothing.
+  What was cut is read from the tower's own folder. A folder that holds the
+  tower's config alone gives nothing.
   """
   if not safetensor_files.has_weights(tower):
     return opened

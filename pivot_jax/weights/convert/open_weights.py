@@ -121,7 +121,7 @@ def from_tensors(
   cut: bool = False,
   processor: Processor | None = None,
 ) -> OpenWeights:
-  """Check the tensors of a file against the models and returns the weights.
+  """Check the tensors of a file against the models and return the weights.
 
   `cut` allows a tower whose blocks behind the features are not in the file.
 
@@ -212,7 +212,7 @@ def check(
 
 
 def _place(where: str, layout: str, name: str) -> layouts.Place:
-  """Return the place of a tensor of ours, its part before its name in the layout."""
+  """Return the place of a tensor of ours: its part, then its name."""
   part, _, rest = name.partition(".")
   if part != "vision":
     return layouts.Place(name)
@@ -249,7 +249,7 @@ def _check(where, found, wanted, place, reasons, vision) -> None:
 
 
 def _behind(vision, found, layout, place, *, cut):
-  """Return {name: shape} of the tower's tensors that are read only to be given back.
+  """Return {name: shape} of the tensors that are read only to be given back.
 
   Those of a family's extras count if the file has any of them.
   """

@@ -183,7 +183,7 @@ def write(
 
 
 def cast(name: str, array: np.ndarray, kind: np.dtype) -> np.ndarray:
-  """Return an array in another dtype; refuses what float16 cannot hold."""
+  """Return an array in another dtype; refuse what float16 cannot hold."""
   with np.errstate(over="ignore"):
     cast = np.ascontiguousarray(array, kind)
   if (

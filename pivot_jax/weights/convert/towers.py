@@ -160,7 +160,10 @@ class _Stored(NamedTuple):
     return found[0], found[2]
 
   def is_gated(self) -> bool:
-    """Return whether the MLP is gated; in timm's layout both kinds of MLP are called fc1 and fc2."""
+    """Return whether the MLP is gated.
+
+    In timm's layout both kinds of MLP are called fc1 and fc2.
+    """
     gate, fc1, fc2 = (
       self.place(f"encoder.layers.0.mlp.{name}.weight")
       for name in ("gate_proj", "fc1", "fc2")

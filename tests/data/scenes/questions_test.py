@@ -101,7 +101,7 @@ def _pairs(split, count, new=0.0):
 
 
 def _fitted(pairs):
-  """Fit on pairs; returns a function that marks both answers of each pair."""
+  """Fit on pairs; return a function that marks both answers of each pair."""
   vectors = feature_extraction.text.CountVectorizer(analyzer=_features)
   known = vectors.fit_transform(_answers(pairs))
   model = linear_model.LogisticRegression(C=0.1, max_iter=300, tol=1e-3)

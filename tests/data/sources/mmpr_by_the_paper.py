@@ -153,7 +153,7 @@ def make_copy(
   *,
   crashing: Collection[str] = (),
 ) -> pathlib.Path:
-  """Write a synthetic folder/MMPR-v1.2 and returns its meta.json.
+  """Write a synthetic folder/MMPR-v1.2 and return its meta.json.
 
   `folder` is what `select` calls `datasets`. Each of the five files has
   `rows_per_file` rows: one of each situation in KEPT and DROPPED, the others

@@ -28,7 +28,7 @@ def write(
   annotation: str = "annotations/{}.jsonl",
   **entry: Any,
 ) -> pathlib.Path:
-  """Write {name: records, or lines as they are}; returns the `meta.json`.
+  """Write {name: records, or lines as they are}; return the `meta.json`.
 
   Each entry has its folder images/0, images/1 and so on, with `IMAGES` in it.
 

@@ -18,7 +18,7 @@ row, numbered = mmpr_files.row, mmpr_files.numbered
 
 @pytest.fixture
 def write(tmp_path):
-  """Write {name: rows} as MMPR is published; returns its meta.json."""
+  """Write {name: rows} as MMPR is published; return its meta.json."""
   return functools.partial(mmpr_files.write, tmp_path)
 
 

@@ -58,13 +58,13 @@ def png(width: int, height: int, pixels: bytes | None) -> bytes:
 
 
 def lines(path: pathlib.Path, rows) -> pathlib.Path:
-  """Write rows as JSON lines; returns the path."""
+  """Write rows as JSON lines; return the path."""
   path.write_text("".join(json.dumps(row) + "\n" for row in rows))
   return path
 
 
 def check(folder: pathlib.Path, *paths, options=()) -> int:
-  """Run the command on files, in `out`; returns its status."""
+  """Run the command on files, in `out`; return its status."""
   given = [f"--images={folder / 'images'}", "--tokenizer=package:toy"]
   names = [str(path) for path in paths]
   return command.main([*names, *given, f"--out={folder / 'out'}", *options])
