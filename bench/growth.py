@@ -2,9 +2,9 @@
 
   python -m bench.growth
 
-One axis is varied at a time from the toy of `bench/update/toy.py`; each point is the
-package's own update on random weights, timed in this process. Printed and
-written are an affine fit, seconds = a + b x, its share of unexplained variance,
+One axis is varied at a time from the toy of `bench/update/toy.py`; each point
+is the package's own update on random weights, timed in this process. Printed
+and written are an affine fit, seconds = a + b x, its share of unexplained variance,
 and the exponent of a power law, beside the growth that `training.cost` counts.
 One machine's seconds: what carries over is whether a curve is straight.
 """

@@ -2,10 +2,10 @@
 
 float32 weights and AdamW under bfloat16 autocast, weights made on the device.
 The tower has the 26 blocks that are read, none behind them. The loop computes
-as TRL does (`bench/gpu/trl_peer.py`): every answer is a sequence with its image, the
-reference model runs in every step. What is known to be fast is on: logits of
-the answers alone, no mask where the padding is behind (a causal kernel without
-one), fused AdamW.
+as TRL does (`bench/gpu/trl_peer.py`): every answer is a sequence with its
+image, the reference model runs in every step. What is known to be fast is on:
+logits of the answers alone, no mask where the padding is behind (a causal
+kernel without one), fused AdamW.
 
 S sequences (chosen ones first), T tokens, M answer tokens, E width.
 """

@@ -1,7 +1,7 @@
 """Puts scenes into words: captions, questions, answers, and wrong answers.
 
-Every function reads a `descriptions.Description`; none sees a pixel. For each kind of
-question the right and the wrong answer have the same distribution given the
+Every function reads a `descriptions.Description`; none sees a pixel. For each
+kind of question the right and the wrong answer have the same distribution given the
 question, so that a pair can be told apart only by looking: a wrong answer is
 drawn by a rule that keeps the uniform distribution of right ones. Tests hold it
 to that. Wrong captions are made in `counterfactuals.py`.
