@@ -73,7 +73,7 @@ def wait_for(path, process):
     ("--config.vision.init=hf:nowhere", "nowhere: no such folder"),
     (
       "--config.llm.hidden_size=64",
-      "those of the weights in --config.llm.init",
+      "sizes come from the weights (--config.llm.init",
     ),
     ("--config=configs/pivott.py", "configs/pivott.py"),
     ("--config.mesh.data=3", "needs 3 devices, there are 1"),
