@@ -110,6 +110,75 @@ def test_every_line_of_the_order_names_a_module():
   assert named <= modules | folders
 
 
+# In code and in scripts that stand in strings, of one line or in parentheses.
+_WRITTEN = re.compile(
+  r"\bfrom (pivot_jax[\w.]*) import (?:\(([^()]+)\)|([\w, ]+))"
+)
+
+
+def written(text: str) -> list[tuple[str, str]]:
+  """Return the (module, name) pairs that a text imports from pivot_jax."""
+  return [
+    (module, one.split()[0])
+    for module, inside, line in _WRITTEN.findall(text)
+    for one in re.sub(r"#.*", "", inside or line).split(",")
+    if one.split()
+  ]
+
+
+def defined(path: pathlib.Path) -> set[str]:
+  """Return the names that a module defines at its top."""
+  names = set()
+  for node in ast.parse(path.read_text("utf-8")).body:
+    if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+      names.add(node.name)
+    elif isinstance(node, (ast.Assign, ast.AnnAssign)):
+      names |= {
+        inner.id
+        for inner in ast.walk(node)
+        if isinstance(inner, ast.Name) and isinstance(inner.ctx, ast.Store)
+      }
+  return names
+
+
+def is_there(module: str, name: str) -> bool:
+  """Return whether a name of pivot_jax is a module or defined in one."""
+  place = ROOT / module.replace(".", "/")
+  if (place / name).is_dir() or (place / f"{name}.py").is_file():
+    return True
+  own = place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
+  return own.is_file() and name in defined(own)
+
+
+def test_every_name_imported_in_code_or_a_string_is_there():
+  wrong = [
+    f"{path.relative_to(ROOT)} imports {name} from {module}"
+    for path in files("pivot_jax", "tests", "bench")
+    for module, name in written(path.read_text("utf-8"))
+    if not is_there(module, name)
+  ]
+  assert not wrong, wrong
+
+
+def test_imports_are_read_in_strings_and_in_parentheses():
+  package = "pivot_jax"
+  text = f"""x = 'from {package} import a; b'
+from {package}.c import (
+  d as e,  # A note, with a comma.
+  f,
+)
+"""
+  assert written(text) == [
+    (package, "a"),
+    (f"{package}.c", "d"),
+    (f"{package}.c", "f"),
+  ]
+  assert is_there(f"{package}.data", "feed")
+  assert is_there(f"{package}.data.feed", "Share")
+  assert not is_there(f"{package}.data", "no_such_module")
+  assert not is_there(f"{package}.data.feed", "jax")
+
+
 def test_foreign_packages_stay_where_they_are_allowed():
   wrong = [
     f"{path.relative_to(ROOT)} imports {name}"
