@@ -43,7 +43,7 @@ _BATCH = "batch"
 _CONTINUED = (
   *("checkpoints", "metrics.jsonl", "speed.jsonl", "tensorboard", "profile"),
 )
-_BEGUN, _DONE = "begun.json", "done.json"
+_BEGUN, _DONE, _CONFIG = "begun.json", "done.json", "config.json"
 # Files of more bytes are not read as a whole to be told apart.
 _LARGE = 2**30
 _SHARD = 2**24
@@ -259,18 +259,20 @@ def begin(step: Step, inputs: Inputs) -> None:
   kept = claim.exists() and any((step.folder / "checkpoints").glob("*"))
   if kept:
     _check_begun(step, begun["inputs"])
+  # A run that is killed before it writes the settings anew needs the old ones.
+  stays = (_BEGUN, _CONFIG, *(_CONTINUED if kept else ()))
   for path in step.folder.iterdir():
-    if path.name == claim.name or (kept and path.name in _CONTINUED):
+    if path.name in stays:
       continue
     linked = path.is_symlink()
     shutil.rmtree(path) if path.is_dir() and not linked else path.unlink()
   files.write_json(claim, begun)
-  files.write_json(step.folder / "config.json", step.config.to_dict())
+  files.write_json(step.folder / _CONFIG, step.config.to_dict())
 
 
 def _check_begun(step: Step, inputs: Mapping[str, str]) -> None:
   """Raise if a stage with checkpoints was begun from something else."""
-  before = files.read_json(step.folder / "config.json")
+  before = files.read_json(step.folder / _CONFIG)
   free, now = free_keys(step.kind, begun=True), step.config.to_dict()
   other = ""
   if _deciding(before, free) != _deciding(now, free):
@@ -310,7 +312,7 @@ def finish(
 
 def _checksums(folder: pathlib.Path) -> dict[str, str]:
   """Return a hash per result file; parameters have a fingerprint of theirs."""
-  sums, about = {}, (_DONE, _BEGUN, "config.json")
+  sums, about = {}, (_DONE, _BEGUN, _CONFIG)
   for path in sorted(folder.iterdir()):
     if path.is_file() and path.name not in about:
       sums[path.name] = _short_hash(path.read_bytes())

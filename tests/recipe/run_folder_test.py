@@ -7,6 +7,7 @@ import pathlib
 import ml_collections
 import pytest
 
+from pivot_jax import files
 from pivot_jax.errors import InputError
 from pivot_jax.recipe import run_folder
 
@@ -30,8 +31,8 @@ def make_step(
 
 
 def contents(folder: pathlib.Path) -> dict[str, bytes]:
-  files = (path for path in folder.rglob("*") if path.is_file())
-  return {str(p.relative_to(folder)): p.read_bytes() for p in files}
+  found = (path for path in folder.rglob("*") if path.is_file())
+  return {str(p.relative_to(folder)): p.read_bytes() for p in found}
 
 
 def run(step: run_folder.Step) -> None:
@@ -137,6 +138,24 @@ def test_a_resumed_training_keeps_its_rates_and_its_tensorboard(tmp_path):
   run_folder.begin(step, run_folder.Inputs())
   del before["half.txt"]
   assert contents(step.folder) == before
+
+
+def test_a_resume_that_is_killed_between_its_records_can_go_on(
+  tmp_path, monkeypatch
+):
+  step = make_step(tmp_path)
+  interrupt(step)
+  before = contents(step.folder)
+  with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    patch.setattr(files, "write_json", killed)
+    run_folder.begin(step, run_folder.Inputs())
+  run_folder.begin(step, run_folder.Inputs())
+  del before["half.txt"]
+  assert contents(step.folder) == before
+
+
+def killed(*_, **__):
+  raise KeyboardInterrupt
 
 
 def test_a_training_without_checkpoints_starts_from_nothing(tmp_path):
