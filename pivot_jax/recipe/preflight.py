@@ -8,6 +8,7 @@ made as shapes; nothing is trained, written or compiled.
 """
 
 import dataclasses
+import functools
 import json
 import numbers
 import pathlib
@@ -111,10 +112,17 @@ def label_gaps(step: run_folder.Step) -> list[str]:
     return []
   found = []
   for name, _ in config.data:
-    source = opener.open_source(config.sources[name].to_dict())
-    odd = folders.sampled_label_gap(source, config.ignore)
+    spec = json.dumps(config.sources[name].to_dict(), sort_keys=True)
+    odd = _label_gap(spec, config.ignore)
     found += [f"warning: {name}: {odd}"] if odd else []
   return found
+
+
+@functools.cache
+def _label_gap(spec: str, ignore: int | str) -> str:
+  """Look at the maps of a source, in JSON, once for all that read it."""
+  source = opener.open_source(json.loads(spec))
+  return folders.sampled_label_gap(source, ignore)
 
 
 def _check_arms(steps: Iterable[run_folder.Step]) -> None:

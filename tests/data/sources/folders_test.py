@@ -212,12 +212,22 @@ def test_a_look_is_at_so_many_maps_from_first_to_last(tmp_path):
   assert not folders.sampled_label_gap(source, 255)
 
 
-def test_a_dry_run_tells_a_gap_unless_classes_are_counted(tmp_path):
+def test_a_dry_run_tells_a_gap_unless_classes_are_counted(
+  tmp_path, monkeypatch
+):
   for folder in ("images", "labels"):
     (tmp_path / "val" / folder).mkdir(parents=True)
   Image.new("RGB", (2, 1)).save(tmp_path / "val/images/a.png")
   labels = np.array([[1, 255]], np.uint8)
   Image.fromarray(labels).save(tmp_path / "val/labels/a.png")
+
+  looks, look = [], folders.sampled_label_gap
+
+  def watched(source, ignore):
+    looks.append(ignore)
+    return look(source, ignore)
+
+  monkeypatch.setattr(folders, "sampled_label_gap", watched)
 
   def told(**fields):
     spec = dict(kind="segment", path=str(tmp_path), split="val")
@@ -231,3 +241,6 @@ def test_a_dry_run_tells_a_gap_unless_classes_are_counted(tmp_path):
   assert "maps: in 1 of 1 label maps: labels 1 and 255: " in said
   assert told(num_classes=0, ignore=255) == told(num_classes=256, ignore=-1)
   assert not told(num_classes=0, ignore=255)
+  # Once for each way of reading, however many stages read so.
+  assert told(num_classes=0, ignore=-1) == [said]
+  assert looks == [-1, 255]
