@@ -239,11 +239,13 @@ def _counted(config: ConfigDict) -> ConfigDict:
     for index in range(len(source)):
       labels = np.unique(source[index]["labels"])
       found |= {*labels[labels != config.ignore].tolist()}
+  # A negative label is no class; reading the maps names its row.
+  classes = max(found | {0}) + 1
   odd = folders.label_gap(found, config.ignore)
   if odd:
-    LOG.warning("%s: %d classes: %s", config.name, max(found) + 1, odd)
+    LOG.warning("%s: %d classes: %s", config.name, classes, odd)
   counted = config.copy_and_resolve_references()
-  counted.num_classes = max(found, default=0) + 1
+  counted.num_classes = classes
   return counted
 
 

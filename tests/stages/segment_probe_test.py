@@ -139,6 +139,18 @@ def test_a_gap_in_the_labels_is_told_in_the_log(tmp_path, monkeypatch, caplog):
   assert not [m for m in caplog.messages if "255" in m]
 
 
+def test_a_negative_label_alone_is_named_and_counts_as_no_class(
+  tmp_path, monkeypatch
+):
+  rows = [dict(scenes.Scenes(task="segment", size=8)[i]) for i in range(8)]
+  for row in rows:
+    row["labels"] = np.full(row["labels"].shape, -1, np.int32)
+  counted = config(num_classes=0, ignore=255)
+  with monkeypatch.context() as patch:
+    patch.setattr(opener, "open_source", lambda _: rows)
+    assert segment_probe._counted(counted).num_classes == 1
+
+
 def test_the_best_epoch_is_the_first_of_the_highest_recall():
   def epoch(hits):
     one = np.array([[hits], [hits]])
