@@ -41,6 +41,12 @@ def local_path(path: str | os.PathLike, name: str) -> pathlib.Path:
   return pathlib.Path(text)
 
 
+def check_named(path: pathlib.Path) -> None:
+  """Raise InputError for a folder without a name of its own: `.`, `/`, `..`."""
+  if path.name in ("", ".."):
+    raise InputError(f"{path}: has no name; give the one of a new folder")
+
+
 @contextlib.contextmanager
 def writing(path: pathlib.Path) -> Iterator[pathlib.Path]:
   """Give an empty file to fill, which replaces `path` if nothing is raised."""
@@ -58,8 +64,10 @@ def writing_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
   """Give an empty folder to fill, which becomes `path` if nothing is raised.
 
   Folders above it are made. Raises InputError where `path` cannot be written:
-  it is a file, a link or a folder that holds something, or it is not allowed.
+  it is a file, a link or a folder that holds something, it is not allowed, or
+  as `check_named`.
   """
+  check_named(path)
   folder = _aside(path)
   try:
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -114,6 +114,15 @@ def test_a_folder_replaces_nothing_that_is_there(kind, tmp_path):
   assert kind != "folder" or names(path) == ["mine"]
 
 
+@pytest.mark.parametrize("name", [".", "/", "..", "out/.."])
+def test_a_folder_without_a_name_is_refused(name):
+  with (
+    pytest.raises(InputError, match="has no name"),
+    files.writing_folder(pathlib.Path(name)),
+  ):
+    pass
+
+
 def test_a_folder_below_a_file_is_refused(tmp_path):
   (tmp_path / "file").write_text("")
   with (

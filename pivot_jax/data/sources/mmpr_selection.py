@@ -198,8 +198,9 @@ def asked_of(name: str) -> dict[str, Any]:
 
 
 def check_target(folder: str | os.PathLike) -> pathlib.Path:
-  """Return a folder to write; raise unless it is absent or empty."""
+  """Return a folder to write; raise unless it has a name and is new or empty."""
   path = files.local_path(folder, "--to")
+  files.check_named(path)
   if path.is_dir() and not any(path.iterdir()):
     return path
   if path.exists() or path.is_symlink():

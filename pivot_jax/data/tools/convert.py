@@ -114,8 +114,7 @@ def convert(
 def check_target(folder: str | os.PathLike, *, overwrite: bool) -> None:
   """Raise unless a folder may be written, before any work is done."""
   folder = files.local_path(folder, "DST")
-  if folder.name in ("", ".."):
-    raise InputError(f"{folder}: has no name; give the one of a new folder")
+  files.check_named(folder)
   if not folder.exists() and not folder.is_symlink():
     return
   if not overwrite:

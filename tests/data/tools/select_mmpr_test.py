@@ -110,4 +110,7 @@ def test_what_cannot_be_read_or_written_is_named(tmp_path):
     run(llava.path, out)
   with pytest.raises(InputError, match="--to=gs://"):
     run(made.path, "gs://bucket/set")
+  # Nothing is looked at before.
+  with pytest.raises(InputError, match="has no name; give the one of a new fo"):
+    run(tmp_path / "gone.json", ".")
   assert not out.exists()
