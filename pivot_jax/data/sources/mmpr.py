@@ -72,7 +72,7 @@ class Mmpr:
     image_root: str | os.PathLike | None = None,
     image_spec: images.ImageSpec = images.AS_THEY_ARE,
     *,
-    gif_as_jpg: bool = False,
+    as_released: bool = False,
     repeated: bool = True,
     flawed: bool = False,
   ):
@@ -85,8 +85,9 @@ class Mmpr:
     Args:
       image_root: the folder that holds each entry's `root`; if not given,
         `meta.json`'s own or the one above, whichever has one of them.
-      gif_as_jpg: a `.gif` is read as the `.jpg` beside it, as in the released
-        script, and a `.GIF` is not; otherwise only one that is not there.
+      as_released: as in the released script, `image` alone is read, and a
+        `.gif` as the `.jpg` beside it, but no `.GIF`; otherwise `images`, too,
+        and as `.jpg` only one that is not there.
       repeated: whether `repeat_time` counts; otherwise each row comes once.
       flawed: lines that are no records are an error only when they are read.
     """
@@ -98,7 +99,7 @@ class Mmpr:
     )
     self._begins = [part.begin for part in self.parts]
     self._size = sum(part.size for part in self.parts)
-    self._gif_as_jpg = gif_as_jpg
+    self._as_released = as_released
     roots = [part.root for part in self.parts]
     self._pictures = images.Pictures(
       _image_root(folder, roots) if image_root is None else image_root,
@@ -122,7 +123,7 @@ class Mmpr:
     named = part.name if time == 1 else f"{part.name}#{time}"
     with records.located(part.file.name(number)):
       record = part.file.record(number)
-      found = records.image_paths(record)
+      found = records.image_paths(self._used(record))
       if isinstance(found, list):
         image = [self._relative(part, path) for path in found]
       else:
@@ -173,10 +174,15 @@ class Mmpr:
     entry, number = self.place(index)
     return self.parts[entry], number
 
+  def _used(self, record: records.Record) -> records.Record:
+    if not self._as_released:
+      return record
+    return {key: value for key, value in record.items() if key != "images"}
+
   def _relative(self, part: Part, path: str) -> str:
     path = posixpath.join(part.root, path)
     stem, suffix = posixpath.splitext(path)
-    if self._gif_as_jpg:
+    if self._as_released:
       # The released script knows suffixes in lower case alone.
       return f"{stem}.jpg" if suffix == ".gif" else path
     there = suffix.lower() != ".gif" or (self.root / path).is_file()

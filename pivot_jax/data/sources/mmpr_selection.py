@@ -121,13 +121,13 @@ def select_official(
     image_root: see `mmpr.Mmpr`.
 
   Raises:
-    InputError: a row on the way that has no image, or one whose suffix is not
+    InputError: a row on the way that has no `image`, or one whose suffix is not
       .jpg, .jpeg, .png or .gif in lower case: there the script stops. Or too
       few rows.
   """
   if datasets is not None:
     image_root = pathlib.Path(datasets) / PREFIX
-  source = mmpr.Mmpr(meta, image_root, gif_as_jpg=True, repeated=False)
+  source = mmpr.Mmpr(meta, image_root, as_released=True, repeated=False)
   _check_roots(source)
   return _walk(
     source,
@@ -372,13 +372,13 @@ def _unlike(answer: str, only: str) -> str:
 
 def _refused_as_released(root: pathlib.Path, count: Count, row: Row) -> str:
   image = row["image"]
-  # A list under the key `images` ends no file, and the script reads no such key.
+  # The script reads no key `images`, so that a list there ends no file.
   if not isinstance(image, str):
-    raise InputError("no image: the released script stops here; choose 'fixed'")
+    raise InputError("no image: the released script stops here; pass --fixed")
   # By case: `.JPG` is another suffix.
   if posixpath.splitext(image)[1] not in (".jpg", ".jpeg", ".png"):
     raise InputError(
-      f"image: the released script stops at {image!r}; choose 'fixed'"
+      f"image: the released script stops at {image!r}; pass --fixed"
     )
   if not (root / image).is_file():
     return "image missing"

@@ -19,7 +19,7 @@ The description leaves these points open; each is read as follows.
 * Suffixes are compared by case: .JPG and .GIF abort.
 * The path is joined while rows are walked, not while files are read: a row
   without an image aborts only if it is reached before `size` rows are kept.
-  A missing `image` and a null one are the same.
+  A missing `image` and a null one are the same, whatever `images` holds.
 * `<image>` anywhere in the question counts, so nothing is prepended to it.
   "Occurs" means as a substring, in this case only.
 * 1500 tokens pass, 1501 do not. The counted text holds `<image>` as text.
@@ -65,7 +65,13 @@ DROPPED = (
   "long_together",
   "over_the_limit",
 )
-CRASHING = ("other_suffix", "upper_case_suffix", "no_image", "null_image")
+CRASHING = (
+  "other_suffix",
+  "upper_case_suffix",
+  "no_image",
+  "null_image",
+  "images_and_no_image",
+)
 
 # Name, root, annotation, and the share of the file before its list image (None:
 # it has none). Neither names nor files are in alphabetical order.
@@ -231,7 +237,7 @@ def _row(rng: random.Random, situation: str, identifier: str) -> dict:
     "rejected": _text(rng, rng.randint(1, 120)),
   }
   row.update(_differences(rng, situation, row))
-  if situation == "no_image":
+  if situation in ("no_image", "images_and_no_image"):
     del row["image"]
   return row
 
@@ -257,6 +263,7 @@ def _differences(rng: random.Random, situation: str, row: dict) -> dict:
     "upper_case_suffix": {"image": "upper.JPG"},
     "null_image": {"image": None},
     "no_image": {},
+    "images_and_no_image": {"images": [_image_name(0)]},
   }
   if situation in simple:
     return simple[situation]

@@ -120,7 +120,7 @@ def test_a_gif_is_its_jpg_if_only_that_is_there(write):
   Image.new("L", (6, 6)).save(meta.parent / "images/0/x.jpg")
   paths = [mmpr.Mmpr(meta).text(i)["image"] for i in range(2)]
   assert paths == ["images/0/y.jpg", "images/0/x.gif"]
-  renamed = mmpr.Mmpr(meta, gif_as_jpg=True)
+  renamed = mmpr.Mmpr(meta, as_released=True)
   assert renamed.text(1)["image"] == "images/0/x.jpg"
   assert renamed[1]["image"].shape == (6, 6, 3)
 
