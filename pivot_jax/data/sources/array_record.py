@@ -20,6 +20,7 @@ import msgpack
 import numpy as np
 from PIL import Image
 
+from pivot_jax import files
 from pivot_jax.data import images, rows
 from pivot_jax.data.sources import records
 from pivot_jax.errors import InputError
@@ -235,7 +236,7 @@ def _write_rows(
   for index in progress(range(total)):
     writer.begin(index * writer.count // total)
     try:
-      row, files = _checked(source, index, kind)
+      row, encoded = _checked(source, index, kind)
     except InputError as error:
       bad.append(str(error))
       if len(bad) > max_bad * total:
@@ -244,7 +245,7 @@ def _write_rows(
           f" {max_bad:g}: {'; '.join(bad[:5])}"
         ) from None
       continue
-    writer.write(row, files)
+    writer.write(row, encoded)
   return bad
 
 
@@ -279,11 +280,11 @@ class _Writer:
         self._folder, array_record_module.ArrayRecordWriter, aside, _OPTIONS
       )
 
-  def write(self, row: rows.Row, files: Sequence[bytes]) -> None:
+  def write(self, row: rows.Row, encoded: Sequence[bytes]) -> None:
     """Add a row to the shard."""
-    whole = {"row": row, "images": list(files)}
+    whole = {"row": row, "images": list(encoded)}
     for writer, found in zip(
-      self._open.values(), (whole, {"row": row, "images": len(files)})
+      self._open.values(), (whole, {"row": row, "images": len(encoded)})
     ):
       _written(self._folder, writer.write, msgpack.packb(found))
     self.rows[self._number] += 1
@@ -315,21 +316,21 @@ def _checked(
   source: rows.Source, index: int, kind: str
 ) -> tuple[rows.Row, tuple[bytes, ...]]:
   """Return a row without image, and its files, whose headers are sound."""
-  row, files = dict(source.text(index)), source.encoded(index)
+  row, encoded = dict(source.text(index)), source.encoded(index)
   with records.located(source.name(index)):
     count = len(records.listed(row.pop("image"))) + (kind == "segment")
     row.pop("labels", None)
-    if len(files) != count:
-      raise InputError(f"image: {len(files)} files, but {count} are needed")
-    for place, data in enumerate(files):
+    if len(encoded) != count:
+      raise InputError(f"image: {len(encoded)} files, but {count} are needed")
+    for place, data in enumerate(encoded):
       labels = kind == "segment" and place == 1
       name = "labels" if labels else f"image[{place}]" if place else "image"
       images.check_header(data, name=name, labels=labels)
     if kind == "segment":
-      picture, labels = map(_size, files)
+      picture, labels = map(_size, encoded)
       images.check_same_size(labels, picture, name="labels")
     _check_packs(row)
-  return row, files
+  return row, encoded
 
 
 def _size(data: bytes) -> tuple[int, int]:
@@ -387,9 +388,7 @@ def write_description(
       for shard in described.shards
     ],
   }
-  aside = folder / (NAME + ".tmp")
-  aside.write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")
-  aside.rename(folder / NAME)
+  files.write_json(folder / NAME, said, sort_keys=False)
 
 
 def read_description(folder: pathlib.Path) -> Described:

@@ -23,7 +23,6 @@ import pathlib
 import posixpath
 import random
 import re
-import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -198,7 +197,7 @@ def asked_of(name: str) -> dict[str, Any]:
 
 
 def check_target(folder: str | os.PathLike) -> pathlib.Path:
-  """Return a folder to write; raise unless it has a name and is new or empty."""
+  """Return a folder to write; raise unless it is named and new or empty."""
   path = files.local_path(folder, "--to")
   files.check_named(path)
   if path.is_dir() and not any(path.iterdir()):
@@ -226,7 +225,6 @@ def write(
   source, size = selection.open(), len(selection.indices)
   root = selection.image_root
   inside = os.path.relpath(os.path.abspath(selection.source.root), root)
-  aside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
   names = [
     f"{kind}_mmpr_{size}_{selection.seed}.json" for kind in ("sft", "dpo")
   ]
@@ -239,16 +237,13 @@ def write(
     "versions": files.versions(),
   }
   try:
-    aside.mkdir(parents=True)
-    for name, make in zip(names, (_sft_record, _dpo_record)):
-      rows = (source.text(index) for index in range(size))
-      _write_list(aside / name, (make(row, inside) for row in rows))
-    files.write_json(aside / "selection.json", told)
-    aside.rename(folder)
+    with files.writing_folder(folder) as aside:
+      for name, make in zip(names, (_sft_record, _dpo_record)):
+        rows = (source.text(index) for index in range(size))
+        _write_list(aside / name, (make(row, inside) for row in rows))
+      files.write_json(aside / "selection.json", told)
   except OSError as error:
     raise InputError(f"{folder}: cannot be written: {error}") from None
-  finally:
-    shutil.rmtree(aside, ignore_errors=True)
   return folder / names[0], folder / names[1]
 
 

@@ -13,7 +13,6 @@ import math
 import os
 import pathlib
 import shutil
-import sys
 from collections.abc import Sequence
 
 import tqdm
@@ -21,6 +20,7 @@ import tqdm
 from pivot_jax import files
 from pivot_jax.data import opener, rows
 from pivot_jax.data.sources import array_record
+from pivot_jax.data.tools import show
 from pivot_jax.errors import InputError
 
 ROWS = 10_000  # A shard, unless the number of shards is given.
@@ -56,10 +56,10 @@ def main(argv: Sequence[str]) -> int:
     overwrite=overwrite,
   )
   for message in written.skipped:
-    _say(f"skipped: {message}")
-  _say(
+    show.say(f"skipped: {message}\n")
+  show.say(
     f"{given['folder']}: {written.rows} {source.kind} rows,"
-    f" {written.size / 2**20:.1f} MiB; {len(written.skipped)} skipped"
+    f" {written.size / 2**20:.1f} MiB; {len(written.skipped)} skipped\n"
   )
   return 0
 
@@ -74,7 +74,7 @@ def convert(
   max_bad: float = 0.0,
   overwrite: bool = False,
 ) -> array_record.Written:
-  """Write a source beside `folder` and rename it into place when complete.
+  """Write a source beside `folder` and move it into place when complete.
 
   Args: as of `array_record.write`, and
     overwrite: whether a folder that was converted before may be replaced.
@@ -86,28 +86,24 @@ def convert(
   check_target(folder, overwrite=overwrite)
   if shards is None:
     shards = max(1, math.ceil(len(source) / ROWS))
-  aside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
   bar = functools.partial(
     tqdm.tqdm, desc=f"converting to {folder.name}", unit="rows", disable=None
   )
   try:
-    written = array_record.write(
-      source,
-      aside,
-      kind=kind,
-      shards=shards,
-      origin=origin,
-      max_bad=max_bad,
-      progress=bar,
-    )
-    if folder.exists():
-      shutil.rmtree(folder)
-    aside.rename(folder)
+    with files.writing_folder(folder) as aside:
+      written = array_record.write(
+        source,
+        aside,
+        kind=kind,
+        shards=shards,
+        origin=origin,
+        max_bad=max_bad,
+        progress=bar,
+      )
+      if folder.exists():
+        shutil.rmtree(folder)
   except OSError as error:
     raise InputError(f"{folder}: cannot be written: {error}") from None
-  finally:
-    if aside.exists():
-      shutil.rmtree(aside)
   return written
 
 
@@ -124,13 +120,6 @@ def check_target(folder: str | os.PathLike, *, overwrite: bool) -> None:
       f"{folder}: exists and is not a folder that convert wrote, so it is not"
       " overwritten; remove it yourself"
     )
-
-
-def _say(text: str) -> None:
-  """Write a line; what the terminal's encoding lacks is escaped."""
-  encoding = sys.stdout.encoding or "utf-8"
-  data = f"{text}\n".encode(encoding, "backslashreplace")
-  sys.stdout.write(data.decode(encoding))
 
 
 def _parser() -> argparse.ArgumentParser:

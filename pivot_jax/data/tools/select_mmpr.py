@@ -11,13 +11,13 @@ reads the second one with kind `preference`, for SFT as well.
 import argparse
 import logging
 import pathlib
-import sys
 from collections.abc import Sequence
 
 from pivot_jax import addresses
 from pivot_jax.data import opener
 from pivot_jax.data.sources import mmpr_selection
 from pivot_jax.data.tokenizer import Tokenizer, load_tokenizer
+from pivot_jax.data.tools import show
 from pivot_jax.errors import InputError
 
 LOG = logging.getLogger("pivot_jax")
@@ -35,8 +35,8 @@ def main(argv: Sequence[str]) -> int:
   how = {name: value for name, value in vars(asked).items() if name != "to"}
   how["tokenizer_sha256"] = tokenizer.fingerprint
   for path in mmpr_selection.write(selection, asked.to, how):
-    _say(f"{path}: {len(selection.indices)} rows")
-  _say(f"their image paths begin in {selection.image_root}")
+    show.say(f"{path}: {len(selection.indices)} rows\n")
+  show.say(f"their image paths begin in {selection.image_root}\n")
   return 0
 
 
@@ -71,13 +71,6 @@ def _choose(
   return mmpr_selection.select_official(
     meta, None, count, image_root=asked.images, **wish
   )
-
-
-def _say(text: str) -> None:
-  """Write a line; escape characters that the terminal's encoding lacks."""
-  encoding = sys.stdout.encoding or "utf-8"
-  data = f"{text}\n".encode(encoding, "backslashreplace")
-  sys.stdout.write(data.decode(encoding))
 
 
 def _parser() -> argparse.ArgumentParser:
