@@ -169,17 +169,7 @@ class _Job:
     )
     if config.tensorboard:
       writer.write_samples(self._samples())
-    hook = recorder.Recorder(
-      config.name,
-      saved,
-      writer,
-      state,
-      rows,
-      self.start.mllm,
-      steps=config.steps,
-      batch=config.batch,
-      save_every=config.save_every,
-    )
+    hook = self._recorder(saved, writer, state, rows)
     step_fn = train_step.make_train_step(
       self._loss(self.start.mllm),
       tx,
@@ -207,6 +197,25 @@ class _Job:
         "same command continues there"
       )
     return state, f"{hook.rows:08x}"
+
+  def _recorder(
+    self,
+    saved: resumable.Resumable,
+    writer: metrics.Writer,
+    state: train_state.TrainState,
+    rows: int,
+  ) -> recorder.Recorder:
+    return recorder.Recorder(
+      self.config.name,
+      saved,
+      writer,
+      state,
+      rows,
+      self.start.mllm,
+      steps=self.config.steps,
+      batch=self.config.batch,
+      save_every=self.config.save_every,
+    )
 
   def _loss(self, model: mllm.MLLM):
     config = self.config
