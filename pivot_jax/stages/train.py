@@ -60,7 +60,7 @@ def run(
   # What is frozen leaves as it came, not as it was computed with.
   _, frozen = trees.split(start.params, config.trainable)
   trained = jax.device_get(state.trainable)
-  optimizer.check_moved(config, start.params, trained, metrics.read(out))
+  optimizer.check_moved(config, start.params, trained, metrics.read(out), out)
   after = trees.merge(trained, frozen)
   save_model(out, after, start, config, tokenizer)
   return _report(config, out, start, prints, after, rows) | {

@@ -6,6 +6,7 @@ exists. This file only sees the trainable part.
 
 import functools
 import logging
+import pathlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -165,6 +166,7 @@ def check_moved(
   before: Mapping[str, Any],
   trained: Mapping[str, Any],
   lines: Sequence[Mapping[str, float]],
+  folder: pathlib.Path,
 ) -> None:
   """Raise InputError for a part that trains and is as it was, and why.
 
@@ -176,6 +178,7 @@ def check_moved(
     before: the parameters that the stage began with.
     trained: those that train, after the last update.
     lines: the run's metrics, for the norms of gradients.
+    folder: of the stage, which was begun with the settings to change.
   """
   factor = schedule(config.schedule, steps=config.steps, warmup=config.warmup)
   peak = float(np.max(factor(np.arange(config.steps))))
@@ -196,7 +199,8 @@ def check_moved(
     said = ", ".join(f"{rule!r}: {rate:g}" for rule, rate in rules.items())
     raise InputError(
       f"{config.name}: {part} trains (lr {said}) and did not move in "
-      f"{config.steps} updates: {_why_still(part, new, lines)}"
+      f"{config.steps} updates: {_why_still(part, new, lines)}; then delete "
+      f"{folder}"
     )
 
 

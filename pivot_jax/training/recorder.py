@@ -58,6 +58,8 @@ class Recorder:
     )
     self._measured, self._speed = time.monotonic(), ""
     self._status = metrics.Status(name, steps, start=begin)
+    # The parts that train, until an update has a gradient of theirs.
+    self._unreached = set(state.trainable)
 
   def metrics(
     self, step: int, values: loop.Host, update: feed.Update, wait: float
@@ -72,6 +74,9 @@ class Recorder:
         "workdir with a lower learning rate"
       )
     self.rows = zlib.crc32(f"{update.digest:08x}".encode(), self.rows)
+    self._unreached -= {
+      part for part in self._unreached if values[f"grad_norm/{part}"]
+    }
     kept = {name: value for name, value in values.items() if name != "finite"}
     self._writer.write(step, kept)
     self._show(step, values["losses/total"], update.work, wait)
@@ -81,7 +86,16 @@ class Recorder:
     return step % self._save_every == 0
 
   def state(self, state: TrainState, step: int) -> None:
-    """Commit a checkpoint."""
+    """Commit a checkpoint; warn at the first of parts without a gradient."""
+    if self._kept == self._begin and self._unreached:
+      # No error yet: rows that reach them may be rare, and still to come.
+      LOG.warning(
+        "%s: the gradient of %s was 0 in every update up to %d: no row has "
+        "reached it; if none does to the end, the stage ends in an error",
+        self._name,
+        " and ".join(sorted(self._unreached)),
+        step,
+      )
     self._saved.save(step, _resumable(state), {"rows": self.rows})
     self._kept = step
 

@@ -277,8 +277,9 @@ def texts_only(arm, **fields):
 
 
 def test_a_part_that_no_row_reaches_is_an_error_with_rule_and_rate(
-  arm, tmp_path
+  arm, tmp_path, monkeypatch, caplog
 ):
+  monkeypatch.setattr(logging.getLogger("pivot_jax"), "propagate", True)
   rates = (("vision/.*", 3e-3), (".*", 1e-2))
   with pytest.raises(InputError) as caught:
     train.run(*texts_only(arm, lr=rates), tmp_path)
@@ -286,15 +287,20 @@ def test_a_part_that_no_row_reaches_is_an_error_with_rule_and_rate(
   assert said.startswith("train: projector ") or "train: vision " in said
   assert "did not move in 4 updates: its gradient was 0" in said
   assert "images?" in said
+  # The begun folder goes on with no other `trainable`.
+  assert said.endswith(f"then delete {tmp_path}")
+  (warned,) = [m for m in caplog.messages if "no row has reached" in m]
+  assert "of projector and vision was 0 in every update up to 2:" in warned
   assert not (tmp_path / "model.json").exists()
 
 
-def moved(config, before, trained, lines=()):
+def moved(config, before, trained, lines=(), folder=pathlib.Path("made")):
   return optimizer.check_moved(
     ConfigDict(dict(name="s", schedule="cosine", warmup=0.03) | config),
     before,
     trained,
     lines,
+    folder,
   )
 
 
