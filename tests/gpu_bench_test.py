@@ -184,6 +184,7 @@ def _pretend_cudnn(monkeypatch):
   return seen
 
 
+@pytest.mark.nightly
 def test_the_smoke_test_runs_on_a_cpu(tmp_path, capsys):
   assert smoke.main(["--tiny", f"--out={tmp_path}"]) == 0
   page = (tmp_path / "gpu_smoke.md").read_text("utf-8")

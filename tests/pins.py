@@ -32,6 +32,8 @@ EXPORTS = (
   ("stage2_dpo", "llava"),
   ("stage2_dpo:llm", "hf"),
 )
+# Files with paths and seconds of their run, whose numbers are pinned one by one.
+_NO_NUMBERS = ("model.json", "speed.jsonl", "report.json", "report.html")
 
 
 def main(argv: list[str]) -> int:
@@ -93,7 +95,8 @@ def differences(kept: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
 def _stage(name: str, folder: pathlib.Path) -> dict[str, Any]:
   """Return the outputs, metrics and leaf fingerprints of a finished stage."""
   done = json.loads((folder / "done.json").read_text("utf-8"))
-  found = _flat(f"{name}/outputs", done["outputs"])
+  outputs = {k: v for k, v in done["outputs"].items() if k not in _NO_NUMBERS}
+  found = _flat(f"{name}/outputs", outputs)
   for file in ("metrics.jsonl", "predictions.jsonl", "logps.jsonl"):
     path = folder / file
     if path.exists():

@@ -25,6 +25,7 @@ from pivot_jax.data import (
   rows,
   streams,
 )
+from pivot_jax.data.rows import View
 from pivot_jax.data.scenes import scenes
 from pivot_jax.data.sources import mmpr_selection
 from pivot_jax.data.tokenizer import load_tokenizer
@@ -141,9 +142,7 @@ def measure(
   coder = make_coder(kind, tokenizer, pixels=False)
   before = _children()
   with Timer() as timer:
-    table = lengths.measure(
-      rows.View(source, chosen), coder, processes=processes
-    )
+    table = lengths.measure(View(source, chosen), coder, processes=processes)
   held = table.sizes.astype(np.int64)
   if table.bad or table.long or not held[:, 0].all():
     raise AssertionError(f"rows that cannot be used: {table.bad or table.long}")

@@ -72,11 +72,11 @@ class MLLM(nn.Module):
   def project(
     self, features: Float[Array, "*batch P D"]
   ) -> Float[Array, "*batch P E"]:
-    """Maps patch features to the width of the language model."""
+    """Map patch features to the width of the language model."""
     return self.parts.projector(features)
 
   def see(
-    self, images: UInt8[Array, "R I H W 3"]
+    self, images: Num[Array, "R I H W 3"]
   ) -> Float[Array, "R IP E"] | None:
     """Encode and projects a batch's images; None for a text-only batch."""
     rows, count = images.shape[:2]

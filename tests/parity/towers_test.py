@@ -289,6 +289,7 @@ def test_the_gradients_of_the_image_agree(compared):
   assert relative(got, truth.gradient) < cases.GRADIENT_TOLERANCE
 
 
+@pytest.mark.nightly
 def test_every_wrong_detail_misses_by_ten_tolerances(compared):
   truth, subject = compared
   least = MISS * subject.case.tolerance

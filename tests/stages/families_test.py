@@ -22,7 +22,17 @@ FAMILIES = {
 }
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+# Those that share the most with another are trained at night.
+NIGHTLY = ("dinov2", "vit")
+
+
+@pytest.fixture(
+  scope="module",
+  params=[
+    pytest.param(name, marks=pytest.mark.nightly if name in NIGHTLY else ())
+    for name in FAMILIES
+  ],
+)
 def case(request, tmp_path_factory):
   """Return (folder of the encoder, trained artifact, what the stage says)."""
   name = request.param
