@@ -182,7 +182,7 @@ def _try(read: Callable[[], Any], name: str, errors: list[str]) -> Any:
     return None
 
 
-def _parts(row: Mapping[str, Any], style: Style) -> tuple[Part, ...]:
+def _parts(row: rows.Row, style: Style) -> tuple[Part, ...]:
   """Return a row's prompt and answers; nothing of a row without any text."""
   if "label" in row or "labels" in row:
     return ()
@@ -203,7 +203,7 @@ def _parts(row: Mapping[str, Any], style: Style) -> tuple[Part, ...]:
 
 
 def _encode(
-  row: Mapping[str, Any], style: Style
+  row: rows.Row, style: Style
 ) -> tuple[chat.Encoded, tuple[str, ...]]:
   """Return the tokens of a row, and the names of prompt and answers."""
   if "answer" in row:
