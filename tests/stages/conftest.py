@@ -1,5 +1,7 @@
 """One tiny model, scored and post-trained once for all tests of stages."""
 
+import contextlib
+
 import jax
 import pytest
 
@@ -19,9 +21,9 @@ ARM = dict(
 )
 
 
-@pytest.fixture(scope="session", autouse=True)
-def guarded_loop():
-  """Make an implicit transfer in the loop of any stage's training an error."""
+@contextlib.contextmanager
+def guarded():
+  """Make an implicit transfer in the loop of any training an error."""
   plain = loop.fit
 
   def fit(*values, **fields):
@@ -30,6 +32,13 @@ def guarded_loop():
 
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(loop, "fit", fit)
+    yield
+
+
+@pytest.fixture(autouse=True)
+def guarded_loop():
+  """Guard the trainings that a test of stages starts, and no other test's."""
+  with guarded():
     yield
 
 
@@ -67,5 +76,6 @@ def finished(arm, tmp_path_factory):
   found = {}
   for objective in ("sft", "dpo"):
     out = tmp_path_factory.mktemp(objective)
-    found[objective] = train.run(*arm(objective), out), out
+    with guarded():
+      found[objective] = train.run(*arm(objective), out), out
   return found
