@@ -255,7 +255,7 @@ def _program(compiled: jax.stages.Compiled, data: sizes.Data) -> dict[str, Any]:
   spans = {data.patches} | {
     data.patches + len(prompt) + len(answer)
     for column in (data.chosen, data.rejected)
-    for prompt, answer in zip(data.prompt, column, strict=False)
+    for prompt, answer in zip(data.prompt, column, strict=True)
   }
   return {
     "program_bytes": taken.temp_size_in_bytes + taken.argument_size_in_bytes,

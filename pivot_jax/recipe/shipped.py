@@ -98,8 +98,8 @@ def _made_alike(config: ConfigDict, address: str) -> bool:
 def _as_recorded(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
   """Return whether settings are still those that were recorded.
 
-  A setting that came later, with its default, is in no record and decides
-  nothing. What is free counts in no record either; another input always does.
+  A setting that came later is in no record, and decides nothing at any value.
+  What is free does not count either; another input always does.
   """
   free = run_folder.FREE_KEYS
   return recorded["inputs"] == now["inputs"] and all(
