@@ -15,16 +15,13 @@ import jaxtyping
 import numpy as np
 import pytest
 
+from tests.fixtures import programs
+
 _DATA = "PIVOT_JAX_TEST_DATA"
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-if "xla_force_host_platform_device_count" not in os.environ.get(
-  "XLA_FLAGS", ""
-):
-  os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "")
-    + " --xla_force_host_platform_device_count=8"
-  ).strip()
+programs.use_eight_devices()
+programs.compile_quickly()
 # Tiny programs take longer to compile than to run: keep every one of them.
 os.environ.setdefault(
   "JAX_COMPILATION_CACHE_DIR",

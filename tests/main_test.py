@@ -1,8 +1,6 @@
 """The command as a user runs it: mistakes in a line, kills, preemption."""
 
 import json
-import os
-import pathlib
 import re
 import signal
 import subprocess
@@ -11,7 +9,8 @@ import time
 
 import pytest
 
-ROOT = pathlib.Path(__file__).parents[1]
+from tests.fixtures import programs
+
 # One stage is enough: the projector alone, from the shipped weights.
 CONFIG = """
 from configs import pivot
@@ -32,7 +31,6 @@ def config(tmp_path_factory):
 
 
 def start(config, workdir, *flags):
-  environment = os.environ | {"XLA_FLAGS": "", "PYTHONPATH": str(ROOT)}
   return subprocess.Popen(
     [
       sys.executable,
@@ -42,8 +40,8 @@ def start(config, workdir, *flags):
       f"--workdir={workdir}",
       *flags,
     ],
-    cwd=ROOT,
-    env=environment,
+    cwd=programs.ROOT,
+    env=programs.one_device(),
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
     text=True,

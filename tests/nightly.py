@@ -1,7 +1,7 @@
 """Appends the result of a nightly run of the tests to docs/nightly.md.
 
   python -m pytest -m nightly --junitxml=FILE
-  python -m tests.nightly FILE
+  python -m tests.nightly FILE [FILE]
 
 `.ci/nightly` runs both. The versions are those of the environment that this
 runs in, the commit is the one that is checked out.
@@ -27,14 +27,20 @@ def main() -> None:
     description=__doc__,
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
-  parser.add_argument("results", type=pathlib.Path)
+  parser.add_argument("results", type=pathlib.Path, nargs="+")
   results = parser.parse_args().results
   append(PAGE, line(results, commit=checked_out(), versions=versions()))
 
 
-def line(results: pathlib.Path, *, commit: str, versions: list[str]) -> str:
-  """Return the row of the table for a file of results in JUnit's format."""
-  suites = ElementTree.parse(results).getroot().findall("testsuite")
+def line(
+  results: list[pathlib.Path], *, commit: str, versions: list[str]
+) -> str:
+  """Return the row of the table for files of results in JUnit's format."""
+  suites = [
+    suite
+    for path in results
+    for suite in ElementTree.parse(path).getroot().findall("testsuite")
+  ]
   tests, failures, errors, skipped = (
     sum(int(suite.attrib[name]) for suite in suites)
     for name in ("tests", "failures", "errors", "skipped")

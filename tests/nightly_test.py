@@ -32,7 +32,7 @@ def test_a_run_appends_one_line_with_a_cell_for_each_column(tmp_path):
   results.write_text(_RESULTS, encoding="utf-8")
   page.write_text(nightly.PAGE.read_text("utf-8"), encoding="utf-8")
   before = page.read_text("utf-8")
-  row = nightly.line(results, commit="abc1234", versions=nightly.versions())
+  row = nightly.line([results], commit="abc1234", versions=nightly.versions())
   nightly.append(page, row)
   assert page.read_text("utf-8") == f"{before}{row}\n"
   head = next(line for line in before.splitlines() if line.startswith("|"))
@@ -47,6 +47,13 @@ def test_a_run_appends_one_line_with_a_cell_for_each_column(tmp_path):
     "14",
     "3",
   )
+
+
+def test_the_results_of_two_commands_make_one_line(tmp_path):
+  results = tmp_path / "nightly.xml"
+  results.write_text(_RESULTS, encoding="utf-8")
+  row = nightly.line([results, results], commit="abc1234", versions=[])
+  assert row.endswith("| abc1234 | 3.0 | 28 | 6 |")
 
 
 def test_the_marker_is_deselected_unless_asked_for(tmp_path):

@@ -19,6 +19,7 @@ from flax import traverse_util
 
 import pivot_jax
 from tests import documents
+from tests.fixtures import programs
 
 RELEASED = pathlib.Path(__file__).parent / "fixtures" / "released"
 WORK = RELEASED / "workdir"
@@ -189,7 +190,7 @@ def run(recipe, workdir):
       f"--workdir={workdir}",
     ],
     cwd=documents.ROOT,
-    env=os.environ | {"XLA_FLAGS": "", "PYTHONPATH": str(documents.ROOT)},
+    env=programs.one_device(),
     capture_output=True,
     text=True,
   )

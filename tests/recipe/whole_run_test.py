@@ -6,8 +6,6 @@ killed run ends with the numbers of one that was not.
 """
 
 import json
-import os
-import pathlib
 import re
 import signal
 import subprocess
@@ -16,7 +14,8 @@ import time
 
 import pytest
 
-ROOT = pathlib.Path(__file__).parents[2]
+from tests.fixtures import programs
+
 CONFIG = """
 from configs import pivot
 
@@ -40,14 +39,13 @@ def command(tmp_path_factory):
   """Return fn(workdir) -> the started command."""
   config = tmp_path_factory.mktemp("config") / "small.py"
   config.write_text(CONFIG)
-  environment = os.environ | {"XLA_FLAGS": "", "PYTHONPATH": str(ROOT)}
 
   def start(workdir):
     flags = (f"--config={config}", f"--workdir={workdir}")
     return subprocess.Popen(
       [sys.executable, "-m", "pivot_jax.main", *flags],
-      cwd=ROOT,
-      env=environment,
+      cwd=programs.ROOT,
+      env=programs.one_device(),
       stderr=subprocess.PIPE,
       text=True,
     )
@@ -93,6 +91,7 @@ def test_the_same_command_again_runs_nothing(command, whole):
   assert before == {p: p.stat().st_mtime_ns for p in whole.rglob("done.json")}
 
 
+@pytest.mark.nightly
 def test_a_run_killed_in_stage_1_ends_with_the_same_results(
   command, whole, tmp_path
 ):
