@@ -23,7 +23,7 @@ FAMILIES = {
 
 
 # Those that share the most with another are trained at night.
-NIGHTLY = ("dinov2", "vit")
+NIGHTLY = ("clip", "dinov2", "vit")
 
 
 @pytest.fixture(

@@ -56,9 +56,8 @@ def trained(rows, init, folder, **fields):
   return line
 
 
-@pytest.mark.parametrize(
-  "objective", ["dpo", pytest.param("sft", marks=pytest.mark.nightly)]
-)
+@pytest.mark.nightly
+@pytest.mark.parametrize("objective", ["dpo", "sft"])
 def test_a_grouped_update_is_that_of_its_pairs(rows, init, tmp_path, objective):
   fields = dict(objective=objective, mask="answer")
   alone = trained(rows, init, tmp_path / "alone", batch=10, **fields)
