@@ -299,7 +299,7 @@ class _Runs:
     if found.get("failures"):
       raise GateError(f"{variant.name}: {'; '.join(found['failures'])}")
     return found | {
-      "status": status or found.get("skipped", ""),
+      "status": status,
       "process_seconds": time.monotonic() - began,
       "load_before": before,
       "load_after": os.getloadavg()[0],

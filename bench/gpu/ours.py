@@ -1,10 +1,9 @@
 """Our rows of the benchmark on a GPU: updates of models of real size.
 
 Weights are made on the device, by the package's own initialization; model,
-packing, objectives and update are the package's own, too, and the rungs of the
-ladder those of `bench/update/ladder.py`. An update is first a program over
-shapes, which any machine can estimate and lower; it takes memory when `start`
-is called.
+packing, objectives and update are the package's own, too. An update is first a
+program over shapes, which any machine can estimate and lower; it takes memory
+when `start` is called.
 
 Q pairs, S sequences (2Q, chosen ones first), T tokens of a row, P patches.
 """
@@ -15,7 +14,7 @@ import itertools
 import pathlib
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -43,8 +42,6 @@ CHUNK = 2048
 LEARNING_RATE = 1e-6
 # How cuDNN's attention is called, and its gradient.
 FLASH = r"__cudnn\$fmha"
-# Calls in a step of the ceilings: one alone is too short to be timed.
-_CALLS = 20
 
 
 def settings(**compute: str | bool) -> layers.Compute:
@@ -72,26 +69,22 @@ class Update:
     data: sizes.Data,
     compute: layers.Compute,
     *,
-    rung: str = "cached",
-    moments: str = "float32",
+    objective: str = "dpo",
   ):
     """Make the program's shapes.
 
     Args:
       data: whose sizes the model has.
       compute: how the model is computed.
-      rung: "cached" (the package's own), "sft", or one of the ladder in which
-        the reference model runs in every step.
-      moments: the dtype of AdamW's moments.
+      objective: "dpo" or "sft".
     """
     self.model = model_of(data, compute)
-    self._examples, self._rung, self._moments = len(data.prompt), rung, moments
+    self._examples, self._name = len(data.prompt), objective
     kinds = (jax.sharding.AxisType.Auto,) * len(sharding.AXES)
     self.mesh = jax.make_mesh(
       (1, 1, 1), sharding.AXES, axis_types=kinds, devices=jax.devices()[:1]
     )
-    separate = ladder.POLICIES[rung][1] if rung in ladder.POLICIES else False
-    self.batch = alone(data) if separate else packed(data)
+    self.batch = packed(data)
     with self._context():
       self.state = self._placed(jax.eval_shape(self._start, _key()))
 
@@ -113,7 +106,6 @@ class Update:
       lr=((".*", LEARNING_RATE),),
       factor=optimizer.schedule("constant", steps=1, warmup=0.0),
       clip=ours.CLIP,
-      moments=self._moments,
     )
 
   def _start(self, key):
@@ -139,17 +131,12 @@ class Update:
     return jax.tree.map(jnp.copy, train_state.cast_kernels(params, dtype))
 
   def _objective(self, model: mllm.MLLM) -> objectives.LossFn:
-    if self._rung in ladder.POLICIES:
-      make_policy, _ = ladder.POLICIES[self._rung]
-      return ladder.in_every_step(make_policy(model, chunk=CHUNK))
-    if self._rung == "sft":
+    if self._name == "sft":
       return objectives.sft(model, chunk=CHUNK)
     return objectives.dpo(model, beta=ladder.BETA, chunk=CHUNK)
 
-  def estimate(self) -> cost.Estimate | None:
-    """Return the bytes foreseen; None with a reference model in every step."""
-    if self._rung in ladder.POLICIES:
-      return None
+  def estimate(self) -> cost.Estimate:
+    """Return the bytes foreseen."""
     with self._context():
       return cost.estimate_memory(
         self.state,
@@ -164,10 +151,6 @@ class Update:
 
   def lower(self, *platforms: str) -> jax.stages.Lowered:
     """Return the program, for this process's device or for another kind."""
-    inputs = self._placed(self.batch)
-    if self._rung in ladder.POLICIES:
-      fixed = jax.eval_shape(self._fixed, self.state.trainable)
-      inputs = (inputs, self._placed(fixed))
     with self._context():
       step_fn = train_step.make_train_step(
         self._objective(self.model),
@@ -177,18 +160,15 @@ class Update:
         shardings=jax.tree.map(lambda x: x.sharding, self.state),
         dtype=self.model.compute.dtype,
       )
-      traced = step_fn.trace(self.state, inputs)
+      traced = step_fn.trace(self.state, self._placed(self.batch))
       return traced.lower(lowering_platforms=platforms or None)
 
-  def start(self) -> tuple[train_state.TrainState, packing.Batch | tuple]:
+  def start(self) -> tuple[train_state.TrainState, packing.Batch]:
     """Return the first state and the batch, on the device."""
     shardings = jax.tree.map(lambda x: x.sharding, self.state)
     with self._context():
       state = jax.jit(self._start, out_shardings=shardings)(_key())
-      inputs = sharding.place_rows(self.batch, self.mesh)
-      if self._rung in ladder.POLICIES:
-        inputs = (inputs, jax.jit(self._fixed)(state.trainable))
-    return state, inputs
+      return state, sharding.place_rows(self.batch, self.mesh)
 
 
 def _key() -> jax.Array:
@@ -199,24 +179,19 @@ def update(
   folder: pathlib.Path,
   workload: str,
   *,
-  rung: str = "cached",
-  moments: str = "float32",
+  objective: str = "dpo",
   **compute: str | bool,
 ) -> harness.Ready:
   """Return an update to be timed; `compute` are fields of `layers.Compute`."""
   data = sizes.data(workload, tiny=bool(harness.options(folder)["tiny"]))
-  return ready(
-    Update(data, settings(**compute), rung=rung, moments=moments), data
-  )
+  return ready(Update(data, settings(**compute), objective=objective), data)
 
 
 def ready(made: Update, data: sizes.Data) -> harness.Ready:
   """Return an update compiled ahead, so that compiling is timed alone."""
-  facts: dict[str, Any] = {"notes": []}
-  estimate = made.estimate()
-  if estimate:
-    facts["estimate"] = estimate.total
-    facts["notes"] += [f"memory foreseen {estimate.total / 1e9:.1f} GB"]
+  foreseen = made.estimate().total
+  facts: dict[str, Any] = {"estimate": foreseen}
+  facts["notes"] = [f"memory foreseen {foreseen / 1e9:.1f} GB"]
   began = time.perf_counter()
   compiled = made.lower().compile()
   facts["compile_seconds"] = time.perf_counter() - began
@@ -318,13 +293,6 @@ def packed(data: sizes.Data) -> packing.Batch:
   return packing.pack(examples, _layout(data, examples))
 
 
-def alone(data: sizes.Data) -> packing.Batch:
-  """Return every answer with its prompt and image in a row of its own."""
-  parts = [ours.examples(data, (name,)) for name in data.answers]
-  examples = list(itertools.chain.from_iterable(parts))
-  return packing.pack_in_order(examples, _layout(data, examples))
-
-
 def _layout(data, examples) -> packing.Layout:
   longest = max(packing.length(e, data.patches) for e in examples)
   return packing.layout_for(
@@ -351,47 +319,14 @@ def work(workload: str, *, tiny: bool) -> dict[str, float]:
   }
 
 
-def ceiling_work(*, tiny: bool) -> harness.Work:
-  """Return the work of a step of both ceilings, and the published peak."""
-  side, words = _ceiling_sizes(tiny)
+def device() -> harness.Work:
+  """Return the device's published peak, where that is known."""
   peak = cost.peak_flops(jax.devices()[0].device_kind, 1)
-  known = {"device": {"peak TFLOP": peak / 1e12}} if peak else {}
-  return known | {
-    "product": {"TFLOP": _CALLS * 2 * side**3 / 1e12},
-    # Read and written.
-    "copy": {"GB": _CALLS * 8 * words / 1e9},
-  }
-
-
-def _ceiling_sizes(tiny: bool) -> tuple[int, int]:
-  return (256, 2**16) if tiny else (8192, 2**30)
-
-
-def ceiling(folder: pathlib.Path, name: str) -> harness.Ready:
-  """Return a matrix product or a copy: what this device gives at best."""
-  side, words = _ceiling_sizes(bool(harness.options(folder)["tiny"]))
-  first, second = jax.random.split(_key())
-  if name == "copy":
-    numbers = (jax.random.bits(first, (words,), jnp.uint32),)
-    return _repeated(jax.jit(lambda x: x ^ 1), numbers)
-  # Random: products of zeros are faster, since they draw less power.
-  left = jax.random.normal(first, (side, side), jnp.bfloat16)
-  right = jax.random.normal(second, (side, side), jnp.bfloat16)
-  return _repeated(jax.jit(jnp.matmul), (left, right))
-
-
-def _repeated(function: Callable, arguments: tuple) -> harness.Ready:
-  def step():
-    for _ in range(_CALLS):
-      result = function(*arguments)
-    jax.block_until_ready(result)
-
-  return harness.stepping(step)
+  return {"device": {"peak TFLOP": peak / 1e12}} if peak else {}
 
 
 MAKERS = {
   "update": update,
   "reference": reference,
   "toy": toy,
-  "ceiling": ceiling,
 }

@@ -38,40 +38,17 @@ _FULL: tuple[tuple[str, str, str, Mapping[str, Any]], ...] = (
   ("trl_8", "dpo_8", "TRL DPOTrainer, default", {"tuned": False}),
   ("trl_tuned_8", "dpo_8", "TRL DPOTrainer, tuned", {"tuned": True}),
   ("ours_attention", "dpo_8", "remat attention", {"remat": "attention"}),
-  ("ours_sft", "sft_16", "pivot_jax SFT", {"rung": "sft"}),
+  ("ours_sft", "sft_16", "pivot_jax SFT", {"objective": "sft"}),
   ("torch_8", "dpo_8", "torch loop", {}),
   ("ours_16", "dpo_16", "pivot_jax, 16 pairs", {}),
   ("torch_sft", "sft_16", "torch loop SFT", {}),
-  ("ours_naive", "dpo_8", "naive", {"rung": "naive"}),
   ("torch_compiled_8", "dpo_8", "torch loop, compiled", {"compiled": True}),
-  ("ours_image_once", "dpo_8", "+ image once", {"rung": "image_once"}),
-  ("ours_prompt_once", "dpo_8", "+ prompt once", {"rung": "prompt_once"}),
-  ("ours_xla", "dpo_8", "attention by XLA", {"attention": "xla"}),
-  ("ours_moments", "dpo_8", "bfloat16 moments", {"moments": "bfloat16"}),
-  ("ours_ragged", "dpo_ragged", "pivot_jax, ragged", {}),
-  ("trl_ragged", "dpo_ragged", "TRL tuned, ragged", {"tuned": True}),
-  (
-    *("ours_large", "dpo_4_large", "pivot_jax, 7B, 4 pairs"),
-    {"moments": "bfloat16", "remat": "attention"},
-  ),
-  ("ours_full", "dpo_8", "remat full", {"remat": "full"}),
-  (
-    *("trl_flash_8", "dpo_8", "TRL tuned, flash-attn"),
-    {"tuned": True, "attention": "flash_attention_2"},
-  ),
-  ("trl_sft", "sft_16", "TRL SFTTrainer, tuned", {"tuned": True}),
-  ("trl_16", "dpo_16", "TRL DPOTrainer, default, 16", {"tuned": False}),
-  ("trl_tuned_16", "dpo_16", "TRL DPOTrainer, tuned, 16", {"tuned": True}),
-  ("torch_16", "dpo_16", "torch loop, 16 pairs", {}),
 )
 # With --tiny, to go through the code if not through all settings.
-_QUICK = (
-  *("ours_8", "trl_8", "ours_sft", "torch_sft", "ours_naive", "trl_flash_8"),
-  *("torch_compiled_8", "trl_sft"),
-)
+_QUICK = ("ours_8", "trl_8", "ours_sft", "torch_sft", "torch_compiled_8")
 # Timed steps and the most seconds of rows that have others than the rest.
-_STEPS = {"ours_8": 20, "ours_16": 20, "ours_large": 3}
-_SECONDS = {"ours_8": 200.0, "ours_large": 180.0}
+_STEPS = {"ours_8": 20, "ours_16": 20}
+_SECONDS = {"ours_8": 200.0}
 
 
 def _make(
@@ -120,24 +97,20 @@ def _toy(name: str, label: str, module: str, dtype: str) -> harness.Variant:
   )
 
 
-def _alone(name: str, label: str, kind: str, workload: str) -> harness.Variant:
-  """Return a row that is compared with none."""
-  make = _make("ours", kind, workload)
-  return harness.Variant(
-    name, label, make, limits={}, part=kind != "ceiling", workload=workload
-  )
-
-
 ROWS = (
   _toy("toy_torch", "torch loop", "torch_peer", "float32"),
   _toy("toy_torch_bf16", "torch loop", "torch_peer", "bfloat16"),
   _toy("toy_ours", "pivot_jax", "ours", "float32"),
   _toy("toy_ours_bf16", "pivot_jax", "ours", "bfloat16"),
-  _alone("product", "matrix products", "ceiling", "product"),
-  _alone("copy", "copies", "ceiling", "copy"),
-  *(_full(*row) for row in _FULL[:9]),
-  _alone("ours_reference", "(reference pass, once)", "reference", "dpo_8"),
-  *(_full(*row) for row in _FULL[9:]),
+  *(_full(*row) for row in _FULL),
+  harness.Variant(
+    "ours_reference",
+    "(reference pass, once)",
+    _make("ours", "reference", "dpo_8"),
+    limits={},
+    part=True,
+    workload="dpo_8",
+  ),
 )
 
 
@@ -147,8 +120,8 @@ def setup(folder: pathlib.Path, options: harness.Options) -> harness.Work:
   from bench.gpu import ours
 
   tiny = bool(options["tiny"])
-  works = {name: ours.work(name, tiny=tiny) for name in sizes.WORKLOADS}
-  return works | ours.ceiling_work(tiny=tiny)
+  timed = {row.workload for row in ROWS} & set(sizes.WORKLOADS)
+  return {name: ours.work(name, tiny=tiny) for name in timed} | ours.device()
 
 
 def summary(
@@ -263,7 +236,6 @@ BENCH = harness.Bench(
   ours={
     "dpo_8": "ours_8",
     "dpo_16": "ours_16",
-    "dpo_ragged": "ours_ragged",
     "sft_16": "ours_sft",
   },
   limits=LIMITS,

@@ -15,7 +15,7 @@ import numpy as np
 
 from configs import presets
 
-VISION, LLM, LARGE_LLM = "siglip2-so400m16-384", "qwen2.5-1.5b", "qwen2.5-7b"
+VISION, LLM = "siglip2-so400m16-384", "qwen2.5-1.5b"
 
 _TINY_VISION = dict(
   image_size=32,
@@ -67,7 +67,6 @@ class Workload:
   text: int
   answers: tuple[int, ...]
   ragged: bool = False
-  llm: str = LLM
 
   def shrunk(self) -> "Workload":
     """Return it with lengths for a CPU."""
@@ -81,7 +80,6 @@ WORKLOADS = {
   "dpo_8": Workload(8, **_PAIR),
   "dpo_16": Workload(16, **_PAIR),
   "dpo_ragged": Workload(8, **_PAIR, ragged=True),
-  "dpo_4_large": Workload(4, **_PAIR, llm=LARGE_LLM),
   "sft_16": Workload(16, text=90, answers=(60,)),
 }
 
@@ -129,7 +127,7 @@ class Data:
 def data(name: str, *, tiny: bool) -> Data:
   """Return the data of a workload: random, but always equal."""
   work = WORKLOADS[name]
-  vision, llm = presets.VISION[VISION], presets.LLM[work.llm]
+  vision, llm = presets.VISION[VISION], presets.LLM[LLM]
   if tiny:
     work, vision, llm = work.shrunk(), vision | _TINY_VISION, llm | _TINY_LLM
   return _draw(work, vision, llm)

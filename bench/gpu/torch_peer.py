@@ -95,7 +95,7 @@ def tensors(data: sizes.Data) -> Tensors:
   )
 
 
-def model(data: sizes.Data, attention: str = "sdpa") -> torch.nn.Module:
+def model(data: sizes.Data) -> torch.nn.Module:
   """Return a model of random float32 weights, made on the device."""
   vision = {
     name: data.vision[name]
@@ -127,7 +127,7 @@ def model(data: sizes.Data, attention: str = "sdpa") -> torch.nn.Module:
     vision_feature_select_strategy="full",
     projector_hidden_act="gelu",
     tie_word_embeddings=data.llm["tie_word_embeddings"],
-    attn_implementation=attention,
+    attn_implementation="sdpa",
   )
   with torch.device(DEVICE):
     return transformers.LlavaForConditionalGeneration(config).train()

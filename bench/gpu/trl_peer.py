@@ -1,4 +1,4 @@
-"""TRL's trainers on a GPU: `bench/update/trl_peer.py` at real size.
+"""TRL's trainer on a GPU: `bench/update/trl_peer.py` at real size.
 
 bfloat16 autocast, as TRL has it. "Tuned" switches off gradient checkpointing
 and the regular log, "default" leaves both.
@@ -8,7 +8,6 @@ import copy
 import pathlib
 
 import trl
-from transformers import utils
 
 from bench import harness
 from bench.gpu import sizes, torch_peer
@@ -17,18 +16,11 @@ from bench.update import trl_peer
 
 
 def update(
-  folder: pathlib.Path,
-  workload: str,
-  *,
-  tuned: bool,
-  attention: str = "sdpa",
+  folder: pathlib.Path, workload: str, *, tuned: bool
 ) -> harness.Ready:
-  """Return TRL's trainer for the workload, DPO for pairs and else SFT."""
-  if attention == "flash_attention_2" and not utils.is_flash_attn_2_available():
-    skipped = {"skipped": "flash-attn is not installed"}
-    return harness.Ready(lambda *_: None, facts=lambda: skipped)
+  """Return TRL's DPO trainer for the workload."""
   data = sizes.data(workload, tiny=bool(harness.options(folder)["tiny"]))
-  batch, policy = torch_peer.tensors(data), torch_peer.model(data, attention)
+  batch, policy = torch_peer.tensors(data), torch_peer.model(data)
   seen, count = torch_peer.Losses(), len(data.prompt)
 
   def drive(steps, begin, end):
@@ -52,26 +44,15 @@ def update(
 
 
 def _trainer(policy, batch, rows: int, how, clock, data: sizes.Data):
-  common = dict(
-    model=policy,
-    processing_class=trl_peer.processor(data.vision["image_size"]),
-    callbacks=[clock],
-  )
-  if not batch.pairs:
-    inputs = batch.inputs | {"labels": batch.labels}
-    return trl_peer.Sft(
-      args=trl.SFTConfig(**how),
-      train_dataset=trl_peer.dataset(rows, "prompt", "completion"),
-      data_collator=lambda _: dict(inputs),
-      **common,
-    )
   inputs = batch.inputs | {"completion_mask": (batch.labels != -100).long()}
   return trl_peer.Dpo(
+    model=policy,
     ref_model=copy.deepcopy(policy).eval(),
     args=trl.DPOConfig(beta=toy_peer.BETA, disable_dropout=True, **how),
     train_dataset=trl_peer.dataset(rows, "prompt", "chosen", "rejected"),
     data_collator=lambda _: dict(inputs),
-    **common,
+    processing_class=trl_peer.processor(data.vision["image_size"]),
+    callbacks=[clock],
   )
 
 
