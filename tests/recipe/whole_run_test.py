@@ -1,8 +1,9 @@
 """The whole loop by the command: every stage, a kill in the middle, a rerun.
 
-The recipe is `debug` with fewer rows; what each stage measures is tested beside
-the stage. Here: that one stage's result is what the next one reads, and that a
-killed run ends with the numbers of one that was not.
+The recipe is `debug` with fewer rows and two of its arms, at night with all of
+them; what each stage measures is tested beside the stage. Here: that one
+stage's result is what the next one reads, and that a killed run ends with the
+numbers of one that was not.
 """
 
 import json
@@ -19,8 +20,10 @@ from tests.fixtures import programs
 CONFIG = """
 from configs import pivot
 
-def get_config():
+def get_config(arms=""):
   c = pivot.get_config("debug")
+  if arms == "two":
+    c.order = [x for x in c.order if not x.endswith(("_original", "_stage1"))]
   for name, size in dict(
     preference=16, eval=24, blind=100, classify_train=100, classify_test=50,
     segment_train=32, segment_test=16, gradcam=16,
@@ -36,12 +39,12 @@ def get_config():
 
 @pytest.fixture(scope="module")
 def command(tmp_path_factory):
-  """Return fn(workdir) -> the started command."""
+  """Return fn(workdir, recipe) -> the started command."""
   config = tmp_path_factory.mktemp("config") / "small.py"
   config.write_text(CONFIG)
 
-  def start(workdir):
-    flags = (f"--config={config}", f"--workdir={workdir}")
+  def start(workdir, recipe=":two"):
+    flags = (f"--config={config}{recipe}", f"--workdir={workdir}")
     return subprocess.Popen(
       [sys.executable, "-m", "pivot_jax.main", *flags],
       cwd=programs.ROOT,
@@ -71,17 +74,27 @@ def results(workdir):
   return json.loads((workdir / "report.json").read_text("utf-8"))["results"]
 
 
-def test_a_run_ends_in_a_report_of_every_arm(whole):
-  found = results(whole)
-  assert set(found["arms"]) == {"original", "stage1", "sft", "dpo"}
+def check_report(workdir, *arms):
+  found = results(workdir)
+  assert set(found["arms"]) == set(arms)
   for arm, values in found["arms"].items():
     measured = {name.split("/")[0] for name in values}
     assert measured == {"vqa", "linear", "segment", "gradient"}, arm
-  assert set(found["mllms"]) == {"stage1", "sft", "dpo"}
-  page = (whole / "report.html").read_text("utf-8")
+  assert set(found["mllms"]) == set(arms) - {"original"}
+  page = (workdir / "report.html").read_text("utf-8")
   assert "<table" in page and "://" not in page
-  done = {path.parent.name for path in whole.rglob("done.json")}
+  done = {path.parent.name for path in workdir.rglob("done.json")}
   assert {"stage2_dpo", "detach_dpo", "pivot_full_dpo", "report"} <= done
+
+
+def test_a_run_ends_in_a_report_of_its_arms(whole):
+  check_report(whole, "sft", "dpo")
+
+
+@pytest.mark.nightly
+def test_a_run_ends_in_a_report_of_every_arm(command, tmp_path):
+  finish(command(tmp_path / "all", ""))
+  check_report(tmp_path / "all", "original", "stage1", "sft", "dpo")
 
 
 def test_the_same_command_again_runs_nothing(command, whole):

@@ -20,19 +20,10 @@ FAMILIES = {
   "dinov2_gated": {"gated_mlp": True, "intermediate_size": 16},
   "vit": {},
 }
+pytestmark = pytest.mark.nightly
 
 
-# Those that share the most with another are trained at night.
-NIGHTLY = ("clip", "dinov2", "vit")
-
-
-@pytest.fixture(
-  scope="module",
-  params=[
-    pytest.param(name, marks=pytest.mark.nightly if name in NIGHTLY else ())
-    for name in FAMILIES
-  ],
-)
+@pytest.fixture(scope="module", params=FAMILIES)
 def case(request, tmp_path_factory):
   """Return (folder of the encoder, trained artifact, what the stage says)."""
   name = request.param

@@ -147,7 +147,15 @@ def test_the_state_is_donated_whole():
   assert found.alias_size_in_bytes >= held
 
 
-@pytest.mark.parametrize("remat", ["none", "dots", "attention", "full"])
+@pytest.mark.parametrize(
+  "remat",
+  [
+    *("none", "full"),
+    *(
+      pytest.param(x, marks=pytest.mark.nightly) for x in ("dots", "attention")
+    ),
+  ],
+)
 def test_the_memory_that_is_promised_is_what_xla_takes(remat):
   mesh = _one_device()
   model = tiny.MODEL.clone(compute=layers.Compute(remat=remat))
