@@ -96,6 +96,7 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(config, tmp_path):
   assert not (tmp_path / "w").exists()
 
 
+@pytest.mark.nightly
 def test_a_killed_run_continues_at_its_checkpoint_and_ends_the_same(
   config, tmp_path
 ):

@@ -69,7 +69,10 @@ def test_an_exchange_relieves_a_row_that_is_over():
   assert sorted(sum(sizes[i].tokens for i in row) for row in rows) == [17, 18]
 
 
-@pytest.mark.parametrize("tokens", [8192, 16384, 32768])
+@pytest.mark.parametrize(
+  "tokens",
+  [8192, *(pytest.param(x, marks=pytest.mark.nightly) for x in (16384, 32768))],
+)
 def test_padding_stays_small_on_lengths_like_those_of_the_paper(tokens):
   updates = np.array(like_mmpr(20 * 256), object).reshape(20, 256, 6)
   updates = [[layouts.Size(*one) for one in update] for update in updates]

@@ -151,6 +151,7 @@ def test_the_files_say_what_tools_read(case):
   assert generation["do_sample"] is False
 
 
+@pytest.mark.nightly
 def test_the_real_tokenizer_needs_no_new_row(tmp_path, test_data):
   real = load_tokenizer(test_data / "tokenizer_qwen2")
   sizes = dict(vocab_size=151936, hidden_size=16, num_attention_heads=2)

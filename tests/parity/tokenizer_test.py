@@ -30,7 +30,9 @@ def test_there_are_200_texts_and_no_two_alike():
   assert len(tiny.texts()) == len(set(tiny.texts())) == 200
 
 
-@pytest.mark.parametrize("form", ["hf", "llava"])
+@pytest.mark.parametrize(
+  "form", ["hf", pytest.param("llava", marks=pytest.mark.nightly)]
+)
 def test_the_exported_tokenizer_is_the_one_of_the_training(tmp_path, form):
   toy = load_tokenizer(addresses.tokenizer_folder("package:toy"))
   out, expected = exported(tmp_path, toy, form)

@@ -89,10 +89,16 @@ def _module(path):
     (layers.Compute(attention="xla"), 4096),
     (layers.Compute(attention="xla", scan=False), 4096),
     (PLAIN, 7),
-    (layers.Compute(remat="attention"), 4096),
-    (layers.Compute(remat="dots"), 4096),
-    (layers.Compute(attention="xla", remat="attention"), 7),
     (layers.Compute(attention="xla", remat="full"), 7),
+    # What the others do in other combinations.
+    *(
+      pytest.param(*case, marks=pytest.mark.nightly)
+      for case in (
+        (layers.Compute(remat="attention"), 4096),
+        (layers.Compute(remat="dots"), 4096),
+        (layers.Compute(attention="xla", remat="attention"), 7),
+      )
+    ),
   ],
   ids=str,
 )

@@ -194,7 +194,9 @@ def _norms(update):
   }
 
 
-@pytest.mark.parametrize("accum", [1, 4])
+@pytest.mark.parametrize(
+  "accum", [pytest.param(1, marks=pytest.mark.nightly), 4]
+)
 def test_each_part_has_the_norm_of_its_own_gradient(update, accum):
   *_, (found,) = _run(update, mesh=_one_device(), accum=accum)
   wanted = _norms(update)
