@@ -334,6 +334,7 @@ def test_rates_of_0_are_asked_for_and_only_told(caplog, monkeypatch):
 # --- another batch size ------------------------------------------------------
 
 
+@pytest.mark.nightly
 def test_a_stopped_training_goes_on_at_its_example_with_another_batch(
   arm, tmp_path, monkeypatch, caplog
 ):
