@@ -40,7 +40,7 @@ def load(
     address: what to load.
     dtype: of the parameters, "float32" or "bfloat16".
     mesh: a mesh of `pivot_jax.sharding.make_mesh` to place each leaf on as it
-      is read, so that host memory holds one leaf at a time; None: numpy.
+      is read, so that host memory holds few leaves at a time; None: numpy.
     compute: `pivot_jax.models.layers.Compute`, how to compute (dtype,
       remat, attention).
 

@@ -5,8 +5,9 @@
 CRC32 per leaf that is verified on load.
 """
 
+import math
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -20,6 +21,8 @@ from safetensors import numpy as safetensors_numpy
 from pivot_jax import files, trees
 from pivot_jax.errors import InputError
 
+# Bytes of leaves that are read at a time; a larger leaf is read alone.
+_GROUP = 2**26
 _PROBLEMS = (OSError, KeyError, TypeError, RuntimeError, ValueError)
 
 
@@ -121,7 +124,10 @@ def _packaged(path: pathlib.Path):
 
 
 def _restorer(folder: pathlib.Path):
-  """Restore one leaf at a time, so that memory holds one."""
+  """Restore leaves in groups of which memory holds one.
+
+  Each time a checkpoint is read, so are the metadata of all its leaves.
+  """
   path = folder.absolute() / "params"
   if not path.is_dir():
     raise InputError(
@@ -132,28 +138,51 @@ def _restorer(folder: pathlib.Path):
       found = reader.metadata(path).item_metadata
     if found is None:
       raise OSError("its metadata cannot be read")
-    have = {
-      name: tuple(leaf.shape)
-      for name, leaf in trees.flatten(found.tree).items()
-    }
+    leaves = trees.flatten(found.tree)
+    groups = _groups(leaves)
   except _PROBLEMS as error:
     raise _damaged(path, error) from error
+  held: dict[str, np.ndarray] = {}
 
   def load_leaf(name: str) -> np.ndarray:
-    restore = ocp.args.PyTreeRestore(
-      item=trees.unflatten({name: 0}),
-      restore_args=trees.unflatten(
-        {name: ocp.RestoreArgs(restore_type=np.ndarray)}
-      ),
-      partial_restore=True,
-    )
-    try:
-      with ocp.PyTreeCheckpointer() as reader:
-        return trees.flatten(reader.restore(path, args=restore))[name]
-    except _PROBLEMS as error:
-      raise _damaged(path, error) from error
+    if name not in held:
+      held.clear()
+      held.update(_restore(path, groups[name]))
+    return held[name]
 
-  return have, load_leaf
+  return {name: tuple(leaf.shape) for name, leaf in leaves.items()}, load_leaf
+
+
+def _groups(leaves: Mapping[str, Any]) -> dict[str, list[str]]:
+  """Return by leaf the neighbors of its part that are read with it."""
+  found: dict[str, list[str]] = {}
+  group: list[str] = []
+  taken, part = 0, ""
+  for name, leaf in leaves.items():
+    size = math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize
+    top = name.partition("/")[0]
+    if top != part or taken + size > _GROUP:
+      group, taken, part = [], 0, top
+    group.append(name)
+    taken += size
+    found[name] = group
+  return found
+
+
+def _restore(
+  path: pathlib.Path, wanted: Sequence[str]
+) -> dict[str, np.ndarray]:
+  args = ocp.RestoreArgs(restore_type=np.ndarray)
+  restore = ocp.args.PyTreeRestore(
+    item=trees.unflatten(dict.fromkeys(wanted, 0)),
+    restore_args=trees.unflatten(dict.fromkeys(wanted, args)),
+    partial_restore=True,
+  )
+  try:
+    with ocp.PyTreeCheckpointer() as reader:
+      return trees.flatten(reader.restore(path, args=restore))
+  except _PROBLEMS as error:
+    raise _damaged(path, error) from error
 
 
 def _damaged(path: pathlib.Path, error: Exception) -> InputError:

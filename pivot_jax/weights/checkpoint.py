@@ -101,7 +101,7 @@ def load(
   Args:
     dtype: of the parameters, float32 or bfloat16.
     mesh: where to place them, leaf by leaf, by the rules of `sharding.py`; host
-      memory then holds one leaf at a time. None: numpy arrays.
+      memory then holds few leaves at a time. None: numpy arrays.
     deferred: leaves are read when they are asked for (`trees.Deferred`).
 
   Raises:
