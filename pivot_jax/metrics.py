@@ -1,4 +1,4 @@
-"""Metrics on their way out: jsonl, TensorBoard, one status line. Process 0.
+"""Metrics on their way out: jsonl, other writers, one status line. Process 0.
 
 What a metric means is decided where it is computed; here they are plain floats
 by name. A measured number of a stage is `measured(...)`: value, n and standard
@@ -11,13 +11,13 @@ import math
 import pathlib
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-from pivot_jax import files
+from pivot_jax import files, names
 from pivot_jax.errors import InputError
 
 Measured = dict[str, Any]
@@ -37,17 +37,27 @@ def share(hits: float, n: int) -> Measured:
 
 
 class Writer:
-  """Appends metrics of a run to `metrics.jsonl`, and to TensorBoard if asked.
+  """Appends metrics of a run to `metrics.jsonl`, and to other writers.
 
   Lines after `step` are dropped when a run resumes there, so that a killed and
   a straight run leave the same file.
   """
 
   def __init__(
-    self, folder: pathlib.Path, *, step: int, tensorboard: bool = False
+    self, folder: pathlib.Path, *, step: int, writers: Sequence[str] = ()
   ):
+    """Open the writers.
+
+    Args:
+      folder: of the stage.
+      step: the last update that is kept.
+      writers: names of `WRITERS`, or of your own (`pivot_jax.names`): functions
+        of folder and step that return what has `write(step, metrics)` and
+        `close()`, and may have `write_samples(samples)`. Yours have a folder
+        `writers/`, which stays when a run resumes.
+    """
     self._path = folder / "metrics.jsonl"
-    self._board = None
+    self._others = []
     if jax.process_index() != 0:
       return
     for path in (self._path, self._path.with_name("speed.jsonl")):
@@ -57,8 +67,10 @@ class Writer:
         files.write_text(path, text)
       elif path.exists():
         path.unlink()
-    if tensorboard:
-      self._board = _summary_writer(folder, step)
+    for name in writers:
+      place = folder / "writers" if names.is_own(name) else folder
+      place.mkdir(exist_ok=True)
+      self._others.append(named_writer(name)(place, step))
 
   def write(self, step: int, metrics: Mapping[str, float]) -> None:
     """Append one line `{"step": step, name: value, ...}`."""
@@ -71,21 +83,20 @@ class Writer:
   def write_samples(
     self, samples: Sequence[tuple[str, Sequence[np.ndarray], str]]
   ) -> None:
-    """Show (id, images uint8 [H, W, 3], text) of rows in TensorBoard if asked."""
-    if self._board is None:
-      return
-    for number, (name, images, text) in enumerate(samples):
-      for place, image in enumerate(images):
-        tag = f"samples/{number}/image{place}"
-        self._board.add_image(tag, image, 0, dataformats="HWC")
-      # Indented text is shown as it is: no tag in it acts.
-      lines = "\n".join(f"    {line}" for line in text.splitlines())
-      self._board.add_text(f"samples/{number}/text", f"{name}\n\n{lines}", 0)
+    """Show (id, images uint8 [H, W, 3], text) of rows where a writer can."""
+    for other in self._others:
+      if hasattr(other, "write_samples"):
+        other.write_samples(samples)
+
+  @property
+  def shows_samples(self) -> bool:
+    """True if any writer shows rows."""
+    return any(hasattr(other, "write_samples") for other in self._others)
 
   def close(self) -> None:
-    """Write out what TensorBoard has not got yet."""
-    if self._board is not None:
-      self._board.close()
+    """Write out what writers still hold."""
+    for other in self._others:
+      other.close()
 
   def _write(self, path, step, metrics) -> None:
     if jax.process_index() != 0:
@@ -93,9 +104,8 @@ class Writer:
     line = {"step": step} | {k: float(f"{v:.6g}") for k, v in metrics.items()}
     with path.open("a", encoding="utf-8") as file:
       file.write(json.dumps(line) + "\n")
-    if self._board is not None:
-      for name, value in metrics.items():
-        self._board.add_scalar(name, value, step)
+    for other in self._others:
+      other.write(step, metrics)
 
 
 def read(folder: pathlib.Path) -> list[dict[str, float]]:
@@ -154,19 +164,54 @@ def _lines(path: pathlib.Path) -> list[dict[str, float]]:
   return lines
 
 
-def check_board() -> None:
-  """Raise InputError where TensorBoard's files cannot be written."""
-  if importlib.util.find_spec("tensorboardX") is None:
-    raise InputError(
-      "tensorboard=True needs tensorboardX: pip install pivot_jax[tensorboard]"
+class Board:
+  """Writes metrics and rows as TensorBoard reads them."""
+
+  def __init__(self, folder: pathlib.Path, step: int):
+    check_writers(("tensorboard",))
+    import tensorboardX
+
+    # What was written after the step where a run goes on is not shown.
+    self._board = tensorboardX.SummaryWriter(
+      str(folder / "tensorboard"), purge_step=step + 1 if step else None
     )
 
+  def write(self, step: int, metrics: Mapping[str, float]) -> None:
+    """Write the metrics of a step."""
+    for name, value in metrics.items():
+      self._board.add_scalar(name, value, step)
 
-def _summary_writer(folder: pathlib.Path, step: int):
-  check_board()
-  import tensorboardX
+  def write_samples(
+    self, samples: Sequence[tuple[str, Sequence[np.ndarray], str]]
+  ) -> None:
+    """Show (id, images uint8 [H, W, 3], text) of rows."""
+    for number, (name, images, text) in enumerate(samples):
+      for place, image in enumerate(images):
+        tag = f"samples/{number}/image{place}"
+        self._board.add_image(tag, image, 0, dataformats="HWC")
+      # Indented text is shown as it is: no tag in it acts.
+      lines = "\n".join(f"    {line}" for line in text.splitlines())
+      self._board.add_text(f"samples/{number}/text", f"{name}\n\n{lines}", 0)
 
-  # What was written after the step where a run goes on is not shown.
-  return tensorboardX.SummaryWriter(
-    str(folder / "tensorboard"), purge_step=step + 1 if step else None
-  )
+  def close(self) -> None:
+    """Write out what TensorBoard has not got yet."""
+    self._board.close()
+
+
+WRITERS = {"tensorboard": Board}
+
+
+def named_writer(name: str) -> Callable[[pathlib.Path, int], Any]:
+  """Return what opens a writer; raise InputError for an unknown name."""
+  return names.named(name, WRITERS, "writers")
+
+
+def check_writers(writers: Sequence[str]) -> None:
+  """Raise InputError for a writer that is not known or not installed."""
+  for name in writers:
+    named_writer(name)
+  board = importlib.util.find_spec("tensorboardX")
+  if "tensorboard" in writers and board is None:
+    raise InputError(
+      "TensorBoard needs tensorboardX: pip install pivot_jax[tensorboard]"
+    )

@@ -22,7 +22,7 @@ def events(folder):
 
 
 def test_numbers_images_and_texts_are_written(tmp_path):
-  writer = metrics.Writer(tmp_path, step=0, tensorboard=True)
+  writer = metrics.Writer(tmp_path, step=0, writers=("tensorboard",))
   image = np.random.default_rng(0).integers(0, 256, (6, 5, 3), np.uint8)
   writer.write_samples([("row-1", (image, image), "what <b>?\nred")])
   writer.write(3, {"losses/total": 0.25})

@@ -173,22 +173,22 @@ def coder_of(
   image_size: int = 1,
   patches: int = 1,
   long: str = "error",
+  pairs: bool = True,
 ) -> Coder:
   """Return how a stage codes rows: the stages and `data check` both ask here.
 
-  A stage without an objective (score, gradcam) sees both answers of a pair.
-
   Args:
-    section: a stage's settings, of which `template`, `mask`, `objective`,
-      `max_length` and `resample` count, as far as its kind has them.
+    section: a stage's settings, of which `template`, `mask`, `max_length` and
+      `resample` count, as far as its kind has them.
     image_size: pixels of a side as the encoder reads images.
     long: the policy for rows over `max_length`, "auto" resolved.
+    pairs: whether both answers of a pair are seen, or the chosen alone.
   """
   return Coder(
     tokenizer=tokenizer,
     template=section.get("template", "qwen_1_5"),
     mask=section.get("mask", "answer"),
-    pairs=section.get("objective", "dpo") == "dpo",
+    pairs=pairs,
     image_size=image_size,
     resample=section["resample"],
     patches=patches,

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from pivot_jax import texts
+from pivot_jax import names, texts
 from pivot_jax.data import grouping, images, rows
 from pivot_jax.data.scenes import scenes
 from pivot_jax.data.sources import (
@@ -79,10 +79,13 @@ def open_source(
 ) -> rows.Source:
   """Return the source that a config's `data` entry describes.
 
-  `kind` names it, `max_bad` is the share of rows that may be skipped because a
-  field or the image cannot be read (0: none, and none is looked for), `bad` a
-  file of `data check` that names rows to skip, `group` joins the pairs that
-  share image and question; the other fields are its constructor's arguments.
+  `kind` names it, one of `KINDS` or of your own (`pivot_jax.names`): a function
+  of the entry's other fields that returns a source.
+
+  `max_bad` is the share of rows that may be skipped because a field or the
+  image cannot be read (0: none, and none is looked for), `bad` a file of `data
+  check` that names rows to skip, `group` joins the pairs that share image and
+  question; the other fields are its constructor's arguments.
 
   Of `TEXTS`, `max_bad` skips nothing here: see `streams.open_stream`.
 
@@ -138,7 +141,7 @@ def open_path(
 
 
 def kind_of(spec: Mapping[str, Any]) -> str:
-  """Return the kind, one of `KINDS`, of an entry's files."""
+  """Return the kind of an entry's files: one of `KINDS`, or a user's own."""
   kind = spec["kind"]
   if kind in ROWS and spec.get("path"):
     kind = format_of(_place(spec)) or kind
@@ -215,15 +218,13 @@ def _open(
 ) -> rows.Source:
   """Return the source of an entry, all of whose rows can be read."""
   asked, kind = spec["kind"], kind_of(spec)
-  if kind not in KINDS:
-    raise InputError(
-      f"data kind {kind!r}: choose one of {sorted((*KINDS, 'llava_text'))}"
-    )
+  table = KINDS | {"llava_text": json_records.LlavaJson}
+  build = names.named(kind, table, "the kind of a source")
   if kind in ("mixture", "mmpr") and asked in ("eval", "classify", "segment"):
     raise InputError(f"{_place(spec)}: a {kind} is no {asked} data")
   if kind == "mmpr":
     mmpr.check_entry(str(_place(spec)), spec)
-  source = KINDS[kind](**_arguments(spec, kind, flawed=flawed))
+  source = build(**_arguments(spec, kind, flawed=flawed))
   if logged and isinstance(source, mixtures.Mixture):
     mixtures.log(source)
   if len(source) == 0:
@@ -236,7 +237,7 @@ def _open(
   if asked == "llava_text":
     source = TextOnly(source)
   bad = spec.get("bad", "")
-  if bad and kind in ("scenes", "tfds"):
+  if bad and (kind in ("scenes", "tfds") or names.is_own(kind)):
     raise InputError(f"bad={bad}: rows of {kind} are in no file that it names")
   if bad:
     source = _without(source, _listed(source, pathlib.Path(bad)))
@@ -248,6 +249,8 @@ def _arguments(
 ) -> dict[str, Any]:
   """Return the arguments of the constructor of an entry's kind."""
   fields = {name: spec[name] for name in spec if name not in _USE}
+  if names.is_own(kind):
+    return fields
   may_skip = spec.get("max_bad", 0.0) or spec.get("bad", "")
   if kind in FLAWED and (flawed or (may_skip and kind != "eval")):
     # A line that is no record is skipped by its place, or counted when read.

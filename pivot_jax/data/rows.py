@@ -9,7 +9,7 @@ source is an index into it. This file opens nothing and knows no kind by name.
 
 import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -53,6 +53,62 @@ class Source(Protocol):
   def stamp(self) -> str:
     """Return a text that changes with the rows; "" if none is known."""
     ...
+
+
+class Made:
+  """A source whose rows a function makes, one by one, each time the same.
+
+  What a source of your own needs (CONTRIBUTING.md): no file is behind it.
+  """
+
+  def __init__(
+    self, kind: str, make: Callable[[int], Row], *, size: int, name: str
+  ):
+    """Make a source.
+
+    Args:
+      kind: as of `Source`.
+      make: index -> row, with its pixels.
+      size: the number of rows.
+      name: what messages call the source.
+    """
+    self._kind, self._make, self._size, self._name = kind, make, size, name
+
+  @property
+  def kind(self) -> str:
+    return self._kind
+
+  def __len__(self) -> int:
+    return self._size
+
+  def __getitem__(self, index: int) -> Row:
+    if not 0 <= index < self._size:
+      raise IndexError(index)
+    return self._make(index)
+
+  def text(self, index: int) -> Row:
+    """Return the row with True in place of each image."""
+    row = self[index]
+    image = row["image"]
+    several = isinstance(image, list)
+    held = [True] * len(image) if several else None if image is None else True
+    return row | {"image": held}
+
+  def name(self, index: int) -> str:
+    """Return the source's name and the row's number, from 1 on."""
+    return f"{self._name}:{index + 1}"
+
+  def encoded(self, index: int) -> tuple[bytes, ...]:
+    """Return no bytes: the images are in no files."""
+    return ()
+
+  def check_row(self, index: int) -> None:
+    """Make the row, which raises for one that cannot be made."""
+    self[index]
+
+  def stamp(self) -> str:
+    """Return "": other rows are not noticed but by the code that makes them."""
+    return ""
 
 
 class Derived:

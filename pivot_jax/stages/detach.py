@@ -1,6 +1,6 @@
 """Cuts encoder and projector out of an MLLM: the product of the recipe.
 
-  c.detach_dpo = stage("detach", inputs=dict(init="@stage2_dpo"))
+  c.detach_dpo = stage("detach", inputs=dict(init="@STAGE"))
 
 Leaves our artifact (`params/` with vision and projector) and `hf/`, a folder
 that transformers' class of the encoder loads (`SiglipVisionModel`): all N
@@ -28,7 +28,7 @@ def address_of(name: str, inputs: Mapping[str, str]) -> str:
       return inputs[key]
   raise InputError(
     f"{name}: has neither init nor vision in inputs: give the MLLM, as "
-    'init="@stage2_dpo", or an encoder, as vision="hf:DIR"'
+    'init="@STAGE", or an encoder, as vision="hf:DIR"'
   )
 
 

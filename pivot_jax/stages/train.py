@@ -1,7 +1,7 @@
-"""Every training of an MLLM: stage 0, stage 1, stage 2 SFT or DPO, re-assembly.
+"""Every training of an MLLM: stages 0 and 1, post-training, re-assembly.
 
-  c.stage2_dpo = stage("train", inputs=dict(init="@stage1_full",
-    reference="@reference"), objective="dpo", data="preference", ...)
+  c.mine = stage("train", inputs=dict(init="@start", reference="@reference"),
+    objective="dpo", data="preference", ...)
 
 What differs is data: which parts come from where, which paths train, which
 objective. Leaves an artifact of the whole model and `metrics.jsonl`.
@@ -37,7 +37,7 @@ from pivot_jax.training import (
 from pivot_jax.weights import artifacts, checkpoint, resumable
 
 LOG = logging.getLogger("pivot_jax")
-# Rows shown in TensorBoard.
+# Rows shown by writers that can.
 _SAMPLES = 8
 
 
@@ -78,7 +78,13 @@ def make_coder(
     image_size=model.vision.image_size if model.vision else 1,
     patches=model.vision.num_patches if model.vision else 1,
     long=opener.long_rows(config.long, [spec for spec, _ in specs(config)]),
+    pairs=objective_of(config).pairs,
   )
+
+
+def objective_of(config: ConfigDict) -> objectives.Objective:
+  """Return the stage's objective."""
+  return objectives.named(config.objective, f"{config.name}.objective")
 
 
 def make_stream(
@@ -98,6 +104,12 @@ def specs(config: ConfigDict) -> list[tuple[dict[str, Any], float]]:
   return [(config.sources[name].to_dict(), weight) for name, weight in mix]
 
 
+def writers_of(config: ConfigDict) -> tuple[str, ...]:
+  """Return the metric writers of a stage; `tensorboard` is short for one."""
+  asked = ("tensorboard",) if config.tensorboard else ()
+  return tuple(dict.fromkeys((*asked, *config.get("writers", ()))))
+
+
 def read_reference(
   inputs: Mapping[str, str],
   prints: Mapping[str, str],
@@ -105,12 +117,12 @@ def read_reference(
   tokenizer: chat.Tokenizer,
 ) -> coders.Reference | None:
   """Return the columns of the score stage, None where none are needed."""
-  if config.objective != "dpo":
+  if not objective_of(config).reference:
     return None
   if "reference" not in inputs:
     raise InputError(
-      f"{config.name}: dpo needs reference log-probabilities: give the score "
-      'stage in inputs, as reference="@reference"'
+      f"{config.name}: {config.objective} needs reference log-probabilities: "
+      'give the score stage in inputs, as reference="@reference"'
     )
   made = reference_logps.made_with(prints, tokenizer, config)
   return reference_logps.read(pathlib.Path(inputs["reference"]), made)
@@ -165,9 +177,9 @@ class _Job:
     layout = self._layout(state)
     self._log_memory(state, layout)
     writer = metrics.Writer(
-      self.out, step=int(state.step), tensorboard=config.tensorboard
+      self.out, step=int(state.step), writers=writers_of(config)
     )
-    if config.tensorboard:
+    if writer.shows_samples:
       writer.write_samples(self._samples())
     hook = self._recorder(saved, writer, state, rows)
     step_fn = train_step.make_train_step(
@@ -218,14 +230,7 @@ class _Job:
     )
 
   def _loss(self, model: mllm.MLLM):
-    config = self.config
-    if config.objective == "dpo":
-      return objectives.dpo(model, beta=config.beta, chunk=config.chunk)
-    if config.objective == "sft":
-      return objectives.sft(model, chunk=config.chunk)
-    raise InputError(
-      f"{config.name}.objective={config.objective!r}: choose sft or dpo"
-    )
+    return objective_of(self.config).build(model, self.config)
 
   def _layout(self, state) -> packing.Layout:
     config = self.config

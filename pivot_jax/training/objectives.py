@@ -1,25 +1,66 @@
 """Model + loss -> loss_fn(params, batch, rng): the shape of all training.
 
 SFT, DPO and what comes later differ in this function alone. It returns the loss
-and metrics as (sum, count) pairs; it holds no parameters.
+and metrics as (sum, count) pairs; it holds no parameters. `TABLE` has what a
+config may name; one of your own is `path/to/file.py:function`, where the
+function is `build(model, config) -> loss_fn` under `@needs(...)`.
 
 R rows, T tokens, M loss positions, S answers of a row, Q pairs of a row.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+from ml_collections import ConfigDict
 
-from pivot_jax import trees
+from pivot_jax import names, trees
 from pivot_jax.data import packing
 from pivot_jax.models import mllm
 from pivot_jax.training import losses
 
 Loss = tuple[Float[Array, ""], losses.Metrics]
 LossFn = Callable[[trees.Params, packing.Batch, jax.Array | None], Loss]
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+  """An objective that a config may name.
+
+  Attributes:
+    build: (model, the stage's settings) -> loss_fn.
+    pairs: whether it learns from both answers of a pair; else from the chosen.
+    reference: whether it reads log-probabilities of the start (stage `score`).
+  """
+
+  build: Callable[[mllm.MLLM, ConfigDict], LossFn]
+  pairs: bool = False
+  reference: bool = False
+
+  def __call__(self, model: mllm.MLLM, config: ConfigDict) -> LossFn:
+    return self.build(model, config)
+
+
+def needs(*, pairs: bool = False, reference: bool = False):
+  """Return a decorator that makes an objective of a builder."""
+
+  def decorate(build: Callable[[mllm.MLLM, ConfigDict], LossFn]) -> Objective:
+    return Objective(build, pairs=pairs, reference=reference)
+
+  return decorate
+
+
+def named(name: str, what: str = "objective") -> Objective:
+  """Return the objective of a name of `TABLE`, or of a user's own.
+
+  Raises InputError for a name that is neither.
+  """
+  found = names.named(name, TABLE, what)
+  return found if isinstance(found, Objective) else Objective(found)
+
 
 # Rows of logits that exist at a time, unless a config says otherwise.
 CHUNK = 4096
@@ -158,3 +199,13 @@ def pair_logps(model: mllm.MLLM, *, chunk: int = CHUNK):
     return answer_logps(logps(model, params, batch, chunk=chunk), batch)
 
   return jax.jit(score)
+
+
+TABLE = {
+  "sft": Objective(lambda model, config: sft(model, chunk=config.chunk)),
+  "dpo": Objective(
+    lambda model, config: dpo(model, beta=config.beta, chunk=config.chunk),
+    pairs=True,
+    reference=True,
+  ),
+}

@@ -138,10 +138,10 @@ def _check_tokenizer(address, loaded, config, tokenizer) -> None:
   if known is None and any((folder / name).exists() for name in names):
     known = load_tokenizer(folder).fingerprint
   foreign = address.startswith("hf:")
-  if known is None and foreign and config.tokenizer == "package:toy":
+  if known is None and foreign and config.tokenizer.startswith("package:"):
     raise InputError(
-      f"{address}: has no tokenizer beside its weights, and the toy's is not its "
-      "own: give the one it was trained with, as --config.tokenizer=DIR"
+      f"{address}: has no tokenizer beside its weights, and {config.tokenizer} is "
+      "not its own: give the one it was trained with, as --config.tokenizer=DIR"
     )
   if known not in (None, tokenizer.fingerprint):
     raise InputError(

@@ -2,7 +2,7 @@
 
 import pytest
 
-from configs import common
+from pivot_jax.configs import common
 from pivot_jax.data import coders
 from tests.fixtures import tiny_stages
 
@@ -10,8 +10,8 @@ from tests.fixtures import tiny_stages
 @pytest.mark.parametrize(
   "kind, fields, pairs, mask",
   [
-    ("train", dict(objective="dpo"), True, "paper"),
-    ("train", dict(objective="sft", mask="answer"), False, "answer"),
+    ("train", {}, True, "paper"),
+    ("train", dict(mask="answer"), False, "answer"),
     ("score", {}, True, "paper"),
     ("gradcam", {}, True, "paper"),
     ("evaluate", {}, True, "answer"),
@@ -25,6 +25,7 @@ def test_a_section_decides_how_its_stage_codes_rows(kind, fields, pairs, mask):
     image_size=48,
     patches=36,
     long="drop",
+    pairs=pairs,
   )
   assert (coder.pairs, coder.mask, coder.template) == (pairs, mask, "qwen_1_5")
   assert (coder.image_size, coder.patches) == (48, 36)

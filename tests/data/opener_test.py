@@ -34,7 +34,7 @@ def test_an_empty_source_is_refused_by_name(tmp_path):
 
 
 def test_a_kind_that_is_not_there_is_answered_with_the_kinds():
-  with pytest.raises(InputError, match=r"'lava': choose one of .*'llava'"):
+  with pytest.raises(InputError, match=r"'lava': choose one of .*, llava,"):
     opener.open_source(dict(kind="lava", path="x.json"))
 
 

@@ -33,6 +33,9 @@ PREFERENCE_KINDS = (
   "describe",
 )
 
+# The address of the tokenizer of these texts.
+TOKENIZER = "package:toy"
+
 _DESCRIBE_SHARE = 1 / 3  # of conversations ask for a caption in one turn
 _FACTS_SHARE = 1 / 4  # of text conversations are about facts alone
 _MAX_TURNS = 8  # one lonely object allows ten different questions

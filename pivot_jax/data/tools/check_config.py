@@ -24,6 +24,7 @@ from pivot_jax.data.tools import check_rows
 from pivot_jax.errors import InputError
 from pivot_jax.models import vit
 from pivot_jax.recipe import plan, preflight, run_folder
+from pivot_jax.training import objectives
 from pivot_jax.weights import checkpoint
 from pivot_jax.weights.convert import hf_config
 
@@ -189,6 +190,7 @@ def _stage(
     image_size=_side(section["resample"], vision),
     patches=known or check_rows.PATCHES,
     long=opener.long_rows(section.get("long", "error"), _there(specs)),
+    pairs=_sees_pairs(step),
   )
   frame = check_rows.Frame(coder.image_size, coder.resample)
   try:
@@ -199,6 +201,12 @@ def _stage(
   except InputError as error:
     raise InputError(f"{step.name}: {error}") from None
   return Stage(names, coder, frame, known is not None)
+
+
+def _sees_pairs(step: run_folder.Step) -> bool:
+  """Return whether a stage sees both answers of a pair, or the chosen alone."""
+  name = step.config.get("objective")
+  return not name or objectives.named(name, f"{step.name}.objective").pairs
 
 
 def _there(specs: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pivot_jax.data import coders, framing, images, packing, rows
+from pivot_jax.data.scenes import scenes
 from pivot_jax.data.sources import (
   json_index,
   parquet,
@@ -49,7 +50,7 @@ class Frame(NamedTuple):
   resample: str
 
 
-TOKENIZER = "package:toy"  # Measures texts where none is named.
+TOKENIZER = scenes.TOKENIZER  # Measures texts where none is named.
 # The settings by which texts are read where no stage says any.
 ALONE = {"template": "qwen_1_5", "mask": "paper", "resample": "bicubic"}
 PATCHES = 729  # Tokens of an image where the encoder's are not known.

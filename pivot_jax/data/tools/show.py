@@ -25,6 +25,7 @@ from PIL import Image
 
 from pivot_jax import addresses, files
 from pivot_jax.data import chat, opener, rows
+from pivot_jax.data.scenes import scenes
 from pivot_jax.data.tokenizer import load_tokenizer
 from pivot_jax.data.tools import shown_page, shown_rows
 from pivot_jax.errors import InputError
@@ -179,16 +180,16 @@ def _parser() -> argparse.ArgumentParser:
   add("--images", metavar="DIR", help="the folder that image paths are in")
   add(
     "--tokenizer",
-    default="package:toy",
+    default=scenes.TOKENIZER,
     metavar="ADDRESS",
-    help="folder or address of the language model's tokenizer (package:toy)",
+    help="folder or address of the language model's tokenizer (%(default)s)",
   )
   add("--template", choices=chat.TEMPLATES, default="qwen_1_5")
   add("--mask", choices=chat.MASKS, default="paper")
   add(
     "--objective",
-    choices=shown_rows.OBJECTIVES,
-    help="dpo for rows with a rejected answer and sft for others, if not set",
+    metavar="NAME",
+    help="an objective of training, as sft or dpo; dpo for rows with a rejected answer and sft for others, if not set",
   )
   add(
     "--image-tokens",

@@ -23,14 +23,13 @@ from pivot_jax.errors import InputError
 from pivot_jax.report import charts
 
 NEWLINE = "↵"  # Drawn where a text has a newline.
-OBJECTIVES = ("sft", "dpo")
 
 
 @dataclasses.dataclass(frozen=True)
 class Style:
   """The settings by which rows are encoded.
 
-  objective: sft or dpo; None takes dpo for a row with a rejected answer.
+  objective: whose answers are shown; None shows those that a row has.
   image_tokens: features of one image, for counts only.
   """
 
@@ -211,9 +210,12 @@ def _encode(
       style.tokenizer, row["question"], images=len(records.listed(row["image"]))
     )
     return prompt, ("prompt",)
-  pairs = (
-    "chosen" in row if style.objective is None else style.objective == "dpo"
-  )
+  pairs = "chosen" in row
+  if style.objective is not None:
+    # Only here: objectives load jax, which takes seconds.
+    from pivot_jax.training import objectives
+
+    pairs = objectives.named(style.objective).pairs
   coder = coders.Coder(
     tokenizer=style.tokenizer,
     template=style.template,

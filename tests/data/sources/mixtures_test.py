@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from configs import paper_data
 from pivot_jax import addresses
+from pivot_jax.configs import paper_data
 from pivot_jax.data import coders, images, opener, streams
 from pivot_jax.data.sources import mixtures
 from pivot_jax.data.tokenizer import load_tokenizer

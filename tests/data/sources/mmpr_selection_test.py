@@ -7,8 +7,8 @@ import random
 import pytest
 from PIL import Image
 
-from configs import paper_data
 from pivot_jax import addresses
+from pivot_jax.configs import paper_data
 from pivot_jax.data import chat, opener
 from pivot_jax.data.sources import mmpr_selection
 from pivot_jax.data.tokenizer import load_tokenizer

@@ -26,7 +26,7 @@ PAIR = {
 CONFIG = """
 import functools
 
-from configs import common
+from pivot_jax.configs import common
 
 def get_config(name=""):
   c = common.ConfigDict()
