@@ -43,9 +43,16 @@ _DEFAULTS = dict(
   ),
   detach=dict(),
   # `blind` names rows to fit the question-only baseline on; empty: none.
-  # Asked in ChatML, whatever the model was trained on.
+  # Asked in ChatML, whatever the model was trained on. Measures "vqa" of a
+  # re-assembled MLLM or "mllm" of one that an encoder is cut out of.
   evaluate=dict(
-    data="", blind="", batch=100, max_new_tokens=16, max_length=2048
+    data="",
+    blind="",
+    batch=100,
+    max_new_tokens=16,
+    max_length=2048,
+    arm="",
+    measure="vqa",
   ),
   # paper 5.1: no standardisation, lambda chosen on a validation share of train.
   linear_probe=dict(
@@ -55,6 +62,8 @@ _DEFAULTS = dict(
     validation=0.2,
     tolerance=1e-7,
     max_iterations=1000,
+    arm="",
+    measure="linear",
   ),
   # paper 5.2; "none" or -1 stands for none.
   segment_probe=dict(
@@ -71,10 +80,22 @@ _DEFAULTS = dict(
     ignore=-1,
     resamples=200,
     examples=6,
+    arm="",
+    measure="segment",
   ),
-  gradcam=dict(data="", batch=24, beta=0.1, chunk=4096, examples=6, **_TEXT),
-  # `lead` opens the page; empty, it is what the numbers say of DPO and SFT.
-  report=dict(title="PIVOT at toy scale", lead=""),
+  gradcam=dict(
+    data="",
+    batch=24,
+    beta=0.1,
+    chunk=4096,
+    examples=6,
+    arm="",
+    measure="gradient",
+    **_TEXT,
+  ),
+  # `lead` opens the page; empty, it is what the numbers say of the first pair
+  # of `c.compared`, followed by `caution`.
+  report=dict(title="PIVOT", lead="", caution=""),
 )
 
 
@@ -82,27 +103,47 @@ def stage(kind: str, *, inputs: dict | None = None, **fields) -> ConfigDict:
   """Return one stage: its kind, where its inputs come from, its numbers.
 
   Args:
-    kind: the file in pivot_jax/stages that runs it.
+    kind: the file in pivot_jax/stages that runs it, or your own, as
+      "my.module:function" or "my/file.py:function".
     inputs: "@stage", "@stage:subtree" or an address, by the name the stage
       gives it (init, vision, projector, llm, reference).
     **fields: what differs from the defaults of the kind.
   """
-  known = set(_DEFAULTS[kind]) | {
-    "only_if_used",
-    "shipped",
-    "seed",
-    "data_seed",
-    "llm",
-  }
+  own = ":" in kind
+  defaults = dict(data="", arm="", measure="") if own else _DEFAULTS[kind]
+  known = {*defaults, *("only_if_used", "shipped", "seed", "data_seed", "llm")}
   unknown = set(fields) - known
-  if unknown:
+  if unknown and not own:
     raise ValueError(f"{kind} has no fields {sorted(unknown)}")
-  section = dict(kind=kind, seed=0, data_seed=0) | _DEFAULTS[kind] | fields
+  section = dict(kind=kind, seed=0, data_seed=0) | defaults | fields
   if "pack" in fields:
-    section["pack"] = _DEFAULTS[kind]["pack"] | fields["pack"]
+    section["pack"] = defaults.get("pack", {}) | fields["pack"]
   config = ConfigDict(section)
   config.inputs = ConfigDict(inputs or {})
   return config
+
+
+def arm(name: str, *, model: str, label: str, short: str = "") -> dict:
+  """Return an arm of the experiment, a model whose encoder is measured.
+
+  Stages measure it whose field `arm` is its name.
+
+  Args:
+    name: the arm, as stages and results name it.
+    model: the stage that makes it, or the address of a model.
+    label: what the report's tables call it.
+    short: its name in differences and charts; the label if empty.
+  """
+  return dict(name=name, model=model, label=label, short=short or label)
+
+
+def pair(one: str, other: str, *, same_rows: bool = False) -> dict:
+  """Return two arms whose difference, one - other, the report gives.
+
+  `same_rows`: both have to be trained on the same rows, in the same order and
+  from the same weights; a run where they are not ends in an error.
+  """
+  return dict(one=one, other=other, same_rows=same_rows)
 
 
 def scenes() -> ConfigDict:

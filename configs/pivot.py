@@ -14,19 +14,36 @@ Arms: `original` (the encoder as it came), `stage1` (no post-training), `sft`,
 --config.new_fraction=0.5 has half of the preference pairs think aloud.
 """
 
-from configs import common
+from pivot_jax.configs import common
 
 stage = common.stage
 ConfigDict = common.ConfigDict
 
-ARMS = ("original", "stage1", "sft", "dpo")
-# The MLLM that each arm's encoder is cut out of. The projector stage leaves the
-# encoder as it came, so it is where `original` gets its projector from.
-MLLM = dict(
-  original="stage1_proj",
-  stage1="stage1_full",
-  sft="stage2_sft",
-  dpo="stage2_dpo",
+# The projector stage leaves the encoder as it came, so it is where `original`
+# gets its projector from.
+ARMS = (
+  common.arm(
+    "original",
+    model="stage1_proj",
+    label="original encoder",
+    short="original",
+  ),
+  common.arm(
+    "stage1", model="stage1_full", label="stage 1 only", short="stage 1"
+  ),
+  common.arm("sft", model="stage2_sft", label="SFT"),
+  common.arm("dpo", model="stage2_dpo", label="DPO (PIVOT)", short="DPO"),
+)
+# The first pair is the headline.
+COMPARED = (
+  common.pair("dpo", "sft", same_rows=True),
+  common.pair("dpo", "original"),
+  common.pair("dpo", "stage1"),
+  common.pair("sft", "stage1"),
+)
+CAUTION = (
+  "This is an experiment at toy scale: it demonstrates the pipeline and can "
+  "neither confirm nor refute the paper."
 )
 SWEEP = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
 
@@ -50,6 +67,9 @@ def toy() -> ConfigDict:
   c = ConfigDict()
   c.seeds = 1
   c.tensorboard = False
+  # Beside metrics.jsonl: names of pivot_jax.metrics.WRITERS, or your own, as
+  # "my.module:writer" or "my/file.py:writer".
+  c.writers = ()
   c.mesh = dict(data=-1, fsdp=1, tensor=1)
   c.compute = dict(dtype="float32", remat="none", scan=False, attention="auto")
   # "10:13" writes a profile of these updates of each training stage.
@@ -60,6 +80,32 @@ def toy() -> ConfigDict:
   # showed, longer and with `<think> ... </think>` (paper 4.6); 0 to 1.
   c.new_fraction = 0.0
   c.tokenizer = "package:toy"
+  parts(c)
+  c.sources = common.scenes()
+  c.sources.preference.new_fraction = c.get_ref("new_fraction")
+  stage0(c)
+  stage1(c)
+  stage2(c)
+  c.arms, c.compared = ARMS, COMPARED
+  for arm in ARMS:
+    probes(c, arm)
+    reassembly(c, arm)
+  evaluations(c)
+  c.report = stage("report", title="PIVOT at toy scale", caution=CAUTION)
+  c.order = order()
+  # What runs once, however many seeds; everything else is repeated for each.
+  c.shared = (
+    "stage0_llm",
+    "stage0_vision",
+    "stage1_proj",
+    "stage1_full",
+    "reference",
+  )
+  return c
+
+
+def parts(c: ConfigDict) -> None:
+  """Set the encoder and the LLM: where they come from, or their sizes."""
   # `init` is an address: package:toy:vision, hf:DIR, DIR:vision, @stage:vision.
   # The sizes are those of a model that starts at random.
   c.vision = dict(
@@ -85,33 +131,14 @@ def toy() -> ConfigDict:
     tie_word_embeddings=True,
     initializer_range=0.1,
   )
-  c.sources = common.scenes()
-  c.sources.preference.new_fraction = c.get_ref("new_fraction")
-  stage0(c)
-  stage1(c)
-  stage2(c)
-  for arm in ARMS:
-    probes(c, arm)
-    reassembly(c, arm)
-  evaluations(c)
-  c.report = stage("report")
-  c.order = order()
-  # What runs once, however many seeds; everything else is repeated for each.
-  c.shared = (
-    "stage0_llm",
-    "stage0_vision",
-    "stage1_proj",
-    "stage1_full",
-    "reference",
-  )
-  return c
 
 
 def order() -> tuple[str, ...]:
   """Return the stages in the order they run, the arms side by side."""
+  names = tuple(arm["name"] for arm in ARMS)
 
-  def each(prefix, arms=ARMS):
-    return tuple(f"{prefix}_{arm}" for arm in arms)
+  def each(prefix, names=names):
+    return tuple(f"{prefix}_{name}" for name in names)
 
   return (
     "stage0_llm",
@@ -125,7 +152,7 @@ def order() -> tuple[str, ...]:
     *each("linear_probe"),
     *each("segment_probe"),
     *each("gradcam"),
-    *each("evaluate", ("stage1", "sft", "dpo")),
+    *each("evaluate", names[1:]),
     *each("pivot_proj"),
     *each("pivot_full"),
     *each("evaluate_pivot"),
@@ -200,14 +227,21 @@ def stage2(c: ConfigDict) -> None:
   c.stage2_dpo = post_training(c, objective="dpo", lr=((".*", 3e-4),))
 
 
-def post_training(c: ConfigDict, *, objective: str, lr) -> ConfigDict:
-  """Return one arm of stage 2; the arms differ in objective and rate alone."""
+def post_training(
+  c: ConfigDict, *, objective: str, lr, pairs: bool | None = None
+) -> ConfigDict:
+  """Return one arm of stage 2; the arms differ in objective and rate alone.
+
+  `pairs`: whether the objective learns from both answers and from the
+  reference, as dpo does.
+  """
+  pairs = objective == "dpo" if pairs is None else pairs
   # The row lengths that leave the least padding; they change no number. A pair
   # that thinks aloud takes up to 322 tokens; -(-x // 1) rounds up.
   thinking = -(-c.get_ref("new_fraction") // 1)
-  row = (224 + 224 * thinking).to_int() if objective == "dpo" else 512
+  row = (224 + 224 * thinking).to_int() if pairs else 512
   inputs = dict(init="@stage1_full")
-  if objective == "dpo":
+  if pairs:
     inputs["reference"] = "@reference"
   return stage(
     "train",
@@ -222,36 +256,44 @@ def post_training(c: ConfigDict, *, objective: str, lr) -> ConfigDict:
   )
 
 
-def probes(c: ConfigDict, arm: str) -> None:
+def probes(c: ConfigDict, arm: dict) -> None:
   """Cut one arm's encoder out and measure it."""
-  c[f"detach_{arm}"] = stage("detach", inputs=dict(init=f"@{MLLM[arm]}"))
-  inputs = dict(init=f"@detach_{arm}")
-  c[f"linear_probe_{arm}"] = stage("linear_probe", inputs=inputs)
+  name, whole = arm["name"], dict(init=model(c, arm))
+  c[f"detach_{name}"] = stage("detach", inputs=whole)
+  inputs = dict(init=f"@detach_{name}")
+  c[f"linear_probe_{name}"] = stage("linear_probe", inputs=inputs, arm=name)
   # 31 updates an epoch: more epochs and a shorter warmup than the paper's.
-  c[f"segment_probe_{arm}"] = stage(
+  c[f"segment_probe_{name}"] = stage(
     "segment_probe",
     inputs=inputs,
+    arm=name,
     num_classes=11,
     epochs=20,
     hidden=256,
     warmup=60,
   )
-  c[f"gradcam_{arm}"] = stage(
-    "gradcam", inputs=dict(init=f"@{MLLM[arm]}"), data="gradcam"
+  c[f"gradcam_{name}"] = stage(
+    "gradcam", inputs=whole, data="gradcam", arm=name
   )
 
 
-def reassembly(c: ConfigDict, arm: str) -> None:
+def model(c: ConfigDict, arm: dict) -> str:
+  """Return where an arm's MLLM is: the edge to its stage, or its address."""
+  return f"@{arm['model']}" if arm["model"] in c else arm["model"]
+
+
+def reassembly(c: ConfigDict, arm: dict) -> None:
   """Build a new MLLM around the frozen encoder: fresh projector, fresh LLM."""
-  c[f"pivot_proj_{arm}"] = c.stage1_proj.copy_and_resolve_references()
-  c[f"pivot_proj_{arm}"].inputs = dict(
-    vision=f"@detach_{arm}:vision", llm=c.llm.get_ref("init")
+  name = arm["name"]
+  c[f"pivot_proj_{name}"] = c.stage1_proj.copy_and_resolve_references()
+  c[f"pivot_proj_{name}"].inputs = dict(
+    vision=f"@detach_{name}:vision", llm=c.llm.get_ref("init")
   )
-  c[f"pivot_proj_{arm}"].seed = 1
-  c[f"pivot_full_{arm}"] = c.stage1_full.copy_and_resolve_references()
-  c[f"pivot_full_{arm}"].update(
+  c[f"pivot_proj_{name}"].seed = 1
+  c[f"pivot_full_{name}"] = c.stage1_full.copy_and_resolve_references()
+  c[f"pivot_full_{name}"].update(
     dict(
-      inputs=dict(init=f"@pivot_proj_{arm}"),
+      inputs=dict(init=f"@pivot_proj_{name}"),
       trainable=("projector/.*", "llm/.*"),
       lr=((".*", 1e-3),),
       seed=1,
@@ -264,12 +306,43 @@ def reassembly(c: ConfigDict, arm: str) -> None:
 
 def evaluations(c: ConfigDict) -> None:
   """Ask the test questions of every MLLM, by generation."""
-  models = {f"evaluate_{arm}": MLLM[arm] for arm in ARMS[1:]}
-  models |= {f"evaluate_pivot_{arm}": f"pivot_full_{arm}" for arm in ARMS}
-  for name, model in models.items():
-    c[name] = stage(
-      "evaluate", inputs=dict(init=f"@{model}"), data="eval", blind="blind"
+  for arm in ARMS:
+    name, asked = arm["name"], dict(data="eval", blind="blind")
+    if arm != ARMS[0]:
+      c[f"evaluate_{name}"] = stage(
+        "evaluate",
+        inputs=dict(init=model(c, arm)),
+        arm=name,
+        measure="mllm",
+        **asked,
+      )
+    c[f"evaluate_pivot_{name}"] = stage(
+      "evaluate", inputs=dict(init=f"@pivot_full_{name}"), arm=name, **asked
     )
+
+
+def add_arm(c: ConfigDict, arm: dict) -> None:
+  """Measure one more arm, whose model is a stage of `c` or an address.
+
+  It is compared with the first of `c.arms`, and is not re-assembled.
+  """
+  name = arm["name"]
+  c.arms = (*c.arms, arm)
+  c.compared = (*c.compared, common.pair(name, c.arms[0]["name"]))
+  probes(c, arm)
+  c[f"evaluate_{name}"] = stage(
+    "evaluate",
+    inputs=dict(init=model(c, arm)),
+    data="eval",
+    blind="blind",
+    arm=name,
+    measure="mllm",
+  )
+  kinds = ("detach", "linear_probe", "segment_probe", "gradcam", "evaluate")
+  made = [x for x in (arm["model"],) if x in c and x not in c.order]
+  new = (*made, *(f"{kind}_{name}" for kind in kinds))
+  reports = tuple(x for x in c.order if c[x].kind == "report")
+  c.order = (*(x for x in c.order if x not in reports), *new, *reports)
 
 
 def from_scratch(c: ConfigDict) -> ConfigDict:
@@ -282,6 +355,7 @@ def from_scratch(c: ConfigDict) -> ConfigDict:
 def debug(c: ConfigDict) -> ConfigDict:
   """Keep every stage and make it tiny: two cores, three minutes, cold."""
   c.report.title = "PIVOT, debug run"
+  c.report.caution = ""
   c.report.lead = (
     "Four updates a stage: this page shows that everything runs, and says nothing "
     "about the methods."

@@ -6,10 +6,11 @@ paired: both arms answered the same items, so the error is that of the items'
 differences. It measures no model and draws nothing. Legend: N items.
 """
 
+import dataclasses
 import json
 import pathlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,20 +21,9 @@ from pivot_jax import files, metrics, texts
 from pivot_jax.errors import InputError
 from pivot_jax.evals import segmentation
 
-ARMS = ("original", "stage1", "sft", "dpo")
-PAIRS = (
-  ("dpo", "sft"),
-  ("dpo", "original"),
-  ("dpo", "stage1"),
-  ("sft", "stage1"),
-)
-# The stage that measures an arm, by the first part of a measure's name.
-MEASURED_BY = {
-  "vqa": "evaluate_pivot",
-  "linear": "linear_probe",
-  "segment": "segment_probe",
-  "gradient": "gradcam",
-}
+# What is measured of an arm; "mllm" is of the model before it is cut apart.
+MEASURES = ("vqa", "linear", "segment", "gradient")
+WHOLE = "mllm"
 HEADLINES = {
   "vqa/all": "VQA of the re-assembled model",
   "linear/encoder/top1": "the linear probe of the encoder",
@@ -47,14 +37,44 @@ HEADLINES = {
     "gradient localisation at the projector (DPO loss)"
   ),
 }
-CAUTION = (
-  "This is an experiment at toy scale: it demonstrates the pipeline and can "
-  "neither confirm nor refute the paper."
-)
 RESAMPLES = 500
 Measures = dict[str, metrics.Measured]
 # Per stage its done.json and, under "folder", where it is.
 Stages = Mapping[str, Mapping[str, Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Design:
+  """The arms of an experiment, the stages that measure them, and the pairs.
+
+  Attributes:
+    arms: by name the `label`, `short` and `model` of an arm, in order.
+    pairs: `one`, `other` and `same_rows` of the arms that are compared.
+    measuring: by stage the arm that it measures, and what it measures of it.
+  """
+
+  arms: Mapping[str, Mapping[str, str]]
+  pairs: Sequence[Mapping[str, Any]]
+  measuring: Mapping[str, tuple[str, str]]
+
+  @classmethod
+  def of(cls, config: Mapping[str, Any]) -> "Design":
+    """Return the design that a report's section holds."""
+    measuring = {
+      stage: (arm, measure)
+      for stage, (arm, measure) in config.get("measuring", {}).items()
+    }
+    arms = {arm["name"]: arm for arm in config.get("arms", ())}
+    return cls(arms, tuple(config.get("compared", ())), measuring)
+
+  def stage(self, arm: str, measure: str) -> str:
+    """Return the stage that measures an arm, "" if there is none."""
+    found = [k for k, v in self.measuring.items() if v == (arm, measure)]
+    return found[0] if found else ""
+
+  def short(self, arm: str) -> str:
+    """Return an arm's name in differences and charts."""
+    return self.arms[arm]["short"]
 
 
 def by_seed(inputs: Mapping[str, str]) -> dict[int, dict[str, dict[str, Any]]]:
@@ -69,44 +89,47 @@ def by_seed(inputs: Mapping[str, str]) -> dict[int, dict[str, dict[str, Any]]]:
   return dict(sorted(found.items()))
 
 
-def compare_stage2(
-  seeds: Mapping[int, Stages],
+def same_rows(
+  seeds: Mapping[int, Stages], design: Design
 ) -> dict[str, dict[str, str]]:
-  """Return rows and start of the two arms; raise if they are not the same."""
+  """Return rows and start of pairs that share them; raise if they do not."""
   found = {}
-  for seed, stages in seeds.items():
-    if "stage2_sft" not in stages or "stage2_dpo" not in stages:
-      continue
-    sft, dpo = (stages[f"stage2_{arm}"] for arm in ("sft", "dpo"))
-    for field in ("rows", "init"):
-      if sft["metrics"][field] != dpo["metrics"][field]:
-        raise InputError(
-          f"{dpo['folder']}/done.json: {field} is {dpo['metrics'][field]}, in "
-          f"{sft['folder']} {sft['metrics'][field]}: SFT and DPO are only "
-          "comparable on the same rows from the same weights; give both the "
-          "same data, data_seed, batch, steps and init"
-        )
-    found[f"seed{seed}"] = {f: sft["metrics"][f] for f in ("rows", "init")}
+  for pair in design.pairs:
+    names = [design.arms[pair[side]]["model"] for side in ("one", "other")]
+    for seed, stages in seeds.items():
+      if not pair["same_rows"] or any(name not in stages for name in names):
+        continue
+      one, other = (stages[name] for name in names)
+      for field in ("rows", "init"):
+        values = [stage["metrics"][field] for stage in (one, other)]
+        if values[0] != values[1]:
+          raise InputError(
+            f"{one['folder']}/done.json: {field} is {values[0]}, in "
+            f"{other['folder']} {values[1]}: {design.short(pair['other'])} and "
+            f"{design.short(pair['one'])} are only comparable on the same rows "
+            "from the same weights; give both the same data, data_seed, batch, "
+            "steps and init"
+          )
+      key = f"{pair['one']}-{pair['other']}, seed {seed}"
+      found[key] = {name: one["metrics"][name] for name in ("rows", "init")}
   return found
 
 
-def results(seeds: Mapping[int, Stages]) -> dict[str, Any]:
+def results(seeds: Mapping[int, Stages], design: Design) -> dict[str, Any]:
   """Return every number of the report, without times."""
   first = next(iter(seeds.values()), {})
-  return {
-    "arms": over_seeds([arms(x, MEASURED_BY) for x in seeds.values()]),
-    "differences": judged(
-      over_seeds([differences(x, MEASURED_BY) for x in seeds.values()])
-    ),
+
+  def each(measured: Callable[..., Any], *measures: str):
+    return over_seeds([measured(x, design, measures) for x in seeds.values()])
+
+  found = {
+    "arms": each(arms, *MEASURES),
+    "differences": judged(each(differences, *MEASURES)),
     "majority": _majority(first),
     "blind": _blind(first),
-    "mllms": over_seeds(
-      [arms(x, {"mllm": "evaluate"}) for x in seeds.values()]
-    ),
-    "mllm_differences": judged(
-      over_seeds([differences(x, {"mllm": "evaluate"}) for x in seeds.values()])
-    ),
-    "change": over_seeds([_changes(x) for x in seeds.values()]),
+    "mllms": each(arms, WHOLE),
+    "mllm_differences": judged(each(differences, WHOLE)),
+    "change": over_seeds([_changes(x, design) for x in seeds.values()]),
     "lambda": {
       done["stage"]: _lambdas(done["metrics"])
       for stages in seeds.values()
@@ -124,65 +147,74 @@ def results(seeds: Mapping[int, Stages]) -> dict[str, Any]:
       if done["kind"] == "train"
     },
   }
+  other = {
+    done["stage"]: done["metrics"]
+    for stages in seeds.values()
+    for done in stages.values()
+    if done["kind"] not in KNOWN
+  }
+  # Only where there are any: results of runs without them stay what they are.
+  return found | ({"other": other} if other else {})
 
 
-def verdict(found: Mapping[str, Any]) -> str:
-  """Return in plain words how DPO compares with SFT, from the numbers."""
-  measured = found["differences"].get("dpo-sft", {})
+def verdict(found: Mapping[str, Any], design: Design) -> str:
+  """Return in plain words how the first pair compares, from the numbers."""
+  if not design.pairs:
+    return ""
+  pair = design.pairs[0]
+  one, other = design.short(pair["one"]), design.short(pair["other"])
+  measured = found["differences"].get(f"{pair['one']}-{pair['other']}", {})
   groups: dict[str, list[str]] = {"higher": [], "lower": [], "none": []}
   for key, name in HEADLINES.items():
     if key in measured:
-      one = measured[key]
-      side = "higher" if one["value"] > 0 else "lower"
-      groups[side if one["shown"] else "none"].append(name)
+      value = measured[key]
+      side = "higher" if value["value"] > 0 else "lower"
+      groups[side if value["shown"] else "none"].append(name)
   said = [
     f"{start} {_listed(groups[key])}."
     for key, start in (
-      ("higher", "DPO is higher than SFT in"),
-      ("lower", "DPO is lower than SFT in"),
-      ("none", "No difference between DPO and SFT is shown in"),
+      ("higher", f"{one} is higher than {other} in"),
+      ("lower", f"{one} is lower than {other} in"),
+      ("none", f"No difference between {one} and {other} is shown in"),
     )
     if groups[key]
   ]
   if not said:
-    said = ["DPO and SFT were not both measured, so nothing is compared."]
-  return " ".join([*said, CAUTION])
+    return f"{one} and {other} were not both measured, so nothing is compared."
+  return " ".join(said)
 
 
-def arms(stages: Stages, kinds: Mapping[str, str]) -> dict[str, Measures]:
-  """Return what was measured, by arm and "GROUP/metric" name."""
+def arms(
+  stages: Stages, design: Design, measures: Sequence[str]
+) -> dict[str, Measures]:
+  """Return what was measured, by arm and "MEASURE/metric" name."""
   found: dict[str, Measures] = {}
-  for arm in ARMS:
-    for group, stage in kinds.items():
-      measured = stages.get(f"{stage}_{arm}", {"metrics": {}})["metrics"]
-      for name, value in measured.items():
+  for arm in design.arms:
+    for measure in measures:
+      done = stages.get(design.stage(arm, measure), {"metrics": {}})
+      for name, value in done["metrics"].items():
         if isinstance(value, Mapping) and "value" in value:
-          found.setdefault(arm, {})[f"{group}/{name}"] = dict(value)
-  for measures in found.values():
-    for name in [n for n in measures if re.search("/(majority|blind)/", n)]:
-      del measures[name]
+          found.setdefault(arm, {})[f"{measure}/{name}"] = dict(value)
+  for values in found.values():
+    for name in [n for n in values if re.search("/(majority|blind)/", n)]:
+      del values[name]
   return found
 
 
 def differences(
-  stages: Stages, kinds: Mapping[str, str]
+  stages: Stages, design: Design, measures: Sequence[str]
 ) -> dict[str, Measures]:
   """Return paired differences by "A-B" and measure."""
-  compare = {
-    "vqa": _answers_differ,
-    "mllm": _answers_differ,
-    "linear": _labels_differ,
-    "segment": _maps_differ,
-    "gradient": _gradients_differ,
-  }
   found: dict[str, Measures] = {}
-  for one, other in PAIRS:
-    for group, stage in kinds.items():
-      names = f"{stage}_{one}", f"{stage}_{other}"
-      if all(name in stages for name in names):
+  for pair in design.pairs:
+    one, other = pair["one"], pair["other"]
+    for measure in measures:
+      names = design.stage(one, measure), design.stage(other, measure)
+      differ = _DIFFER.get(stages.get(names[0], {}).get("kind", ""))
+      if differ and names[1] in stages:
         folders = [stages[name]["folder"] for name in names]
-        for name, value in compare[group](*folders).items():
-          found.setdefault(f"{one}-{other}", {})[f"{group}/{name}"] = value
+        for name, value in differ(*folders).items():
+          found.setdefault(f"{one}-{other}", {})[f"{measure}/{name}"] = value
   return found
 
 
@@ -379,18 +411,17 @@ def _mean_of_categories(shares: Measures) -> Measures:
   return {"vqa/all": metrics.measured(mean, count, None)}
 
 
-def _changes(stages: Stages) -> dict[str, Measures]:
-  """Return how far each stage's parts moved, as numbers without an error."""
+def _changes(stages: Stages, design: Design) -> dict[str, Measures]:
+  """Return how far the parts of arms whose encoder trained have moved."""
   found: dict[str, Measures] = {}
-  for name in ("stage1_full", "stage2_sft", "stage2_dpo"):
-    measured = stages.get(name, {"metrics": {}})["metrics"]
-    rows = {
-      key: metrics.measured(value, 1, None)
-      for key, value in measured.items()
-      if key.startswith("change/")
-    }
-    if rows:
-      found[name] = rows
+  for arm in design.arms.values():
+    measured = stages.get(arm["model"], {"metrics": {}})["metrics"]
+    if measured.get("change/vision"):
+      found[arm["model"]] = {
+        key: metrics.measured(value, 1, None)
+        for key, value in measured.items()
+        if key.startswith("change/")
+      }
   return found
 
 
@@ -408,3 +439,13 @@ def _listed(names: Sequence[str]) -> str:
   """Return "a, b and c"."""
   *most, last = names
   return f"{', '.join(most)} and {last}" if most else last
+
+
+_DIFFER = {
+  "evaluate": _answers_differ,
+  "linear_probe": _labels_differ,
+  "segment_probe": _maps_differ,
+  "gradcam": _gradients_differ,
+}
+# Kinds whose numbers have a place of their own in the report.
+KNOWN = (*_DIFFER, "train", "score", "detach", "report")

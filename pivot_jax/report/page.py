@@ -16,22 +16,19 @@ from pivot_jax import files, metrics
 from pivot_jax.data.scenes import descriptions
 from pivot_jax.report import charts, compare, markup, tables
 
-LABELS = {
-  "original": "original encoder",
-  "stage1": "stage 1 only",
-  "sft": "SFT",
-  "dpo": "DPO (PIVOT)",
-}
-SHORT = {
-  "original": "original",
-  "stage1": "stage 1",
-  "sft": "SFT",
-  "dpo": "DPO",
+_CHARTS = {
+  "loss": ("losses/total",),
+  "rewards": ("rewards/margins", "rewards/chosen", "rewards/rejected"),
+  "share of pairs ranked right": ("rewards/accuracies",),
 }
 
 
 def page(
-  title: str, lead: str, record: Mapping[str, Any], stages: compare.Stages
+  title: str,
+  lead: str,
+  record: Mapping[str, Any],
+  stages: compare.Stages,
+  design: compare.Design,
 ) -> str:
   """Return the whole document; `lead` is what it says first."""
   found, seeds = record["results"], record["seeds"]
@@ -48,7 +45,9 @@ def page(
       _skipped(record["left_out"]),
       markup.section(
         "Arms",
-        tables.measures(_named(found["arms"]) | _baselines(found), columns),
+        tables.measures(
+          _named(found["arms"], design) | _baselines(found), columns
+        ),
         note=f"Value ± standard error {error}. Shares in percent; gradients: "
         "their share on the asked-about object over the object's share of the "
         "image (1 = not looking for it). Majority answer: always the "
@@ -57,22 +56,23 @@ def page(
       ),
       markup.section(
         "Differences",
-        tables.differences(_pairs(found["differences"]), columns),
+        tables.differences(_pairs(found["differences"], design), columns),
         note="Value ± paired standard error " + error + ". Within 2 standard "
         "errors no difference is shown; of twenty comparisons of equal arms "
         "about one is still beyond them.",
       ),
-      _mllms(found),
+      _mllms(found, design),
       _changes_table(found["change"]),
       _lambdas_table(found["lambda"]),
-      markup.section("Training", _curves(stages)),
+      _others(found.get("other", {})),
+      markup.section("Training", _curves(stages, design)),
       markup.section(
         "Where the gradient is",
-        *_gradient_examples(stages),
+        *_gradient_examples(stages, design),
         note="The gradient of each loss on the encoder's output, cleaned as in "
         "the paper, drawn from blue (none) to red over the darkened image.",
       ),
-      markup.section("Segmentation", *_segment_examples(stages)),
+      markup.section("Segmentation", *_segment_examples(stages, design)),
       _what_ran(record),
     ],
   )
@@ -101,9 +101,9 @@ def _columns(found: Mapping[str, Any]) -> list[tables.Column]:
   ]
 
 
-def _named(found) -> dict[str, Any]:
+def _named(found, design: compare.Design) -> dict[str, Any]:
   """Return the rows of a table of arms, under the names a reader knows."""
-  return {LABELS[arm]: measures for arm, measures in found.items()}
+  return {design.arms[arm]["label"]: found[arm] for arm in found}
 
 
 def _baselines(found) -> dict[str, Any]:
@@ -115,14 +115,17 @@ def _baselines(found) -> dict[str, Any]:
   return {name: measures for name, measures in rows.items() if measures}
 
 
-def _pairs(found) -> dict[str, Any]:
-  return {
-    " − ".join(SHORT[arm] for arm in pair.split("-")): measures
-    for pair, measures in found.items()
+def _pairs(found, design: compare.Design) -> dict[str, Any]:
+  names = {
+    f"{pair['one']}-{pair['other']}": " − ".join(
+      design.short(pair[side]) for side in ("one", "other")
+    )
+    for pair in design.pairs
   }
+  return {names[pair]: measures for pair, measures in found.items()}
 
 
-def _mllms(found: Mapping[str, Any]) -> Markup:
+def _mllms(found: Mapping[str, Any], design: compare.Design) -> Markup:
   """Return the tables of the MLLMs that the encoders were cut out of."""
   names = {name for one in found["mllms"].values() for name in one}
   columns = [
@@ -138,8 +141,8 @@ def _mllms(found: Mapping[str, Any]) -> Markup:
   baseline = {"question alone": blind} if blind else {}
   return markup.section(
     "The MLLMs before their encoders are cut out",
-    tables.measures(_named(found["mllms"]) | baseline, columns),
-    tables.differences(_pairs(found["mllm_differences"]), columns),
+    tables.measures(_named(found["mllms"], design) | baseline, columns),
+    tables.differences(_pairs(found["mllm_differences"], design), columns),
     note="VQA by generation, exact match in percent.",
   )
 
@@ -190,54 +193,59 @@ def _skipped(reasons: Mapping[str, str]) -> Markup:
   return markup.PARTS.skipped(sorted(reasons.items()))
 
 
-def _curves(stages: compare.Stages) -> Markup:
-  """Return the charts of stages 1 and 2, from their metrics.jsonl."""
-  lines = {
-    name: metrics.read(stages[name]["folder"])
-    for name in ("stage1_proj", "stage1_full", "stage2_sft", "stage2_dpo")
-    if name in stages
-  }
-  curves = (
-    ("Stage 1: loss", ("stage1_proj", "stage1_full"), ("losses/total",)),
-    ("Stage 2, SFT: loss", ("stage2_sft",), ("losses/total",)),
-    ("Stage 2, DPO: loss", ("stage2_dpo",), ("losses/total",)),
-    (
-      "Stage 2, DPO: rewards",
-      ("stage2_dpo",),
-      ("rewards/margins", "rewards/chosen", "rewards/rejected"),
-    ),
-    (
-      "Stage 2, DPO: share of pairs ranked right",
-      ("stage2_dpo",),
-      ("rewards/accuracies",),
-    ),
-  )
-  drawn = [
-    charts.chart(
-      title,
-      {
-        (stage if len(fields) == 1 else field): [
-          (line["step"], line[field]) for line in lines[stage] if field in line
-        ]
-        for stage in names
-        if stage in lines
-        for field in fields
-      },
-    )
-    for title, names, fields in curves
+def _others(found: Mapping[str, Any]) -> Markup:
+  """Return the numbers of kinds of stages that this page knows nothing of."""
+  rows = [
+    (stage, name, *_plain_number(value))
+    for stage, measured in found.items()
+    for name, value in measured.items()
   ]
+  if not rows:
+    return Markup()
+  return markup.section(
+    "Other measurements",
+    markup.PARTS.plain_table(("stage", "measure", "value", "± SE", "n"), rows),
+  )
+
+
+def _plain_number(value: Any) -> tuple[str, str, str]:
+  """Return value, standard error and n of a number as text."""
+  if not isinstance(value, Mapping) or "value" not in value:
+    return str(value), "", ""
+  error = value.get("se")
+  shown = "" if error is None else f"{error:.3g}"
+  return f"{value['value']:.4g}", shown, str(value.get("n", ""))
+
+
+def _curves(stages: compare.Stages, design: compare.Design) -> Markup:
+  """Return the charts of the trainings that made the arms."""
+  drawn = []
+  for arm in design.arms.values():
+    if stages.get(arm["model"], {}).get("kind") != "train":
+      continue
+    lines = metrics.read(stages[arm["model"]]["folder"])
+    for title, fields in _CHARTS.items():
+      series = {
+        field: [(x["step"], x[field]) for x in lines if field in x]
+        for field in fields
+        if any(field in x for x in lines)
+      }
+      if series:
+        drawn.append(charts.chart(f"{arm['short']}: {title}", series))
   return markup.PARTS.grid(drawn) if any(drawn) else Markup()
 
 
-def _gradient_examples(stages: compare.Stages, count: int = 4) -> list[Markup]:
+def _gradient_examples(
+  stages: compare.Stages, design: compare.Design, count: int = 4
+) -> list[Markup]:
   """Return examples with each arm's maps, of as many kinds as there are."""
-  runs = _pictures(stages, "gradcam")
+  runs = _pictures(stages, design, "gradient")
   if not runs:
     return []
-  texts = {
-    arm: files.read_json(stages[f"gradcam_{arm}"]["folder"] / "examples.json")
-    for arm in runs
-  }
+  texts = {}
+  for arm in runs:
+    folder = stages[design.stage(arm, "gradient")]["folder"]
+    texts[arm] = files.read_json(folder / "examples.json")
   first = next(iter(runs))
   # An arm that drew other examples is not beside these.
   runs = {arm: maps for arm, maps in runs.items() if texts[arm] == texts[first]}
@@ -264,7 +272,7 @@ def _gradient_examples(stages: compare.Stages, count: int = 4) -> list[Markup]:
           *(
             charts.picture(
               charts.overlay(one["images"][index], one[key][index]),
-              f"{SHORT[arm]}: {name}",
+              f"{design.short(arm)}: {name}",
             )
             for arm, one in runs.items()
             if key in one
@@ -278,9 +286,11 @@ def _gradient_examples(stages: compare.Stages, count: int = 4) -> list[Markup]:
   return shown
 
 
-def _segment_examples(stages: compare.Stages, count: int = 6) -> list[Markup]:
+def _segment_examples(
+  stages: compare.Stages, design: compare.Design, count: int = 6
+) -> list[Markup]:
   """Return a few images with their true and predicted class maps."""
-  runs = _pictures(stages, "segment_probe")
+  runs = _pictures(stages, design, "segment")
   if not runs:
     return []
   first = next(iter(runs.values()))
@@ -293,7 +303,8 @@ def _segment_examples(stages: compare.Stages, count: int = 6) -> list[Markup]:
   for index in range(min(count, len(first["images"]))):
     drawn = [
       charts.picture(
-        charts.class_map(maps["predicted"][index], colours), LABELS[arm]
+        charts.class_map(maps["predicted"][index], colours),
+        design.arms[arm]["label"],
       )
       for arm, maps in runs.items()
       if index < len(maps["predicted"])
@@ -326,12 +337,15 @@ def _class_names(stages: compare.Stages, count: int) -> list[str]:
   return [f"class {index}" for index in range(count)]
 
 
-def _pictures(stages: compare.Stages, kind: str) -> dict[str, Any]:
+def _pictures(
+  stages: compare.Stages, design: compare.Design, measure: str
+) -> dict[str, Any]:
   """Return the arrays of `maps.npz` by arm."""
   found = {}
-  for arm in compare.ARMS:
-    if f"{kind}_{arm}" in stages:
-      path = stages[f"{kind}_{arm}"]["folder"] / "maps.npz"
+  for arm in design.arms:
+    stage = design.stage(arm, measure)
+    if stage in stages:
+      path = stages[stage]["folder"] / "maps.npz"
       with np.load(path, allow_pickle=False) as file:
         found[arm] = {key: file[key] for key in file.files}
   return found
@@ -348,7 +362,7 @@ def _what_ran(record: Mapping[str, Any]) -> Markup:
     ),
     _details("Configuration", record["config"]),
     _details("Versions", record["versions"]),
-    _details("Rows and start of stage 2", record["comparison"]),
+    _details("Rows and start of arms that share them", record["comparison"]),
     note=f"{len(ran)} stages, {record['seeds']} seed(s).",
   )
 

@@ -1,6 +1,6 @@
 """The report: what the arms measured, side by side, with its uncertainty.
 
-  c.report = stage("report", inputs=dict(stage2_dpo="@stage2_dpo", ...))
+  c.report = stage("report", title="My experiment")
 
 Reads the folders of the stages that ran and writes `report.json` and a
 self-contained `report.html`, here and at the root of the run. It computes
@@ -24,13 +24,15 @@ def run(
 
   Returns the number of stages and of seeds. `report.json` holds `results`
   (numbers alone, the same for the same run), `left_out`, `stages`, `config`,
-  `versions`, `seeds` and `comparison`. Raises InputError if the arms of stage
-  2 did not see the same rows in the same order from the same weights.
+  `versions`, `seeds` and `comparison`. Raises InputError if arms that are
+  compared on the same rows did not see them in the same order from the same
+  weights.
   """
   seeds = compare.by_seed(inputs)
+  design = compare.Design.of(config)
   record = {
-    "comparison": compare.compare_stage2(seeds),
-    "results": compare.results(seeds),
+    "comparison": compare.same_rows(seeds, design),
+    "results": compare.results(seeds, design),
     "left_out": _plain(config.get("left_out", {})),
     "stages": {
       done["stage"]: {"kind": done["kind"], "seconds": done["seconds"]}
@@ -41,9 +43,11 @@ def run(
     "versions": _versions(seeds),
     "seeds": len(seeds),
   }
-  lead = config.get("lead") or compare.verdict(record["results"])
+  caution = config.get("caution", "")
+  said = compare.verdict(record["results"], design)
+  lead = config.get("lead") or f"{said} {caution}".strip()
   title = config.get("title", "PIVOT")
-  document = page.page(title, lead, record, seeds.get(0, {}))
+  document = page.page(title, lead, record, seeds.get(0, {}), design)
   out.mkdir(parents=True, exist_ok=True)
   for folder in (out, out.parent):
     files.write_json(folder / "report.json", record)

@@ -8,6 +8,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from pivot_jax import errors
+from pivot_jax.configs import pivot
 from pivot_jax.data.scenes import scenes
 from pivot_jax.report import compare, markup
 from pivot_jax.stages import report
@@ -15,6 +16,25 @@ from pivot_jax.stages import report
 CATEGORIES = ("General", "Vision-Centric")
 # Of 20 questions, the number that each arm answers rightly.
 RIGHT = dict(original=8, stage1=8, sft=9, dpo=17)
+CAUTION = "This is a test."
+_MEASURING = {
+  "linear_probe": "linear",
+  "segment_probe": "segment",
+  "gradcam": "gradient",
+  "evaluate_pivot": "vqa",
+  "evaluate": "mllm",
+}
+# What a plan gives a report, and what the recipe adds.
+DESIGN = dict(
+  arms=[dict(arm) for arm in pivot.ARMS],
+  compared=[dict(pair) for pair in pivot.COMPARED],
+  measuring={
+    f"{stage}_{arm}": (arm, measure)
+    for stage, measure in _MEASURING.items()
+    for arm in RIGHT
+  },
+  caution=CAUTION,
+)
 NASTY = "what is <script>alert(1)</script> & co?"
 
 
@@ -40,7 +60,7 @@ class Run:
 
   def report(self, **config):
     out = self.root / "report"
-    section = ConfigDict(dict(title="A run", left_out={}) | config)
+    section = ConfigDict(dict(title="A run", left_out={}) | DESIGN | config)
     report.run(section, self.inputs, out)
     return json.loads((out / "report.json").read_text())
 
@@ -209,7 +229,7 @@ def test_the_report_says_which_differences_are_shown(run):
   page = run.html()
   assert "DPO is higher than SFT in VQA" in page
   assert "no difference shown" in page
-  assert report.compare.CAUTION in page
+  assert CAUTION in page
 
 
 def test_text_of_the_data_is_escaped(run):
@@ -308,7 +328,43 @@ def test_answers_are_grouped_however_their_letters_are_composed(tmp_path):
     folder.mkdir()
     text = "".join(json.dumps(row) + "\n" for row in rows)
     (folder / "predictions.jsonl").write_text(text)
-    stages[f"evaluate_pivot_{arm}"] = dict(folder=folder)
-  found = compare.differences(stages, {"vqa": "evaluate_pivot"})["dpo-sft"]
+    done = dict(folder=folder, kind="evaluate")
+    stages[f"evaluate_pivot_{arm}"] = done
+  design = compare.Design.of(DESIGN)
+  found = compare.differences(stages, design, ["vqa"])["dpo-sft"]
   assert set(found) == {"vqa/category/\u00f6l", "vqa/kind/k", "vqa/all"}
   assert found["vqa/category/\u00f6l"]["n"] == 2
+
+
+def test_arms_and_pairs_are_those_of_the_config(tmp_path):
+  """Another arm, another headline: no name is the package's."""
+  run = Run(tmp_path)
+  run.linear("grpo", 20)
+  run.linear("original", 30)
+  arms = [
+    dict(name="original", model="m", label="as it came", short="start"),
+    dict(name="grpo", model="hf:DIR", label="GRPO <b>", short="GRPO"),
+  ]
+  record = run.report(
+    arms=arms,
+    compared=[dict(one="grpo", other="original", same_rows=False)],
+    measuring={
+      f"linear_probe_{name}": (name, "linear") for name in ("grpo", "original")
+    },
+  )
+  found = record["results"]
+  assert set(found["arms"]) == {"original", "grpo"}
+  assert set(found["differences"]) == {"grpo-original"}
+  page = run.html()
+  assert "GRPO is lower than start in" in page and "GRPO − start" in page
+  assert "as it came" in page and "GRPO &lt;b&gt;" in page
+
+
+def test_numbers_of_an_unknown_kind_are_in_a_plain_table(tmp_path):
+  run = Run(tmp_path)
+  number = dict(value=0.12345, n=7, se=0.01)
+  run.stage("mine", "mine/x.py:run", {"share <i>": number, "count": 3})
+  assert run.report()["results"]["other"]["mine"]["count"] == 3
+  page = run.html()
+  assert "Other measurements" in page and "0.1235" in page
+  assert "share &lt;i&gt;" in page
