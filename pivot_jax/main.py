@@ -2,12 +2,17 @@
 
   python -m pivot_jax.main --config=configs/pivot.py --workdir=runs/pivot
   python -m pivot_jax.main --config=configs/pivot.py:debug --workdir=runs/debug
+  python -m pivot_jax.main --config=pivot:debug --workdir=runs/debug
+
+The last finds the recipe of the package from any folder. What is changed in a
+finished stage is made again with --rerun=STAGE (docs/workdir.md).
 
 A user's mistake is one line and exit code 2; a preempted run saves and exits
 with 75 (run the same command again to continue); a non-finite loss exits
 with 1.
 """
 
+import importlib.util
 import logging
 import os
 import pathlib
@@ -27,6 +32,12 @@ _CONFIG = config_flags.DEFINE_config_file(
 _WORKDIR = flags.DEFINE_string("workdir", None, "The folder of the run.")
 _DRY_RUN = flags.DEFINE_bool(
   "dry_run", False, "Print stages, shapes, memory and row counts, and exit."
+)
+_RERUN = flags.DEFINE_list(
+  "rerun",
+  [],
+  "Stages, or all, whose results of other settings may be replaced, with all "
+  "that read them.",
 )
 
 LOG = logging.getLogger("pivot_jax")
@@ -57,14 +68,18 @@ def main(argv: Sequence[str]) -> None:
     run_folder.check_folders(workdir, planned.steps)
     preflight.check(planned.steps)
     if _DRY_RUN.value:
-      sys.stdout.write(preflight.describe(planned) + "\n")
+      plan.allowed(planned, _RERUN.value)
+      again = plan.changes(planned)
+      lines = [f"  {name:28s} again: {why}" for name, why in again.items()]
+      said = [preflight.describe(planned), *lines]
+      sys.stdout.write("\n".join(said) + "\n")
       return
     LOG.info("%s", plan.describe(planned))
     for line in dict.fromkeys(
       line for step in planned.steps for line in preflight.label_gaps(step)
     ):
       LOG.warning("%s", line)
-    plan.run(planned, workdir, config)
+    plan.run(planned, workdir, config, _RERUN.value)
   except InputError as error:
     _leave(f"error: {error}", EXIT_INPUT)
   except loop.Stopped as stopped:
@@ -139,7 +154,7 @@ def run() -> None:
 
 def _parse(argv: Sequence[str]) -> Sequence[str]:
   try:
-    left = flags.FLAGS(list(argv))
+    left = flags.FLAGS(_with_recipe(argv))
     # A config file that is not there is answered here, too.
     _CONFIG.value.keys()
     return left
@@ -151,6 +166,30 @@ def _parse(argv: Sequence[str]) -> Sequence[str]:
       text = text.strip().splitlines()[-1]
     _leave(f"error: {text or type(error).__name__} (see --help)", EXIT_INPUT)
     raise
+
+
+def _with_recipe(argv: Sequence[str]) -> list[str]:
+  """Return the arguments with the file of a recipe that is named without one."""
+  found = list(argv)
+  for place, text in enumerate(found):
+    for flag in ("--config=", "-config="):
+      if text.startswith(flag):
+        found[place] = flag + _recipe(text.removeprefix(flag))
+    if text in ("--config", "-config") and place + 1 < len(found):
+      found[place + 1] = _recipe(found[place + 1])
+  return found
+
+
+def _recipe(value: str) -> str:
+  """Return the file of `NAME[:VARIANT]`, one of pivot_jax.configs."""
+  name, colon, variant = value.partition(":")
+  if not name.isidentifier():
+    return value
+  place = importlib.util.find_spec("pivot_jax.configs")
+  path = pathlib.Path(place.origin).with_name(f"{name}.py")
+  if not path.is_file():
+    return value
+  return f"{path}{colon}{variant}"
 
 
 if __name__ == "__main__":

@@ -13,8 +13,8 @@ import safetensors.numpy
 import transformers
 from PIL import Image
 
-from configs import pivot
 from pivot_jax import main
+from pivot_jax.configs import pivot
 from pivot_jax.training import loop
 from tests.fixtures import tiny_stages
 
@@ -34,7 +34,7 @@ def command(monkeypatch, tmp_path, capsys):
 
   def run(config):
     flags = {
-      "_CONFIG": config, "_WORKDIR": str(tmp_path / "run"), "_DRY_RUN": False
+      "_CONFIG": config, "_WORKDIR": str(tmp_path / "run"), "_DRY_RUN": False, "_RERUN": []
     }  # fmt: skip
     for name, value in flags.items():
       monkeypatch.setattr(main, name, types.SimpleNamespace(value=value))

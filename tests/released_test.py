@@ -206,8 +206,13 @@ def test_a_finished_work_folder_is_finished(tmp_path):
   workdir = copied("finished", tmp_path)
   done = {path: path.read_bytes() for path in workdir.rglob("done.json")}
   said = run("", workdir)
-  assert len(re.findall(r" is done$", said, re.MULTILINE)) == len(done) == 13
-  assert {p: p.read_bytes() for p in workdir.rglob("done.json")} == done
+  assert len(re.findall(r" is done$", said, re.MULTILINE)) == 12
+  # The report is of the arms, which were no settings then; nothing is asked.
+  assert "report is made again: arms" in said
+  report = workdir / "report" / "done.json"
+  assert len(done) == 13 and done.pop(report) != report.read_bytes()
+  assert {path: path.read_bytes() for path in done} == done
+  assert not list(workdir.glob("*.old"))
 
 
 def test_a_stopped_work_folder_goes_on_at_its_step(tmp_path):

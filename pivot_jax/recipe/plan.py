@@ -2,22 +2,25 @@
 
 A stage is a named section of the config with a kind, inputs ("@stage" edges or
 addresses) and numbers. Each gets paths and leaves one folder, whose `done.json`
-is renamed into place last; a finished stage is skipped on rerun. This file
-knows the order of things and nothing of what a stage does.
+is renamed into place last; a finished stage is skipped on rerun, and made again
+only where its settings changed and `--rerun` says so. This file knows the order
+of things and nothing of what a stage does.
 """
 
 import copy
 import dataclasses
 import importlib
+import json
 import logging
 import pathlib
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from ml_collections import ConfigDict
 
-from pivot_jax import files
+from pivot_jax import addresses, files, names
 from pivot_jax.errors import InputError
 from pivot_jax.recipe import run_folder, sections, shipped
 from pivot_jax.training import loop
@@ -44,13 +47,22 @@ class Plan:
   left_out: Mapping[str, str]
 
 
+def runner(kind: str, what: str = "kind") -> Callable:
+  """Return `run(config, inputs, out) -> metrics` of a kind of stage.
+
+  Raises InputError for a kind that is none of `KINDS`, and no name of a user's
+  own (`pivot_jax.names`).
+  """
+  if kind in KINDS:
+    return importlib.import_module(f"pivot_jax.stages.{kind}").run
+  return names.named(kind, dict.fromkeys(KINDS), what)
+
+
 def resolve(config: ConfigDict) -> ConfigDict:
   """Return a copy of a config with what follows from its tokenizer."""
   # A deep copy, as inputs of stages refer to fields that change here.
   config = copy.deepcopy(config)
-  if config.tokenizer != "package:toy" and config.llm.init == "package:toy:llm":
-    # The shipped LLM speaks the shipped tokenizer only.
-    config.llm.init = "@stage0_llm:llm"
+  shipped.take_apart(config)
   return config.copy_and_resolve_references()
 
 
@@ -79,9 +91,7 @@ def expand(config: ConfigDict, workdir: pathlib.Path) -> Plan:
           f"order names {name!r}, which the config does not hold"
         )
       if config[name].kind not in KINDS:
-        raise InputError(
-          f"{name}.kind={config[name].kind!r}: choose one of {', '.join(KINDS)}"
-        )
+        runner(config[name].kind, f"{name}.kind")
       if config[name].kind == "report" or (seed and name in config.shared):
         continue
       if name in given:
@@ -100,31 +110,180 @@ def expand(config: ConfigDict, workdir: pathlib.Path) -> Plan:
   return Plan(tuple(steps), left_out)
 
 
-def run(plan: Plan, workdir: pathlib.Path, config: ConfigDict) -> None:
-  """Run the plan; raise what a stage raises, having kept what is finished."""
+def changes(plan: Plan) -> dict[str, str]:
+  """Return the finished or begun stages that would be made again, and why.
+
+  A stage that reads one of them is among them: whether its inputs change is
+  known once that one is made.
+  """
+  inputs = run_folder.Inputs()
+  making: dict[str, str] = {}
+  found: dict[str, str] = {}
+  for step in plan.steps:
+    fed = {
+      name: making[folder]
+      for name, folder in _folders(step).items()
+      if folder in making
+    }
+    why = _why_again(step, inputs, fed, found)
+    if why:
+      found[step.name] = why
+    if (
+      why
+      or not run_folder.is_done(step)
+      or run_folder.change(step, inputs, unknown=tuple(fed))
+    ):
+      making[str(step.folder)] = step.name
+  return found
+
+
+def _why_again(
+  step: run_folder.Step,
+  inputs: run_folder.Inputs,
+  fed: Mapping[str, str],
+  found: Mapping[str, str],
+) -> str:
+  """Return why a stage that is there would be made again, "" if it is not.
+
+  `fed` has by input the stages that are to be made, `found` those of them whose
+  result is replaced.
+  """
+  unknown = tuple(fed)
+  why = run_folder.change(step, inputs, unknown=unknown)
+  done = run_folder.is_done(step)
+  if (why or not done) and run_folder.can_restore(
+    step, inputs, unknown=unknown
+  ):
+    return ""
+  there = done or run_folder.is_begun(step)
+  read = [name for name in fed.values() if name in found]
+  if not why and there and read:
+    return f"reads {', '.join(dict.fromkeys(read))}"
+  if not why and not there and run_folder.replaces_old(step):
+    return f"replaces {run_folder.old(step).folder.name}"
+  return why
+
+
+def _folders(step: run_folder.Step) -> dict[str, str]:
+  """Return the folders that a stage reads, by the input's name."""
+  return {
+    name: str(addresses.parse(address).path)
+    for name, address in step.inputs.items()
+  }
+
+
+def allowed(plan: Plan, rerun: Sequence[str]) -> set[str]:
+  """Return the stages that may be made again: those named, and their readers.
+
+  A name stands for the stage in every seed, "all" for every stage. A report is
+  always allowed, as nothing is lost with it.
+
+  Raises InputError for a name that is no stage's.
+  """
+  short = {step.name: step.name.rpartition("/")[2] for step in plan.steps}
+  known = {*short, *short.values(), "all"}
+  for name in rerun:
+    if name not in known:
+      raise InputError(
+        f"--rerun={name}: no such stage; the run has "
+        f"{', '.join(dict.fromkeys(short.values()))}"
+      )
+  found: set[str] = set()
+  folders: set[str] = set()
+  for step in plan.steps:
+    said = {"all", step.name, short[step.name]} & set(rerun)
+    reads = folders & set(_folders(step).values())
+    if said or reads or step.kind == "report":
+      found.add(step.name)
+    if said or reads:
+      folders.add(str(step.folder))
+  return found
+
+
+def check_changes(plan: Plan, rerun: Sequence[str]) -> None:
+  """Raise InputError if a stage would be made again that may not be."""
+  may, found = allowed(plan, rerun), changes(plan)
+  lost = {name: why for name, why in found.items() if name not in may}
+  if lost:
+    roots = [n for n, why in lost.items() if not why.startswith("reads ")]
+    said = "; ".join(f"{name} ({why})" for name, why in lost.items())
+    raise InputError(
+      f"these stages are there and would run again: {said}. Add "
+      f"--rerun={','.join(roots)} (or all) to replace them, use another "
+      "--workdir, or take the settings back"
+    )
+
+
+def run(
+  plan: Plan,
+  workdir: pathlib.Path,
+  config: ConfigDict,
+  rerun: Sequence[str] = (),
+) -> None:
+  """Run the plan; raise what a stage raises, having kept what is finished.
+
+  `rerun` are the stages that may replace a result of other settings or inputs,
+  with all that read them.
+  """
   run_folder.check_folders(workdir, plan.steps)
   try:
     workdir.mkdir(parents=True, exist_ok=True)
   except OSError as error:
     raise InputError(f"{workdir}: cannot be made ({error.strerror})") from error
   with run_folder.lock(workdir):
-    run_folder.claim(workdir, resolve(config))
-    text = describe(plan) + "\n"
-    files.write_text(workdir / "plan.txt", text)
-    inputs = run_folder.Inputs()
+    check_changes(plan, rerun)
+    inputs, may = run_folder.Inputs(), allowed(plan, rerun)
+    now = json.loads(json.dumps(resolve(config).to_dict(), default=list))
+    files.write_json(workdir / "config.json", now)
+    files.write_text(workdir / "plan.txt", describe(plan) + "\n")
     total = len(plan.steps)
     for number, step in enumerate(plan.steps, 1):
       if loop.stop_requested():
         raise loop.Stopped(f"stopped before {step.name}; rerun to continue")
-      if run_folder.finished(step, inputs):
-        LOG.info("[%d/%d] %s is done", number, total, step.name)
-        continue
-      LOG.info("[%d/%d] %s (%s)", number, total, step.name, step.kind)
-      run_folder.begin(step, inputs)
-      stage = importlib.import_module(f"pivot_jax.stages.{step.kind}")
-      began = time.monotonic()
-      measured = stage.run(step.config, step.inputs, step.folder)
-      run_folder.finish(step, inputs, measured, time.monotonic() - began)
+      _make(step, inputs, f"[{number}/{total}]", may=step.name in may)
+
+
+def _make(
+  step: run_folder.Step, inputs: run_folder.Inputs, place: str, *, may: bool
+) -> None:
+  """Run a stage unless it is done; replace what is there only if it may be."""
+  why, done = run_folder.change(step, inputs), run_folder.is_done(step)
+  if (why or not done) and run_folder.restore(step, inputs):
+    LOG.info("%s %s is as it was before", place, step.name)
+  elif why and not may:
+    # Its inputs were made again, and are others now.
+    raise InputError(
+      f"{step.folder} was made with other settings or inputs ({why}): add "
+      f"--rerun={step.name} to make it again"
+    )
+  elif why:
+    LOG.info("%s %s is made again: %s", place, step.name, why)
+    run_folder.set_aside(step)
+  run_folder.log_free_changes(step)
+  if run_folder.is_done(step):
+    run_folder.discard_old(step)
+    LOG.info("%s %s is done", place, step.name)
+    return
+  LOG.info("%s %s (%s)", place, step.name, step.kind)
+  run_folder.begin(step, inputs)
+  began = time.monotonic()
+  run_stage = runner(step.kind, f"{step.name}.kind")
+  measured = run_stage(step.config, step.inputs, step.folder)
+  if not isinstance(measured, Mapping):
+    raise InputError(
+      f"{step.name}.kind={step.kind!r}: returned {type(measured).__name__}, not "
+      "a mapping of its numbers"
+    )
+  seconds = time.monotonic() - began
+  run_folder.finish(step, inputs, _numbers(measured), seconds)
+  run_folder.discard_old(step)
+
+
+def _numbers(measured: Any) -> Any:
+  """Return numbers as Python's own, arrays without an axis among them."""
+  if isinstance(measured, Mapping):
+    return {key: _numbers(value) for key, value in measured.items()}
+  return measured.item() if getattr(measured, "ndim", None) == 0 else measured
 
 
 def describe(plan: Plan) -> str:
@@ -189,6 +348,7 @@ def _step(
   fields["data_seed"] = section.data_seed + 1000 * seed
   if section.kind == "report":
     fields |= {"left_out": dict(left_out), "seeds": config.seeds}
+    fields |= sections.design(config)
   kept = {k: v for k, v in fields.items() if k not in ("inputs",)}
   return run_folder.Step(
     name=_named(name, seed),

@@ -12,22 +12,28 @@ import functools
 import json
 import numbers
 import pathlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from pivot_jax import addresses, metrics, sharding, trees
+from pivot_jax import addresses, metrics, names, sharding, trees
 from pivot_jax.data import chat, coders, images, opener, streams
 from pivot_jax.data.sources import folders
 from pivot_jax.data.tokenizer import load_tokenizer
 from pivot_jax.errors import InputError
 from pivot_jax.models import attention, layers
 from pivot_jax.recipe import plan, run_folder
-from pivot_jax.stages import detach
-from pivot_jax.training import monitor, optimizer, starting_model, train_state
+from pivot_jax.stages import detach, train
+from pivot_jax.training import (
+  monitor,
+  objectives,
+  optimizer,
+  starting_model,
+  train_state,
+)
 from pivot_jax.weights import checkpoint
 
 # The configs of a model by part, vision and llm.
@@ -52,7 +58,6 @@ _RANGES: tuple[tuple[str, str, Callable[[float], bool]], ...] = (
 # file of more is left to `python -m pivot_jax.data check`.
 _LOOKED_AT = 20_000
 _CHOICES = {
-  "objective": ("sft", "dpo"),
   "template": chat.TEMPLATES,
   "mask": chat.MASKS,
   "schedule": optimizer.SCHEDULES,
@@ -67,14 +72,17 @@ def check(steps: Iterable[run_folder.Step]) -> None:
   for step in steps:
     _check_numbers(step)
     check_choices(step)
+    if step.kind == "train":
+      _check_objective(step)
   if all(step.kind == "report" for step in steps):
     raise InputError(
       "there is nothing to run: no stage has its data; on your own files every "
       "stage needs --config.files.pretrain"
     )
-  if any(step.kind == "train" and step.config.tensorboard for step in steps):
-    metrics.check_board()
-  _check_arms(steps)
+  for step in steps:
+    if step.kind == "train":
+      metrics.check_writers(train.writers_of(step.config))
+  _check_pairs(steps)
   for mesh in {json.dumps(s.config.mesh.to_dict()): s for s in steps}.values():
     sharding.make_mesh(mesh.config.mesh)
   for step in steps:
@@ -125,13 +133,26 @@ def _label_gap(spec: str, ignore: int | str) -> str:
   return folders.sampled_label_gap(source, ignore)
 
 
-def _check_arms(steps: Iterable[run_folder.Step]) -> None:
-  """The report compares the two objectives on the same rows alone."""
-  arms: dict[str, list[run_folder.Step]] = {}
+def _check_pairs(steps: Iterable[run_folder.Step]) -> None:
+  """Raise for arms that are compared on the same rows and see others."""
+  steps = list(steps)
+  reports = [step.config for step in steps if step.kind == "report"]
+  for config in reports:
+    models = {arm["name"]: arm["model"] for arm in config.get("arms", ())}
+    for pair in config.get("compared", ()):
+      both = [models[pair[side]] for side in ("one", "other")]
+      if pair["same_rows"]:
+        _check_same_rows(both, steps)
+
+
+def _check_same_rows(
+  models: Sequence[str], steps: Iterable[run_folder.Step]
+) -> None:
+  by_folder: dict[pathlib.Path, list[run_folder.Step]] = {}
   for step in steps:
-    if step.name.endswith(("stage2_sft", "stage2_dpo")):
-      arms.setdefault(step.name[:-4], []).append(step)
-  for pair in arms.values():
+    if step.kind == "train" and step.folder.name in models:
+      by_folder.setdefault(step.folder.parent, []).append(step)
+  for pair in by_folder.values():
     for field in ("data", "data_seed", "batch", "steps"):
       values = {str(step.config[field]) for step in pair}
       if len(values) > 1:
@@ -143,6 +164,8 @@ def _check_arms(steps: Iterable[run_folder.Step]) -> None:
 
 def _check_numbers(step: run_folder.Step) -> None:
   config = step.config
+  if names.is_own(step.kind):
+    return
   for name, words, holds in _RANGES:
     if name not in config:
       continue
@@ -193,17 +216,31 @@ def _check_background(name: str, config: ConfigDict) -> None:
 
 def check_choices(step: run_folder.Step) -> None:
   """Raise InputError for a setting of a stage that names no known choice."""
+  if names.is_own(step.kind):
+    return
   for name, options in _CHOICES.items():
     value = step.config.get(name, options[0])
     if value not in options:
       raise InputError(
         f"{step.name}.{name}={value!r}: choose one of {', '.join(options)}"
       )
+  if "objective" in step.config:
+    objectives.named(step.config.objective, f"{step.name}.objective")
   if "resample" in step.config:
     try:
       images.parse_resample(step.config.resample)
     except InputError as error:
       raise InputError(f"{step.name}.{error}") from None
+
+
+def _check_objective(step: run_folder.Step) -> None:
+  """Raise for an objective without the reference that it needs."""
+  name = step.config.objective
+  if objectives.named(name).reference and "reference" not in step.inputs:
+    raise InputError(
+      f"{step.name}: {name} needs reference log-probabilities: give the score "
+      'stage in inputs, as reference="@reference"'
+    )
 
 
 def _check_weights(steps: Iterable[run_folder.Step]) -> None:

@@ -2,8 +2,9 @@
 
 A stage's folder is its result once `done.json` stands in it, written last;
 until then `begun.json` says with which settings and inputs it was begun. Both
-hold hashes, so that a changed setting, file or weight is an error and never a
-mixture of two runs. Nothing here knows what a stage does.
+hold hashes, so that a changed setting, file or weight is noticed and never
+makes a mixture of two runs: `change` tells it, and what is replaced stays as
+`STAGE.old` until the new one is done. Nothing here knows what a stage does.
 """
 
 import contextlib
@@ -20,7 +21,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from pivot_jax import addresses, files
+from pivot_jax import addresses, files, names
 from pivot_jax.data import images, opener
 from pivot_jax.errors import InputError
 
@@ -28,9 +29,11 @@ LOG = logging.getLogger("pivot_jax")
 
 # Settings that say how a run is shown or kept, not what it computes.
 LOGGING_KEYS = (
-  *("tensorboard", "profile", "save_every", "title", "shipped"),
-  "workers",
+  *("tensorboard", "writers", "profile", "save_every", "title", "shipped"),
+  *("workers", "arm", "measure"),
 )
+# A kind of the user's own may compute with what others only are shown by.
+_OWN_FREE = ("tensorboard", "writers", "profile", "mesh", "arm", "measure")
 # The one definition of what never makes another run, begun or finished: how it
 # is shown, and where and how the same updates are computed.
 FREE_KEYS = (*LOGGING_KEYS, "mesh", "accum", "pack", "compute")
@@ -42,8 +45,14 @@ _BATCH = "batch"
 # Files of a training that goes on from a checkpoint.
 _CONTINUED = (
   *("checkpoints", "metrics.jsonl", "speed.jsonl", "tensorboard", "profile"),
+  "writers",
 )
 _BEGUN, _DONE, _CONFIG = "begun.json", "done.json", "config.json"
+# A folder that holds the last record is a result that was set aside.
+_OLD, _ASIDE = ".old", "replaced.json"
+_RECORDS = (_BEGUN, _DONE, _ASIDE)
+# Sizes of parts that a stage makes itself; given weights bring theirs.
+_PARTS = ("vision", "llm")
 # Files of more bytes are not read as a whole to be told apart.
 _LARGE = 2**30
 _SHARD = 2**24
@@ -70,16 +79,21 @@ class Inputs:
   def of(self, step: Step) -> dict[str, str]:
     """Return a hash per input and per file or folder of a source.
 
-    A stage counts by its results, an artifact by its fingerprint, files by
-    their content. In a folder images count by name and size.
+    A stage counts by its results, for a report and a kind of the user's own
+    its numbers too; an artifact by its fingerprint, files by their content,
+    those of the user's own code among them. In a folder images count by name
+    and size.
     """
     texts = {}
     for name, address in sorted(step.inputs.items()):
       folder = addresses.parse(address).path
       done, prints = folder / "done.json", folder / "fingerprint.json"
       if done.exists():
-        outputs = files.read_json(done)["outputs"]
-        texts[name] = json.dumps(outputs, sort_keys=True)
+        record = files.read_json(done)
+        made = [record["outputs"]]
+        if step.kind == "report" or names.is_own(step.kind):
+          made.append(record["metrics"])
+        texts[name] = "".join(json.dumps(x, sort_keys=True) for x in made)
       elif prints.exists():
         texts[name] = prints.read_text(encoding="utf-8")
       else:
@@ -88,8 +102,11 @@ class Inputs:
       for field in ("path", "image_root", "bad", "tokenizer"):
         if spec.get(field):
           texts[f"{name}.{field}"] = self._files(pathlib.Path(spec[field]))
-      if spec.get("path") and _lists(spec):
+      own = names.is_own(spec.get("kind", ""))
+      if own or (spec.get("path") and _lists(spec)):
         texts[f"{name}.rows"] = self._stamp(spec)
+    for own in _own_names(step):
+      texts[f"code of {own}"] = self._files(names.file_of(own))
     return {name: _short_hash(text.encode()) for name, text in texts.items()}
 
   def _stamp(self, spec: ConfigDict) -> str:
@@ -110,6 +127,14 @@ class Inputs:
         ]
       )
     return self._known[path]
+
+
+def _own_names(step: Step) -> list[str]:
+  """Return what of a stage is the user's own code."""
+  sources = step.config.get("sources", {}).values()
+  asked = (step.kind, step.config.get("objective", ""))
+  found = (*asked, *(spec.get("kind", "") for spec in sources))
+  return sorted({name for name in found if names.is_own(name)})
 
 
 def _lists(spec: ConfigDict) -> bool:
@@ -146,8 +171,23 @@ def free_keys(kind: str, *, begun: bool = False) -> tuple[str, ...]:
   `begun`: the stage is not finished, so that the rest of a training may be made
   of other batches.
   """
+  if names.is_own(kind):
+    return _OWN_FREE
   counts = kind in _BATCH_COUNTS and not begun
   return FREE_KEYS if counts else (*FREE_KEYS, _BATCH)
+
+
+def _unused(step: Step) -> tuple[str, ...]:
+  """Return the shared settings that decide nothing in a stage.
+
+  Sizes of the parts count where a training makes them; a kind of the user's own
+  may read everything.
+  """
+  if names.is_own(step.kind):
+    return ()
+  if step.kind != "train":
+    return _PARTS
+  return tuple(p for p in _PARTS if {"init", p} & step.inputs.keys())
 
 
 def fingerprint(kind: str, fields: Mapping[str, Any]) -> str:
@@ -162,35 +202,154 @@ def _deciding(fields: Mapping[str, Any], free: Sequence[str]) -> dict[str, Any]:
   return json.loads(json.dumps(kept, default=list))
 
 
-def finished(step: Step, inputs: Inputs) -> bool:
-  """Return whether a stage is done; raise if it was done otherwise."""
+def is_done(step: Step) -> bool:
+  """Return whether a stage has a result, however it was made.
+
+  Raises InputError if a file of the result is not what the stage wrote.
+  """
   path = step.folder / _DONE
   if not path.exists():
     return False
-  done = files.read_json(path)
-  free, now = free_keys(step.kind), step.config.to_dict()
-  if _deciding(done["fields"], free) != _deciding(now, free):
-    raise InputError(
-      f"{step.folder} was made with other settings "
-      f"({_difference(done['fields'], now, free)}): use another "
-      "--workdir, or delete the folder to make it again"
-    )
-  if done["inputs"] != inputs.of(step):
-    raise InputError(
-      f"{step.folder} was made from other inputs than there are now: delete it "
-      "to make it again"
-    )
-  sums = _checksums(step.folder)
-  changed = [n for n, mark in done["outputs"].items() if sums.get(n) != mark]
+  sums = _checksums(step)
+  outputs = files.read_json(path)["outputs"]
+  changed = [n for n, mark in outputs.items() if sums.get(n) != mark]
   if changed:
     raise InputError(
       f"{step.folder / changed[0]} is not what the stage wrote: delete "
       f"{step.folder} to make it again"
     )
-  otherwise = _difference(done["fields"], now, LOGGING_KEYS)
-  if otherwise:
-    LOG.info("%s stays, made with other settings: %s", step.name, otherwise)
   return True
+
+
+def is_begun(step: Step) -> bool:
+  """Return whether a stage has checkpoints that it would go on from."""
+  checkpoints = step.folder / "checkpoints"
+  return (step.folder / _BEGUN).exists() and any(checkpoints.glob("*"))
+
+
+def change(step: Step, inputs: Inputs, *, unknown: Sequence[str] = ()) -> str:
+  """Return what differs between a stage as it is there and as it is set.
+
+  Empty if nothing does, or nothing is there to be lost. What decides is the
+  stage's own section, its sources and what it reads; settings that came with a
+  later version of the package decide nothing in what was made before.
+
+  Args:
+    unknown: names of inputs that are not compared, since they are to be made.
+  """
+  if is_done(step):
+    done = files.read_json(step.folder / _DONE)
+    before, begun = done["fields"], False
+  elif is_begun(step):
+    done = files.read_json(step.folder / _BEGUN)
+    before, begun = files.read_json(step.folder / _CONFIG), True
+  else:
+    return ""
+  now = step.config.to_dict()
+  free = (*free_keys(step.kind, begun=begun), *_unused(step))
+  if not _own_names(step) and step.kind != "report":
+    free = (*free, *(key for key in now if key not in before))
+  if _deciding(before, free) != _deciding(now, free):
+    said = _difference(_deciding(before, free), _deciding(now, free), ())
+    return said or "settings"
+  marks = inputs.of(step)
+  other = [
+    name
+    for name in sorted(marks.keys() | done["inputs"].keys())
+    if name not in unknown and marks.get(name) != done["inputs"].get(name)
+  ]
+  return f"other {', '.join(other)}" if other else ""
+
+
+def log_free_changes(step: Step) -> None:
+  """Log settings that changed without unmaking a stage."""
+  path = step.folder / _DONE
+  if path.exists():
+    before, what = files.read_json(path)["fields"], "stays, made"
+  elif is_begun(step):
+    before, what = files.read_json(step.folder / _CONFIG), "goes on"
+  else:
+    return
+  free = (*LOGGING_KEYS, *_unused(step))
+  changed = _difference(before, step.config.to_dict(), free)
+  if changed:
+    LOG.info("%s %s with other settings: %s", step.name, what, changed)
+
+
+def old(step: Step) -> Step:
+  """Return a stage as it was before it is made again."""
+  folder = step.folder.with_name(step.folder.name + _OLD)
+  return dataclasses.replace(step, folder=folder)
+
+
+def set_aside(step: Step) -> None:
+  """Make room for a stage that is made again; what is there is STAGE.old.
+
+  A result that was set aside before stays, and an attempt after it goes.
+  """
+  _check_own(step)
+  if (step.folder / _DONE).exists():
+    discard_old(step)
+  if old(step).folder.exists():
+    _remove(step.folder)
+    return
+  files.write_json(step.folder / _ASIDE, {"stage": step.name})
+  step.folder.rename(old(step).folder)
+
+
+def can_restore(
+  step: Step, inputs: Inputs, *, unknown: Sequence[str] = ()
+) -> bool:
+  """Return whether what was set aside is what is asked for."""
+  before = old(step)
+  if not (before.folder / _ASIDE).exists():
+    return False
+  try:
+    there = is_done(before) or is_begun(before)
+  except InputError:
+    # Half of it was deleted when the run was killed.
+    return False
+  return there and not change(before, inputs, unknown=unknown)
+
+
+def restore(step: Step, inputs: Inputs) -> bool:
+  """Take back what was set aside, if it is what is asked for."""
+  if not can_restore(step, inputs):
+    return False
+  _check_own(step)
+  if step.folder.exists():
+    _remove(step.folder)
+  old(step).folder.rename(step.folder)
+  (step.folder / _ASIDE).unlink()
+  return True
+
+
+def replaces_old(step: Step) -> bool:
+  """Return whether what was set aside would go, and nobody allowed that.
+
+  An attempt that was begun with the present settings was allowed to.
+  """
+  if not (old(step).folder / _ASIDE).exists():
+    return False
+  claim = step.folder / _BEGUN
+  now = fingerprint(step.kind, step.config.to_dict())
+  return not (claim.exists() and files.read_json(claim)["config"] == now)
+
+
+def discard_old(step: Step) -> None:
+  """Delete what a finished stage has replaced."""
+  before = old(step)
+  _check_own(before)
+  if before.folder.exists():
+    _remove(before.folder)
+
+
+def _remove(folder: pathlib.Path) -> None:
+  """Delete a folder of the run, what says that it is the run's last."""
+  for path in sorted(folder.iterdir(), key=lambda x: x.name in _RECORDS):
+    linked = path.is_symlink()
+    shutil.rmtree(path) if path.is_dir() and not linked else path.unlink()
+  folder.rmdir()
 
 
 def check_folders(workdir: pathlib.Path, steps: Iterable[Step]) -> None:
@@ -199,7 +358,7 @@ def check_folders(workdir: pathlib.Path, steps: Iterable[Step]) -> None:
   Nothing is touched. A folder is the run's if a begun or finished stage is in
   it; an empty one may become so.
   """
-  for step in steps:
+  for step in [x for one in steps for x in (one, old(one))]:
     for place in reversed(step.folder.relative_to(workdir).parents[:-1]):
       _check_place(workdir / place, step.name)
     _check_own(step)
@@ -218,9 +377,9 @@ def _check_own(step: Step) -> None:
   """Raise InputError unless the stage's folder is absent, empty or its own."""
   folder = step.folder
   _check_place(folder, step.name)
-  if not folder.exists() or any(
-    _is_record(folder / n) for n in (_BEGUN, _DONE)
-  ):
+  aside = folder.name.endswith(_OLD)
+  records = (_ASIDE,) if aside else (_BEGUN, _DONE)
+  if not folder.exists() or any(_is_record(folder / n) for n in records):
     return
   # A run that is killed while it writes the record leaves a file behind.
   inside = sorted(
@@ -230,7 +389,7 @@ def _check_own(step: Step) -> None:
   )
   if inside:
     raise InputError(
-      f"{folder}: holds {inside[0]!r}, but no {_BEGUN} or {_DONE} of a run, "
+      f"{folder}: holds {inside[0]!r}, but no {' or '.join(records)} of a run, "
       f"and {step.name} would delete it: move the folder away or use "
       "another --workdir"
     )
@@ -244,7 +403,7 @@ def _is_record(path: pathlib.Path) -> bool:
     content = files.read_json(path)
   except InputError:
     return False
-  return isinstance(content, dict) and "config" in content
+  return isinstance(content, dict) and bool({"config", "stage"} & set(content))
 
 
 def begin(step: Step, inputs: Inputs) -> None:
@@ -256,11 +415,8 @@ def begin(step: Step, inputs: Inputs) -> None:
     "config": fingerprint(step.kind, step.config.to_dict()),
     "inputs": inputs.of(step),
   }
-  kept = claim.exists() and any((step.folder / "checkpoints").glob("*"))
-  if kept:
-    _check_begun(step, begun["inputs"])
   # A run that is killed before it writes the settings anew needs the old ones.
-  stays = (_BEGUN, _CONFIG, *(_CONTINUED if kept else ()))
+  stays = (_BEGUN, _CONFIG, *(_CONTINUED if is_begun(step) else ()))
   for path in step.folder.iterdir():
     if path.name in stays:
       continue
@@ -268,24 +424,6 @@ def begin(step: Step, inputs: Inputs) -> None:
     shutil.rmtree(path) if path.is_dir() and not linked else path.unlink()
   files.write_json(claim, begun)
   files.write_json(step.folder / _CONFIG, step.config.to_dict())
-
-
-def _check_begun(step: Step, inputs: Mapping[str, str]) -> None:
-  """Raise if a stage with checkpoints was begun from something else."""
-  before = files.read_json(step.folder / _CONFIG)
-  free, now = free_keys(step.kind, begun=True), step.config.to_dict()
-  other = ""
-  if _deciding(before, free) != _deciding(now, free):
-    other = f"settings ({_difference(before, now, free)})"
-  elif files.read_json(step.folder / _BEGUN)["inputs"] != inputs:
-    other = "inputs"
-  if other:
-    raise InputError(
-      f"{step.folder} was begun with other {other}: delete it to make it again"
-    )
-  changed = _difference(before, now, LOGGING_KEYS)
-  if changed:
-    LOG.info("%s goes on with other settings: %s", step.name, changed)
 
 
 def finish(
@@ -300,7 +438,7 @@ def finish(
       "config": fingerprint(step.kind, step.config.to_dict()),
       "fields": step.config.to_dict(),
       "inputs": inputs.of(step),
-      "outputs": _checksums(step.folder),
+      "outputs": _checksums(step),
       "metrics": metrics,
       "seconds": round(seconds, 2),
       "versions": files.versions(),
@@ -310,30 +448,23 @@ def finish(
   (step.folder / _BEGUN).unlink()
 
 
-def _checksums(folder: pathlib.Path) -> dict[str, str]:
-  """Return a hash per result file; parameters have a fingerprint of theirs."""
-  sums, about = {}, (_DONE, _BEGUN, _CONFIG)
-  for path in sorted(folder.iterdir()):
-    if path.is_file() and path.name not in about:
-      sums[path.name] = _short_hash(path.read_bytes())
-  return sums
+def _checksums(step: Step) -> dict[str, str]:
+  """Return a hash per result file; parameters have a fingerprint of theirs.
 
-
-def claim(workdir: pathlib.Path, config: ConfigDict) -> None:
-  """Write the run's config, or refuse a workdir of another configuration."""
-  path = workdir / "config.json"
-  now = json.loads(json.dumps(config.to_dict(), default=list))
-  if path.exists():
-    before = files.read_json(path)
-    # Of another batch each stage judges for itself.
-    free = (*FREE_KEYS, _BATCH)
-    if _without(before, free) != _without(now, free):
-      raise InputError(
-        f"{workdir} belongs to another configuration "
-        f"({_difference(before, now, free)}): use another --workdir"
-      )
+  A kind of the user's own has none, so that files in its folders count.
+  """
+  about = (*_RECORDS, _CONFIG, *_CONTINUED)
+  if not names.is_own(step.kind):
+    about = (*_RECORDS, _CONFIG)
+    inside = [path for path in step.folder.iterdir() if path.is_file()]
   else:
-    files.write_json(path, now)
+    inside = [path for path in step.folder.rglob("*") if path.is_file()]
+  places = {path.relative_to(step.folder): path for path in inside}
+  return {
+    place.as_posix(): _short_hash(path.read_bytes())
+    for place, path in sorted(places.items())
+    if place.parts[0] not in about
+  }
 
 
 def _without(node: Any, keys: Sequence[str]) -> Any:
@@ -348,12 +479,12 @@ def _difference(
   before: Mapping[str, Any], now: Mapping[str, Any], free: Sequence[str]
 ) -> str:
   """Return the first few settings that differ, as `key: old -> new`."""
-  old = _leaves(_without(before, free))
+  was = _leaves(_without(before, free))
   new = _leaves(_without(json.loads(json.dumps(now, default=list)), free))
   changed = [
-    f"{key}: {old.get(key)!r} -> {new.get(key)!r}"
-    for key in sorted(old.keys() | new.keys())
-    if old.get(key) != new.get(key)
+    f"{key}: {was.get(key)!r} -> {new.get(key)!r}"
+    for key in sorted(was.keys() | new.keys())
+    if was.get(key) != new.get(key)
   ]
   return "; ".join(changed[:4]) + (" ..." if len(changed) > 4 else "")
 

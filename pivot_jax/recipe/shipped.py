@@ -65,6 +65,13 @@ def ship(run: pathlib.Path, to: pathlib.Path) -> None:
   )
 
 
+def take_apart(config: ConfigDict) -> None:
+  """Have the LLM trained where the shipped one has another tokenizer."""
+  if config.tokenizer != "package:toy" and config.llm.init == "package:toy:llm":
+    # The shipped LLM speaks the shipped tokenizer only.
+    config.llm.init = "@stage0_llm:llm"
+
+
 def taken(config: ConfigDict) -> dict[str, str]:
   """Return the stages whose shipped result is what they would make.
 

@@ -16,7 +16,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 import pivot_jax
-from pivot_jax import addresses
+from pivot_jax import addresses, files
 from pivot_jax.data import chat
 from pivot_jax.data.tokenizer import load_tokenizer
 from pivot_jax.errors import InputError
@@ -286,7 +286,7 @@ def test_the_card_tells_recipe_data_and_measurements(artifact, tmp_path):
       shutil.copytree(artifact, step.folder, dirs_exist_ok=True)
     metrics = {"accuracy": {"value": 0.625, "se": 0.01, "n": 40}}
     run_folder.finish(step, inputs, metrics, 1.0)
-  run_folder.claim(run, config)
+  files.write_json(run / "config.json", config.to_dict())
   (run / "plan.txt").write_text("")
   out = export.export(str(run / "detach_dpo"), tmp_path / "out", format="hf")
   card = (out / "README.md").read_text()

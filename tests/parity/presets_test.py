@@ -14,7 +14,7 @@ import pytest
 import torch
 import transformers
 
-from configs import presets
+from pivot_jax.configs import presets
 from pivot_jax.models import mllm, qwen2, vit
 
 _SIZES = (

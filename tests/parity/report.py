@@ -22,7 +22,7 @@ import time
 import jax
 import numpy as np
 
-from configs import presets
+from pivot_jax.configs import presets
 from tests.parity import cases, foreign, towers_test
 
 WIDE_TOLERANCE = 2e-5  # float32, absolute, outputs of up to twenty

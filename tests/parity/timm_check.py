@@ -25,7 +25,7 @@ import safetensors.torch
 import torch
 
 import pivot_jax
-from configs import presets
+from pivot_jax.configs import presets
 from pivot_jax.models import vit
 from pivot_jax.weights.convert import layouts, names, open_weights, towers
 from pivot_jax.weights.convert import timm as converter

@@ -3,11 +3,12 @@
 import json
 import logging
 import pathlib
+import shutil
 
 import ml_collections
 import pytest
 
-from configs import pivot
+from pivot_jax.configs import common, pivot
 from pivot_jax.data import opener
 from pivot_jax.data.sources import mixtures
 from pivot_jax.errors import InputError
@@ -19,7 +20,7 @@ from tests.fixtures import published
 def test_the_default_recipe_has_every_arm_and_no_stage_zero(tmp_path):
   planned = plan.expand(pivot.get_config(), tmp_path)
   names = [step.name for step in planned.steps]
-  for arm in pivot.ARMS:
+  for arm in ("original", "stage1", "sft", "dpo"):
     assert f"detach_{arm}" in names and f"evaluate_pivot_{arm}" in names
   assert names[0] == "stage1_proj" and names[-1] == "report"
   assert planned.left_out["stage0_llm"] == "its weights are given"
@@ -160,12 +161,15 @@ def test_a_folder_of_another_is_an_error_before_anything_is_touched(small):
   assert (workdir / "report" / "thesis.tex").read_text() == "mine"
 
 
-def test_a_workdir_of_another_configuration_is_refused(small):
-  config, workdir, _ = small
+def test_a_finished_stage_that_changed_is_not_replaced_unasked(small):
+  config, workdir, runs = small
   _run(config, workdir)
   config.detach_dpo.seed = 5
-  with pytest.raises(InputError, match=r"detach_dpo.seed: 0 -> 5"):
+  with pytest.raises(
+    InputError, match=r"detach_dpo \(seed: 0 -> 5\).*--rerun=detach_dpo"
+  ):
     _run(config, workdir)
+  assert len(runs) == 1
 
 
 def test_logging_keys_do_not_make_another_configuration(small):
@@ -181,6 +185,248 @@ def test_a_workdir_in_use_is_refused(small):
   workdir.mkdir()
   with run_folder.lock(workdir), pytest.raises(InputError, match="in use"):
     _run(config, workdir)
+
+
+# --- a run that is corrected --------------------------------------------------
+
+STAGE = """
+import json
+import pathlib
+
+
+def run(config, inputs, out):
+  values = [
+    json.loads((pathlib.Path(x) / "value.json").read_text())
+    for x in inputs.values()
+  ]
+  (out / "value.json").write_text(json.dumps(sum(values) + config.value))
+  with pathlib.Path(config.ran).open("a") as file:
+    file.write(config.name + " ")
+  return {"value": sum(values) + config.value}
+"""
+VALUES = dict(first=1, second=2, third=4)
+
+
+@pytest.fixture
+def chain(tmp_path):
+  """Return fn(*rerun, first=..., ...) -> the stages that ran, by name.
+
+  Three stages, each of which adds its value to that of the one before.
+  """
+  file, ran = tmp_path / "adds.py", tmp_path / "ran"
+  file.write_text(STAGE)
+
+  def start(*rerun, note="", killed="", **values):
+    ran.write_text("")
+    config = pivot.get_config()
+    before = ""
+    for name, value in (VALUES | values).items():
+      config[name] = common.stage(
+        f"{file}:run",
+        inputs=dict(before=f"@{before}") if before else {},
+        value=value,
+        ran=str(ran),
+        note=note if name == "first" else "",
+      )
+      before = name
+    config.order = tuple(VALUES)
+    planned = plan.expand(config, tmp_path / "w")
+    with pytest.MonkeyPatch.context() as patch:
+      if killed:
+        patch.setattr(run_folder, "begin", kill_in(killed))
+      plan.run(planned, tmp_path / "w", config, rerun)
+    return ran.read_text().split()
+
+  start.folder = tmp_path / "w"
+  return start
+
+
+def kill_in(name):
+  """Return a `begin` that is killed once it has begun a stage."""
+  begin = run_folder.begin
+
+  def begin_or_die(step, inputs):
+    begin(step, inputs)
+    if step.name == name:
+      raise KeyboardInterrupt
+
+  return begin_or_die
+
+
+def value(folder):
+  return json.loads((folder / "value.json").read_text())
+
+
+def test_a_changed_stage_runs_again_with_what_reads_it_and_nothing_else(chain):
+  assert chain() == ["first", "second", "third"]
+  assert chain("second", second=3) == ["second", "third"]
+  assert value(chain.folder / "third") == 8
+  # A scheduler may give the same command again.
+  assert chain("second", second=3) == []
+  assert sorted(x.name for x in chain.folder.iterdir() if x.is_dir()) == sorted(
+    VALUES
+  )
+
+
+def test_a_stage_whose_result_is_the_same_leaves_its_readers_alone(chain):
+  chain()
+  assert chain("first", note="another") == ["first"]
+
+
+def test_a_stage_that_has_not_begun_changes_silently(chain):
+  with pytest.raises(KeyboardInterrupt):
+    chain(killed="second")
+  assert chain(second=7, third=8) == ["second", "third"]
+
+
+def test_what_would_run_again_is_listed_and_nothing_touched(chain):
+  chain()
+  with pytest.raises(
+    InputError,
+    match=r"second \(value: 2 -> 3\); third \(reads second\).*"
+    r"--rerun=second \(or all\)",
+  ):
+    chain(second=3)
+  assert value(chain.folder / "third") == 7
+  # Not what the stage before it allows.
+  with pytest.raises(InputError, match="--rerun=second"):
+    chain("third", second=3)
+  assert chain("all", second=3) == ["second", "third"]
+
+
+def test_a_name_of_no_stage_is_an_error(chain):
+  with pytest.raises(InputError, match="--rerun=fourth: no such stage.*third"):
+    chain("fourth")
+
+
+def test_a_third_setting_needs_leave_to_drop_what_was_set_aside(chain):
+  chain()
+  with pytest.raises(KeyboardInterrupt):
+    chain("second", second=3, killed="second")
+  with pytest.raises(InputError, match=r"second \(replaces second.old\)"):
+    chain(second=9)
+  # What was allowed once may go on without being named again.
+  with pytest.raises(InputError, match="third.*--rerun=third"):
+    chain(second=3)
+  assert value(chain.folder / "second") == 4
+
+
+def test_settings_are_taken_back_though_the_attempt_has_checkpoints(chain):
+  chain()
+  with pytest.raises(KeyboardInterrupt):
+    chain("second", second=3, killed="second")
+  (chain.folder / "second" / "checkpoints" / "1").mkdir(parents=True)
+  with pytest.raises(InputError, match="second"):
+    chain(second=9)
+  assert chain() == []
+  assert value(chain.folder / "second") == 3
+
+
+def test_a_stage_of_every_seed_is_allowed_by_its_name(tmp_path):
+  config = pivot.get_config()
+  config.seeds = 2
+  planned = plan.expand(config, tmp_path)
+  both = plan.allowed(planned, ["stage2_dpo"])
+  assert {"stage2_dpo", "seed1/stage2_dpo", "seed1/detach_dpo"} <= both
+  one = plan.allowed(planned, ["seed1/stage2_dpo"])
+  assert "seed1/detach_dpo" in one and not {"stage2_dpo", "detach_dpo"} & one
+  assert "report" in plan.allowed(planned, [])
+
+
+def test_a_kind_that_returns_no_numbers_is_an_error(tmp_path):
+  config, file = pivot.get_config(), tmp_path / "nothing.py"
+  file.write_text("def run(*_):\n  return None\n")
+  config.first = common.stage(f"{file}:run")
+  config.order = ("first",)
+  planned = plan.expand(config, tmp_path / "w")
+  with pytest.raises(InputError, match="first.kind.*returned NoneType"):
+    plan.run(planned, tmp_path / "w", config)
+
+
+@pytest.mark.parametrize(
+  ("change", "says"),
+  [
+    (dict(arm="dop"), "linear_probe_dpo.arm='dop': the arms are original"),
+    (dict(measure="vqa"), "linear_probe_dpo.measure='vqa': choose one of lin"),
+    (dict(arm="sft"), "linear_probe_dpo and linear_probe_sft both measure"),
+  ],
+)
+def test_a_stage_that_measures_the_wrong_thing_is_an_error(
+  tmp_path, change, says
+):
+  config = pivot.get_config()
+  config.linear_probe_dpo.update(change)
+  with pytest.raises(InputError, match=says):
+    plan.expand(config, tmp_path)
+
+
+def test_arms_have_names_of_their_own_and_pairs_are_of_arms(tmp_path):
+  config = pivot.get_config()
+  config.arms = (*pivot.ARMS, common.arm("x", model="m", label="SFT"))
+  with pytest.raises(InputError, match="two have the label 'SFT'"):
+    plan.expand(config, tmp_path)
+  config.arms = pivot.ARMS
+  for pair, says in (
+    (common.pair("dpo", "nobody"), "'nobody' is no arm"),
+    (dict(one="dpo", other="sft"), "has no 'same_rows'"),
+  ):
+    config.compared = (pair,)
+    with pytest.raises(InputError, match=says):
+      plan.expand(config, tmp_path)
+
+
+def test_one_more_arm_is_measured_and_compared(tmp_path):
+  config = pivot.get_config()
+  arm = common.arm("again", model="stage2_dpo", label="the same again")
+  pivot.add_arm(config, arm)
+  names = [step.name for step in plan.expand(config, tmp_path).steps]
+  assert names[-1] == "report" and names.count("report") == 1
+  for kind in (
+    "detach",
+    "linear_probe",
+    "segment_probe",
+    "gradcam",
+    "evaluate",
+  ):
+    assert f"{kind}_again" in names
+  report = plan.expand(config, tmp_path).steps[-1].config
+  assert report.compared[-1]["one"] == "again"
+
+
+def test_killed_while_it_is_made_again_nothing_is_lost(chain):
+  chain()
+  with pytest.raises(KeyboardInterrupt):
+    chain("second", second=3, killed="second")
+  assert value(chain.folder / "second.old") == 3
+  assert value(chain.folder / "third") == 7
+  # The settings are taken back: so is the result.
+  assert chain() == []
+  assert value(chain.folder / "second") == 3
+  assert not (chain.folder / "second.old").exists()
+  with pytest.raises(KeyboardInterrupt):
+    chain("second", second=3, killed="second")
+  assert chain("second", second=3) == ["second", "third"]
+  assert not (chain.folder / "second.old").exists()
+
+
+def test_a_stage_deleted_by_hand_is_made_again(chain):
+  chain()
+  shutil.rmtree(chain.folder / "second")
+  assert chain() == ["second"]
+
+
+def test_a_kind_that_is_nobodys_is_an_error_at_once(tmp_path):
+  config = pivot.get_config()
+  config.order = ("mine",)
+  for kind, says in (
+    ("linear_prob", "mine.kind='linear_prob': choose one of"),
+    ("nowhere.py:run", "mine.kind: nowhere.py: no such file"),
+    ("json:run", "mine.kind='json:run': json has no 'run'"),
+  ):
+    config.mine = common.stage("a:b")
+    config.mine.kind = kind
+    with pytest.raises(InputError, match=says):
+      plan.expand(config, tmp_path)
 
 
 # --- results that ship with the package --------------------------------------
@@ -290,7 +536,7 @@ def test_a_stage_begun_from_other_data_is_not_continued(tmp_path, monkeypatch):
     plan.run(planned, tmp_path / "w", config)
   (step.folder / "checkpoints" / "2").mkdir(parents=True)
   file.write_text('{"another": 1}\n')
-  with pytest.raises(InputError, match="begun with other inputs"):
+  with pytest.raises(InputError, match=r"detach_original \(other rows.path\)"):
     plan.run(planned, tmp_path / "w", config)
 
 
@@ -320,7 +566,7 @@ def test_an_unfinished_stage_goes_on_with_another_batch_and_says_so(
   )
   config.stage1_proj.beta = 0.5
   planned = plan.expand(config, tmp_path / "w")
-  with pytest.raises(InputError, match="belongs to another config.*beta: 0.1"):
+  with pytest.raises(InputError, match=r"stage1_proj \(.*beta: 0.1"):
     plan.run(planned, tmp_path / "w", config)
 
 

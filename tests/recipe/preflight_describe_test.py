@@ -6,7 +6,7 @@ import re
 import ml_collections
 import pytest
 
-from configs import pivot
+from pivot_jax.configs import pivot
 from pivot_jax.errors import InputError
 from pivot_jax.recipe import plan, preflight
 

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from configs import pivot
+from pivot_jax.configs import pivot
 from pivot_jax.errors import InputError
 from pivot_jax.recipe import plan, preflight
 from pivot_jax.training import loop
@@ -36,7 +36,7 @@ def test_every_recipe_passes(tmp_path, name):
   (dict(stage2_sft__lr=((".*", -1e-3),)), r"stage2_sft.lr: .* is not a rule"),
   (dict(stage2_sft__lr=(".*", 1e-3)), r"stage2_sft.lr: '.\*' is not a rule"),
   (dict(linear_probe_dpo__validation=1.0), "validation=1.0: give a share"),
-  (dict(stage2_dpo__objective="mpo"), "'mpo': choose one of sft, dpo"),
+  (dict(stage2_dpo__objective="mpo"), "'mpo': choose one of dpo, sft"),
   (dict(stage2_sft__template="chatml"), "'chatml': choose one of qwen_1_5"),
   (dict(stage2_sft__schedule="step"), "'step': choose one of cosine"),
   (dict(stage2_sft__moments="float16"), "'float16': choose one of float32"),

@@ -1,8 +1,11 @@
 """A run folder keeps what a run may go on with and what is not its own."""
 
+import dataclasses
 import json
 import logging
 import pathlib
+import re
+import shutil
 
 import ml_collections
 import pytest
@@ -184,13 +187,12 @@ def test_how_it_is_computed_makes_no_other_stage_begun_or_finished(
   begun, done = make_step(tmp_path, "begun"), make_step(tmp_path, "done")
   interrupt(begun)
   run(done)
+  others = [make_step(tmp_path, x, **changed) for x in ("done", "begun")]
   with caplog.at_level(logging.INFO, "pivot_jax"):
-    assert run_folder.finished(
-      make_step(tmp_path, "done", **changed), run_folder.Inputs()
-    )
-    run_folder.begin(
-      make_step(tmp_path, "begun", **changed), run_folder.Inputs()
-    )
+    for other in others:
+      assert run_folder.change(other, run_folder.Inputs()) == ""
+      run_folder.log_free_changes(other)
+  run_folder.begin(others[1], run_folder.Inputs())
   assert (begun.folder / "checkpoints" / "2").is_dir()
   shown = next(iter(changed)) not in run_folder.LOGGING_KEYS
   assert len(caplog.messages) == 2 * shown
@@ -200,21 +202,21 @@ def test_how_it_is_computed_makes_no_other_stage_begun_or_finished(
 def test_what_decides_the_result_makes_another_finished_stage(tmp_path, field):
   run(make_step(tmp_path))
   other = make_step(tmp_path, **{field: 16})
-  with pytest.raises(InputError, match=rf"made with other .*{field}: .* -> 16"):
-    run_folder.finished(other, run_folder.Inputs())
+  said = run_folder.change(other, run_folder.Inputs())
+  assert re.fullmatch(rf"{field}: .* -> 16", said)
 
 
 def test_an_unfinished_training_goes_on_with_another_batch_only(tmp_path):
   interrupt(make_step(tmp_path))
   run_folder.begin(make_step(tmp_path, batch=16), run_folder.Inputs())
-  with pytest.raises(InputError, match=r"begun with other settings \(lr: "):
-    run_folder.begin(make_step(tmp_path, lr=1e-4), run_folder.Inputs())
+  other = make_step(tmp_path, lr=1e-4)
+  assert run_folder.change(other, run_folder.Inputs()).startswith("lr: ")
 
 
 def test_a_batch_that_is_a_matter_of_memory_does_not_count(tmp_path):
   run(make_step(tmp_path, kind="score"))
   other = make_step(tmp_path, kind="score", batch=16)
-  assert run_folder.finished(other, run_folder.Inputs())
+  assert run_folder.change(other, run_folder.Inputs()) == ""
 
 
 def test_a_stage_finished_under_another_mark_of_its_settings_is_finished(
@@ -226,4 +228,195 @@ def test_a_stage_finished_under_another_mark_of_its_settings_is_finished(
   path = step.folder / "done.json"
   done = json.loads(path.read_text()) | {"config": "0123456789abcdef"}
   path.write_text(json.dumps(done))
-  assert run_folder.finished(step, run_folder.Inputs())
+  assert run_folder.change(step, run_folder.Inputs()) == ""
+
+
+SIZES = dict(vision=dict(hidden_size=96), llm=dict(hidden_size=64))
+
+
+@pytest.mark.parametrize(
+  ("kind", "given", "counts"),
+  [
+    ("train", (), ("llm", "vision")),
+    ("train", ("vision",), ("llm",)),
+    ("train", ("init",), ()),
+    ("linear_probe", ("init",), ()),
+    ("OWN:run", ("init",), ("llm", "vision")),
+  ],
+)
+def test_sizes_count_for_a_part_that_the_stage_makes(
+  tmp_path, kind, given, counts
+):
+  inputs = {name: str(tmp_path / f"{name}_weights") for name in given}
+  (tmp_path / "own.py").write_text("")
+  kind = kind.replace("OWN", str(tmp_path / "own.py"))
+
+  def step(**changed):
+    made = make_step(tmp_path, kind=kind, **(SIZES | changed))
+    return dataclasses.replace(made, inputs=inputs)
+
+  run(step())
+  for part in ("llm", "vision"):
+    other = step(**{part: dict(hidden_size=128)})
+    said = run_folder.change(other, run_folder.Inputs())
+    assert bool(said) == (part in counts) and (not said or part in said)
+
+
+@pytest.mark.parametrize(("kind", "counts"), [("train", 0), ("json:load", 1)])
+def test_a_setting_that_no_record_has_is_of_a_later_version(
+  tmp_path, kind, counts
+):
+  """In a kind of the user's own, whose settings have no versions, it counts."""
+  run(make_step(tmp_path, kind=kind))
+  other = make_step(tmp_path, kind=kind, smoothing=0.1)
+  assert bool(run_folder.change(other, run_folder.Inputs())) == counts
+
+
+def test_a_source_with_another_field_makes_another_stage(tmp_path):
+  run(make_step(tmp_path, sources=dict(a=dict(kind="scenes", size=3))))
+  now = dict(a=dict(kind="scenes", size=3, seed=1))
+  other = make_step(tmp_path, sources=now)
+  assert "sources.a.seed" in run_folder.change(other, run_folder.Inputs())
+
+
+# --- made again --------------------------------------------------------------
+
+
+def test_a_result_stays_beside_what_replaces_it_until_that_is_done(tmp_path):
+  step = make_step(tmp_path)
+  run(step)
+  before = contents(step.folder)
+  run_folder.set_aside(step)
+  before["replaced.json"] = b'{\n  "stage": "stage"\n}\n'
+  assert not step.folder.exists()
+  assert contents(run_folder.old(step).folder) == before
+  # Another attempt is killed and replaced: the last result stays.
+  interrupt(step)
+  run_folder.set_aside(step)
+  assert contents(run_folder.old(step).folder) == before
+  run(step)
+  run_folder.discard_old(step)
+  assert [path.name for path in tmp_path.iterdir()] == ["stage"]
+
+
+def test_a_result_set_aside_is_taken_back_if_it_is_asked_for(tmp_path):
+  step, other = make_step(tmp_path), make_step(tmp_path, lr=1.0)
+  run(step)
+  before = contents(step.folder)
+  run_folder.set_aside(step)
+  interrupt(other)
+  assert not run_folder.restore(other, run_folder.Inputs())
+  assert run_folder.restore(step, run_folder.Inputs())
+  assert contents(step.folder) == before
+
+
+def test_what_lies_where_a_result_would_be_set_aside_is_kept(tmp_path):
+  step = make_step(tmp_path)
+  run(step)
+  mine = tmp_path / "stage.old"
+  # A backup that the user made, with the run's own records in it.
+  shutil.copytree(step.folder, mine)
+  before = contents(tmp_path)
+  for touch in (
+    lambda: run_folder.check_folders(tmp_path, [step]),
+    lambda: run_folder.set_aside(step),
+    lambda: run_folder.discard_old(step),
+  ):
+    with pytest.raises(InputError, match="stage.old.*config.json"):
+      touch()
+  assert not run_folder.restore(step, run_folder.Inputs())
+  assert contents(tmp_path) == before
+
+
+def test_a_link_where_a_result_would_be_set_aside_is_kept(tmp_path):
+  step, outside = make_step(tmp_path), tmp_path / "outside"
+  run(step)
+  outside.mkdir()
+  (tmp_path / "stage.old").symlink_to(outside)
+  with pytest.raises(InputError, match="stage.old: is a symbolic link"):
+    run_folder.set_aside(step)
+  assert (step.folder / "done.json").exists() and outside.is_dir()
+
+
+def test_checkpoints_are_set_aside_and_taken_back_like_results(tmp_path):
+  step = make_step(tmp_path)
+  interrupt(step)
+  run_folder.set_aside(step)
+  interrupt(make_step(tmp_path, lr=1.0))
+  assert run_folder.restore(step, run_folder.Inputs())
+  assert run_folder.is_begun(step)
+  assert run_folder.change(step, run_folder.Inputs()) == ""
+
+
+@pytest.mark.parametrize("calls", range(1, 5))
+def test_a_kill_while_a_folder_is_deleted_leaves_it_the_runs(
+  tmp_path, monkeypatch, calls
+):
+  step = make_step(tmp_path)
+  run(step)
+  (step.folder / "a.txt").write_text("a")
+  run_folder.set_aside(step)
+  run(step)
+  left = iter(range(calls - 1))
+  unlink = pathlib.Path.unlink
+
+  def unlink_or_die(path, *args, **kwargs):
+    if "stage.old" in str(path) and next(left, None) is None:
+      raise KeyboardInterrupt
+    unlink(path, *args, **kwargs)
+
+  with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    patch.setattr(pathlib.Path, "unlink", unlink_or_die)
+    run_folder.discard_old(step)
+  run_folder.check_folders(tmp_path, [step])
+  run_folder.discard_old(step)
+  assert [path.name for path in tmp_path.iterdir()] == ["stage"]
+
+
+# --- code of the user's own --------------------------------------------------
+
+
+@pytest.mark.parametrize("where", ["kind", "objective", "source"])
+def test_code_of_the_users_own_counts_by_its_content(tmp_path, where):
+  file = tmp_path / "own.py"
+  file.write_text("def run(**_):\n  return None\n")
+  name = f"{file}:run"
+  fields = {
+    "kind": dict(kind=name),
+    "objective": dict(objective=name),
+    "source": dict(sources=dict(a=dict(kind="scenes", path=str(file)))),
+  }[where]
+  step = make_step(tmp_path, **fields)
+  run(step)
+  assert run_folder.change(step, run_folder.Inputs()) == ""
+  file.write_text("def run(**_):\n  return 1\n")
+  said = run_folder.change(step, run_folder.Inputs())
+  assert said.startswith("other ")
+
+
+def test_what_a_kind_of_the_users_own_computes_with_counts(tmp_path):
+  file = tmp_path / "own.py"
+  file.write_text("def run():\n  pass\n")
+  kind = f"{file}:run"
+  run(make_step(tmp_path, kind=kind))
+  for field, value in (("batch", 7), ("pack", {"row": 1}), ("accum", 9)):
+    other = make_step(tmp_path, kind=kind, **{field: value})
+    assert field in run_folder.change(other, run_folder.Inputs())
+  for field in ("tensorboard", "arm", "measure"):
+    other = make_step(tmp_path, kind=kind, **{field: "x"})
+    # A field that no record has counts whatever it is, but for these.
+    assert not run_folder.change(other, run_folder.Inputs())
+
+
+def test_files_in_folders_of_an_own_kind_are_results(tmp_path):
+  file = tmp_path / "own.py"
+  file.write_text("def run():\n  pass\n")
+  step = make_step(tmp_path, kind=f"{file}:run")
+  inputs = run_folder.Inputs()
+  run_folder.begin(step, inputs)
+  (step.folder / "hf").mkdir()
+  (step.folder / "hf" / "weights").write_text("1")
+  run_folder.finish(step, inputs, {}, 1.0)
+  (step.folder / "hf" / "weights").write_text("2")
+  with pytest.raises(InputError, match="hf/weights is not what the stage"):
+    run_folder.is_done(step)

@@ -18,7 +18,7 @@ import pytest
 from tests.fixtures import programs
 
 CONFIG = """
-from configs import pivot
+from pivot_jax.configs import pivot
 
 def get_config(arms=""):
   c = pivot.get_config("debug")
@@ -31,9 +31,10 @@ def get_config(arms=""):
   ).items():
     c.sources[name].size = size
   for arm in pivot.ARMS:
-    c[f"gradcam_{arm}"].batch = 8
-    c[f"segment_probe_{arm}"].epochs = 2
-    c[f"linear_probe_{arm}"].lambdas = (1e-2, 1e2, 3)
+    name = arm["name"]
+    c[f"gradcam_{name}"].batch = 8
+    c[f"segment_probe_{name}"].epochs = 2
+    c[f"linear_probe_{name}"].lambdas = (1e-2, 1e2, 3)
   return c
 """
 
