@@ -1,21 +1,34 @@
 """Package metadata. `pip install -e .` runs the loop, `.[test]` the tests."""
 
 import pathlib
+import re
 
 import setuptools
 
-README = pathlib.Path(__file__).parent / "README.md"
+ROOT = pathlib.Path(__file__).parent
+README = ROOT / "README.md"
+(VERSION,) = re.findall(
+  r'^__version__ = "(.+)"$',
+  (ROOT / "pivot_jax" / "__init__.py").read_text(encoding="utf-8"),
+  re.MULTILINE,
+)
 
 setuptools.setup(
   name="pivot_jax",
-  version="0.1.0",
+  version=VERSION,
   description="PIVOT: preference-instructed vision optimization in JAX",
   long_description=README.read_text(encoding="utf-8"),
   long_description_content_type="text/markdown",
   license="Apache-2.0",
   python_requires=">=3.11",
-  packages=setuptools.find_packages(include=["pivot_jax", "pivot_jax.*"]),
-  package_data={"pivot_jax": ["assets/**/*", "**/templates/*"]},
+  packages=[
+    *setuptools.find_packages(include=["pivot_jax", "pivot_jax.*"]),
+    # The recipes stand at the top level, and are a part of the package.
+    "pivot_jax.configs",
+  ],
+  package_dir={"pivot_jax.configs": "configs"},
+  package_data={"pivot_jax": ["assets/**/*", "**/templates/*", "py.typed"]},
+  entry_points={"console_scripts": ["pivot-jax = pivot_jax.cli:main"]},
   install_requires=[
     "absl-py>=2.1",
     "array_record>=0.8",
@@ -57,6 +70,7 @@ setuptools.setup(
       "pytest>=8",
       "pytest-xdist>=3.6",
       "ruff",
+      "setuptools>=68",
       "scikit-learn",
       "tensorboardX>=2.6",
       "tensorflow-datasets>=4.9.7",

@@ -9,7 +9,10 @@ jax is imported when one of them is called: importing the package is quick, and
 the command answers a wrong flag before that.
 """
 
+import importlib.util
 import os
+import pathlib
+import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +23,32 @@ if TYPE_CHECKING:
 
   from pivot_jax.models import layers
   from pivot_jax.weights import api
+
+__version__ = "0.1.0"
+
+
+def _find_recipes() -> None:
+  """Make `pivot_jax.configs` importable where it lies beside the package.
+
+  So it does in a clone; a wheel has it inside.
+  """
+  name, inside = (
+    f"{__name__}.configs",
+    pathlib.Path(__file__).parent / "configs",
+  )
+  beside = pathlib.Path(__file__).parents[1] / "configs" / "__init__.py"
+  if inside.is_dir() or not beside.with_name("common.py").is_file():
+    return
+  spec = importlib.util.spec_from_file_location(
+    name, beside, submodule_search_locations=[str(beside.parent)]
+  )
+  assert spec and spec.loader
+  sys.modules[name] = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(sys.modules[name])
+  sys.modules[__name__].configs = sys.modules[name]
+
+
+_find_recipes()
 
 
 def load(
