@@ -25,8 +25,8 @@ import jax
 import ml_dtypes
 import numpy as np
 
-from configs import presets
 from pivot_jax import files, sharding, trees
+from pivot_jax.configs import presets
 from pivot_jax.models import qwen2
 from pivot_jax.weights import checkpoint
 from pivot_jax.weights.convert import (

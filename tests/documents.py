@@ -34,7 +34,10 @@ _DOTTED = re.compile(r"([A-Za-z]\w*(?:\.\w+)+)(?:=(\S*))?")
 _FILE = re.compile(r".*\.(py|json|jsonl|md|npz|safetensors|yaml)")
 _SHELL = ("python ", "python3 ", "pip ", "pivot-jax ")
 # Files of a reader's own, and what takes their place.
-_OWN = {"--config=mine.py": f"--config={RECIPE}"}
+_OWN = {
+  f"--config={own}": f"--config={RECIPE}"
+  for own in ("mine.py", "mine/config.py")
+}
 # An answer to a command that is named without all that it needs.
 _LACKS = re.compile(r"are required|must have a value other than None")
 

@@ -13,7 +13,7 @@ from tests.fixtures import programs
 
 # One stage is enough: the projector alone, from the shipped weights.
 CONFIG = """
-from configs import pivot
+from pivot_jax.configs import pivot
 
 def get_config(steps):
   c = pivot.get_config("debug")

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from configs import presets
+from pivot_jax.configs import presets
 
 VISION, LLM = "siglip2-so400m16-384", "qwen2.5-1.5b"
 

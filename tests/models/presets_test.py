@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from configs import presets
+from pivot_jax.configs import presets
 from pivot_jax.models import mllm, qwen2, vit
 
 # Parameters of the published tower (all blocks and the last norm) and of what

@@ -14,8 +14,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from configs import presets
 from pivot_jax import errors
+from pivot_jax.configs import presets
 from pivot_jax.models import mllm, vit
 from pivot_jax.weights import checkpoint
 from pivot_jax.weights.convert import timm, towers
