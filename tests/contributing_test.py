@@ -46,6 +46,7 @@ def test_each_example_is_short(text):
   assert all(x.count("\n") < _LONGEST for x in files.values())
 
 
+@pytest.mark.nightly
 def test_the_examples_run_to_numbers_in_a_report(ran):
   found = json.loads((ran / "report.json").read_text("utf-8"))["results"]
   assert found["arms"]["hinge"]["linear/encoder/top1"]["n"] == 100

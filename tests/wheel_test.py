@@ -8,6 +8,7 @@ import pytest
 
 from tests.fixtures import programs
 
+pytestmark = pytest.mark.nightly
 OWN = """
 from pivot_jax.configs import pivot
 
@@ -106,14 +107,12 @@ def test_the_command_has_a_version_and_names_its_words(installed, elsewhere):
   assert "'trian'" in wrong.stderr and "run, data, export" in wrong.stderr
 
 
-@pytest.mark.nightly
 @pytest.mark.parametrize("way", [0, 1])
 def test_the_wheel_runs_a_recipe_to_its_report(installed, elsewhere, way):
   run(installed, elsewhere, *commands(installed, "pivot:debug")[way])
   assert (elsewhere / "w" / "report.html").exists()
 
 
-@pytest.mark.nightly
 def test_a_clone_runs_a_recipe_by_its_file(tmp_path):
   command = [sys.executable, "-m", "pivot_jax.main"]
   flags = ["--config=configs/pivot.py:debug", f"--workdir={tmp_path / 'w'}"]

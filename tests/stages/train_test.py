@@ -434,9 +434,13 @@ def test_more_tokens_than_the_language_model_has_are_refused(init, tmp_path):
     )
 
 
-def test_an_unknown_objective_is_answered_with_the_two(arm, tmp_path):
+def test_an_unknown_objective_is_answered_with_those_of_the_table(
+  arm, tmp_path
+):
   config, inputs = arm("ppo")
-  with pytest.raises(InputError, match="objective='ppo': choose sft or dpo"):
+  with pytest.raises(
+    InputError, match="objective='ppo': choose one of dpo, sft"
+  ):
     train.run(config, inputs, tmp_path)
 
 
