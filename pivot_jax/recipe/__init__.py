@@ -2,5 +2,5 @@
 
 `sections` and `plan` expand a config to steps with their edges and run them;
 `preflight` answers mistakes and says sizes before anything runs; `run_folder`
-knows what is finished or begun; `shipped` has the weights of the package.
+knows what is finished or begun, `settings` what counts; `shipped` has the weights of the package.
 """

@@ -18,6 +18,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from pivot_jax import addresses, files, names
@@ -283,7 +285,10 @@ def _numbers(measured: Any) -> Any:
   """Return numbers as Python's own, arrays without an axis among them."""
   if isinstance(measured, Mapping):
     return {key: _numbers(value) for key, value in measured.items()}
-  return measured.item() if getattr(measured, "ndim", None) == 0 else measured
+  arrays = (np.generic, np.ndarray, jax.Array)
+  if isinstance(measured, arrays) and measured.ndim == 0:
+    return measured.item()
+  return measured
 
 
 def describe(plan: Plan) -> str:

@@ -24,6 +24,7 @@ from ml_collections import ConfigDict
 from pivot_jax import addresses, files, names
 from pivot_jax.data import images, opener
 from pivot_jax.errors import InputError
+from pivot_jax.recipe import settings
 
 LOG = logging.getLogger("pivot_jax")
 
@@ -192,14 +193,8 @@ def _unused(step: Step) -> tuple[str, ...]:
 
 def fingerprint(kind: str, fields: Mapping[str, Any]) -> str:
   """Return the hash of the settings that decide a stage's result."""
-  text = json.dumps(_deciding(fields, free_keys(kind)), sort_keys=True)
+  text = json.dumps(settings.deciding(fields, free_keys(kind)), sort_keys=True)
   return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _deciding(fields: Mapping[str, Any], free: Sequence[str]) -> dict[str, Any]:
-  """Return the settings that count, as they are read back from JSON."""
-  kept = {key: value for key, value in fields.items() if key not in free}
-  return json.loads(json.dumps(kept, default=list))
 
 
 def is_done(step: Step) -> bool:
@@ -249,8 +244,10 @@ def change(step: Step, inputs: Inputs, *, unknown: Sequence[str] = ()) -> str:
   free = (*free_keys(step.kind, begun=begun), *_unused(step))
   if not _own_names(step) and step.kind != "report":
     free = (*free, *(key for key in now if key not in before))
-  if _deciding(before, free) != _deciding(now, free):
-    said = _difference(_deciding(before, free), _deciding(now, free), ())
+  if settings.deciding(before, free) != settings.deciding(now, free):
+    said = settings.difference(
+      settings.deciding(before, free), settings.deciding(now, free), ()
+    )
     return said or "settings"
   marks = inputs.of(step)
   other = [
@@ -271,7 +268,7 @@ def log_free_changes(step: Step) -> None:
   else:
     return
   free = (*LOGGING_KEYS, *_unused(step))
-  changed = _difference(before, step.config.to_dict(), free)
+  changed = settings.difference(before, step.config.to_dict(), free)
   if changed:
     LOG.info("%s %s with other settings: %s", step.name, what, changed)
 
@@ -288,6 +285,7 @@ def set_aside(step: Step) -> None:
   A result that was set aside before stays, and an attempt after it goes.
   """
   _check_own(step)
+  _check_own(old(step))
   if (step.folder / _DONE).exists():
     discard_old(step)
   if old(step).folder.exists():
@@ -465,37 +463,6 @@ def _checksums(step: Step) -> dict[str, str]:
     for place, path in sorted(places.items())
     if place.parts[0] not in about
   }
-
-
-def _without(node: Any, keys: Sequence[str]) -> Any:
-  if not isinstance(node, Mapping):
-    return node
-  return {
-    key: _without(value, keys) for key, value in node.items() if key not in keys
-  }
-
-
-def _difference(
-  before: Mapping[str, Any], now: Mapping[str, Any], free: Sequence[str]
-) -> str:
-  """Return the first few settings that differ, as `key: old -> new`."""
-  was = _leaves(_without(before, free))
-  new = _leaves(_without(json.loads(json.dumps(now, default=list)), free))
-  changed = [
-    f"{key}: {was.get(key)!r} -> {new.get(key)!r}"
-    for key in sorted(was.keys() | new.keys())
-    if was.get(key) != new.get(key)
-  ]
-  return "; ".join(changed[:4]) + (" ..." if len(changed) > 4 else "")
-
-
-def _leaves(node: Any, prefix: str = "") -> dict[str, Any]:
-  if not isinstance(node, Mapping):
-    return {prefix: node}
-  found: dict[str, Any] = {}
-  for key, value in node.items():
-    found |= _leaves(value, f"{prefix}.{key}" if prefix else str(key))
-  return found
 
 
 @contextlib.contextmanager

@@ -326,6 +326,13 @@ def test_what_lies_where_a_result_would_be_set_aside_is_kept(tmp_path):
       touch()
   assert not run_folder.restore(step, run_folder.Inputs())
   assert contents(tmp_path) == before
+  # Nor are checkpoints deleted for want of a place to set them aside.
+  shutil.rmtree(step.folder)
+  interrupt(step)
+  before = contents(tmp_path)
+  with pytest.raises(InputError, match="stage.old.*config.json"):
+    run_folder.set_aside(step)
+  assert contents(tmp_path) == before
 
 
 def test_a_link_where_a_result_would_be_set_aside_is_kept(tmp_path):
