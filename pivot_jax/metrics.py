@@ -53,8 +53,8 @@ class Writer:
       step: the last update that is kept.
       writers: names of `WRITERS`, or of your own (`pivot_jax.names`): functions
         of folder and step that return what has `write(step, metrics)` and
-        `close()`, and may have `write_samples(samples)`. Yours have a folder
-        `writers/`, which stays when a run resumes.
+        `close()`. Yours have a folder `writers/`, which stays when a run
+        resumes.
     """
     self._path = folder / "metrics.jsonl"
     self._others = []
@@ -83,15 +83,17 @@ class Writer:
   def write_samples(
     self, samples: Sequence[tuple[str, Sequence[np.ndarray], str]]
   ) -> None:
-    """Show (id, images uint8 [H, W, 3], text) of rows where a writer can."""
-    for other in self._others:
-      if hasattr(other, "write_samples"):
-        other.write_samples(samples)
+    """Show (id, images uint8 [H, W, 3], text) of rows in TensorBoard."""
+    for board in self._boards():
+      board.write_samples(samples)
 
   @property
   def shows_samples(self) -> bool:
-    """True if any writer shows rows."""
-    return any(hasattr(other, "write_samples") for other in self._others)
+    """True if TensorBoard, which shows rows, is a writer."""
+    return bool(self._boards())
+
+  def _boards(self) -> list["Board"]:
+    return [other for other in self._others if isinstance(other, Board)]
 
   def close(self) -> None:
     """Write out what writers still hold."""
