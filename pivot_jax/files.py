@@ -8,12 +8,14 @@ target is replaced; what it leads to stays as it is.
 import contextlib
 import importlib.metadata
 import json
+import math
 import os
 import pathlib
 import platform
 import re
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -24,6 +26,8 @@ from pivot_jax.errors import InputError
 # Of it, texts and numbers, those of numpy and paths among them.
 Content = Mapping[str, Any] | Sequence[Any]
 # One slash is left of two where an address has already become a path.
+# Of a JSON file; the index of a checkpoint of 100,000 tensors has a tenth of it.
+LARGEST_JSON = 2**26
 _REMOTE = re.compile(r"[a-z][a-z0-9+.-]+:/", re.IGNORECASE)
 
 
@@ -103,12 +107,56 @@ def write_json(
   write_text(path, text + "\n")
 
 
-def read_json(path: pathlib.Path) -> Any:
-  """Return the content of a JSON file; raise InputError naming it."""
+def read_json(path: pathlib.Path, *, largest: int = LARGEST_JSON) -> Any:
+  """Return the content of a JSON file of numbers that are finite.
+
+  Raises:
+    InputError: naming the file: it is no regular file or link to one, has more
+      than `largest` bytes, is not JSON, or nests too deeply, or holds NaN,
+      Infinity or a number beyond float64.
+  """
+  data = read_bytes(path, largest=largest)
   try:
-    return json.loads(path.read_text(encoding="utf-8"))
-  except (OSError, ValueError) as error:
-    raise InputError(f"{path}: not readable as JSON ({error})") from error
+    return json.loads(
+      data.decode("utf-8"), parse_constant=_not_finite, parse_float=_finite
+    )
+  except (ValueError, RecursionError) as error:
+    why = "nested too deeply" if isinstance(error, RecursionError) else error
+    raise InputError(f"{path}: not readable as JSON ({why})") from error
+
+
+def read_object(
+  path: pathlib.Path, *, largest: int = LARGEST_JSON
+) -> dict[str, Any]:
+  """Return the object that a JSON file holds; raises as `read_json`."""
+  found = read_json(path, largest=largest)
+  if not isinstance(found, dict):
+    raise InputError(f"{path}: holds no JSON object")
+  return found
+
+
+def read_bytes(path: pathlib.Path, *, largest: int) -> bytes:
+  """Return the bytes of a file that may be foreign.
+
+  Raises:
+    InputError: naming the file: it is not there, no regular file or link to one
+      (a device or a pipe would never end), or has more than `largest` bytes.
+  """
+  try:
+    # Of a pipe, opening alone would wait for a writer.
+    place = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with open(place, "rb") as file:
+      found = os.fstat(place)
+      if not stat.S_ISREG(found.st_mode):
+        raise InputError(f"{path}: is no regular file")
+      if found.st_size > largest:
+        raise InputError(
+          f"{path}: has {found.st_size} bytes, more than the {largest} that are read"
+        )
+      # A file may grow while it is read.
+      return file.read(largest)
+  except OSError as error:
+    raise InputError(f"{path}: not readable ({error.strerror})") from error
 
 
 def versions() -> dict[str, str]:
@@ -120,6 +168,17 @@ def versions() -> dict[str, str]:
 
 def _aside(path: pathlib.Path) -> pathlib.Path:
   return path.with_name(f"{path.name}.{secrets.token_hex(8)}.tmp")
+
+
+def _not_finite(name: str) -> float:
+  raise ValueError(f"{name} is no number of JSON")
+
+
+def _finite(text: str) -> float:
+  value = float(text)
+  if not math.isfinite(value):
+    raise ValueError(f"{text[:20]} is beyond float64")
+  return value
 
 
 def _plain(value):

@@ -1,13 +1,46 @@
-"""One form for texts that are compared: canonical composition (NFC).
+"""Texts that come from outside: one form to compare, one to show.
 
-The same letters have several spellings in Unicode: macOS decomposes the names
-of files, and corpora of Korean or Vietnamese decompose answers. Not for what
-must stay bytes: digests, ids that rows are stored by, paths that are opened.
+Compared in canonical composition (NFC): the same letters have several spellings
+in Unicode, macOS decomposes the names of files, and corpora of Korean or
+Vietnamese decompose answers. Not for what must stay bytes: digests, ids that
+rows are stored by, paths that are opened.
+
+Shown with every control character spelt out: a name out of a file could
+otherwise move the cursor, clear the screen or give a line that is not the
+program's.
 """
 
 import unicodedata
+
+# Characters of a line that is shown; the middle of a longer one is left out.
+LONGEST_LINE = 2000
+# Controls, formats (among them those that turn the direction of text), private
+# and unassigned characters, and the separators of lines.
+_HIDDEN = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
 
 
 def canonical(text: str) -> str:
   """Return a text in NFC, in which equal texts have equal characters."""
   return unicodedata.normalize("NFC", text)
+
+
+def shown(text: str, *, longest: int = LONGEST_LINE) -> str:
+  r"""Return a text as one line that a terminal shows and does not obey.
+
+  Characters that are not shown are spelt as Python spells them (`\x1b`,
+  `\u202e`, `\n`). Of a text of more than `longest` characters the middle is
+  left out, and how much of it is said.
+  """
+  if len(text) > longest:
+    kept = longest // 2
+    gone = len(text) - 2 * kept
+    text = f"{text[:kept]} [{gone} characters left out] {text[-kept:]}"
+  if text.isprintable():
+    return text
+  return "".join(_spelt(x) for x in text)
+
+
+def _spelt(character: str) -> str:
+  if character == " " or unicodedata.category(character) not in _HIDDEN:
+    return character
+  return character.encode("unicode_escape").decode("ascii")

@@ -4,7 +4,6 @@ Names, layouts and configurations of models are not known here (`hf.py`).
 Pickled weights are refused: opening one runs whatever code it holds.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -198,18 +197,12 @@ def cast(name: str, array: np.ndarray, kind: np.dtype) -> np.ndarray:
 
 
 def read_json(path: Path) -> dict:
-  """Read a JSON object."""
-  try:
-    value = json.loads(path.read_text())
-  except FileNotFoundError:
+  """Read a JSON object; raises InputError as `files.read_object`."""
+  if not path.exists():
     raise errors.InputError(
       f"{path}: not found; give the folder of a Hugging Face checkpoint"
-    ) from None
-  except (OSError, ValueError) as error:
-    raise errors.InputError(f"{path}: is not readable JSON ({error})") from None
-  if not isinstance(value, dict):
-    raise errors.InputError(f"{path}: holds no JSON object")
-  return value
+    )
+  return files.read_object(path)
 
 
 def write_json(path: Path, value: dict) -> None:
