@@ -2,7 +2,8 @@
 
 Whatever another run may read is written aside under an unpredictable name in
 the same folder and takes its own name when it is done. A link in place of the
-target is replaced; what it leads to stays as it is.
+target is replaced; what it leads to stays as it is. What is appended to, locked
+or filled by others is not written through a link either: that is an error.
 """
 
 import contextlib
@@ -53,14 +54,67 @@ def check_named(path: pathlib.Path) -> None:
 
 @contextlib.contextmanager
 def writing(path: pathlib.Path) -> Iterator[pathlib.Path]:
-  """Give an empty file to fill, which replaces `path` if nothing is raised."""
+  """Give an empty file to fill, which replaces `path` if nothing is raised.
+
+  Raises InputError where `path` is a folder.
+  """
   aside = _aside(path)
   aside.touch(exist_ok=False)
   try:
     yield aside
-    os.replace(aside, path)
+    try:
+      os.replace(aside, path)
+    except IsADirectoryError as error:
+      raise InputError(f"{path}: is a folder; move it away") from error
   finally:
     aside.unlink(missing_ok=True)
+
+
+def open_own(path: pathlib.Path, flags: int) -> int:
+  """Open a file to write, which is made if it is absent, and not through a link.
+
+  Nothing is cut off. Returns the descriptor. Raises InputError for a link, a
+  folder, and for a pipe or a device.
+  """
+  never = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+  try:
+    place = os.open(path, os.O_CREAT | never | flags, 0o666)
+  except OSError as error:
+    why = "a symbolic link" if path.is_symlink() else error.strerror
+    raise InputError(f"{path}: cannot be written ({why})") from error
+  if not stat.S_ISREG(os.fstat(place).st_mode):
+    os.close(place)
+    raise InputError(f"{path}: cannot be written (no regular file)")
+  return place
+
+
+def append_text(path: pathlib.Path, text: str) -> None:
+  """Append a text as UTF-8; raises as `open_own`."""
+  place = open_own(path, os.O_WRONLY | os.O_APPEND)
+  with open(place, "a", encoding="utf-8") as file:
+    file.write(text)
+
+
+def make_folder(path: pathlib.Path) -> None:
+  """Make a folder unless it is there; raise InputError where a link is."""
+  if path.is_symlink():
+    raise InputError(f"{path}: is a symbolic link, which is not followed")
+  path.mkdir(parents=True, exist_ok=True)
+
+
+def check_unlinked(path: pathlib.Path) -> None:
+  """Raise InputError for a symbolic link at a path or anywhere below it."""
+  below = (
+    pathlib.Path(parent, name)
+    for parent, folders, names in os.walk(path)
+    for name in (*folders, *names)
+  )
+  for one in (path, *below):
+    if one.is_symlink():
+      raise InputError(
+        f"{one}: is a symbolic link, which is not followed: put in its place "
+        "what it leads to, or use another --workdir"
+      )
 
 
 @contextlib.contextmanager
@@ -102,9 +156,32 @@ def write_text(path: pathlib.Path, text: str) -> None:
 def write_json(
   path: pathlib.Path, content: Content, *, sort_keys: bool = True
 ) -> None:
-  """Write JSON, whole or not at all."""
+  """Write JSON, whole or not at all.
+
+  Raises InputError for a number that is not finite, which JSON does not have
+  and `read_json` refuses.
+  """
+  for place, value in _numbers(content):
+    if not math.isfinite(value):
+      raise InputError(
+        f"{path}: {place} would be {value}, which no file of JSON holds: look "
+        "at what makes it"
+      )
   text = json.dumps(content, indent=2, sort_keys=sort_keys, default=_plain)
   write_text(path, text + "\n")
+
+
+def save_arrays(
+  path: pathlib.Path,
+  arrays: Mapping[str, np.ndarray],
+  *,
+  compressed: bool = False,
+) -> None:
+  """Write named arrays as .npz, whole or not at all."""
+  save = np.savez_compressed if compressed else np.savez
+  with writing(path) as aside, aside.open("wb") as file:
+    # No array is called as an option of `savez`.
+    save(file, **arrays)  # pyright: ignore[reportArgumentType]
 
 
 def read_json(path: pathlib.Path, *, largest: int = LARGEST_JSON) -> Any:
@@ -168,6 +245,18 @@ def versions() -> dict[str, str]:
 
 def _aside(path: pathlib.Path) -> pathlib.Path:
   return path.with_name(f"{path.name}.{secrets.token_hex(8)}.tmp")
+
+
+def _numbers(content: Any, place: str = "") -> Iterator[tuple[str, float]]:
+  """Yield the floating numbers of a content, and where they are."""
+  if isinstance(content, float | np.floating):
+    yield place, float(content)
+  elif isinstance(content, Mapping):
+    for key, value in content.items():
+      yield from _numbers(value, f"{place}.{key}" if place else str(key))
+  elif isinstance(content, list | tuple):
+    for index, value in enumerate(content):
+      yield from _numbers(value, f"{place}[{index}]")
 
 
 def _not_finite(name: str) -> float:

@@ -4,6 +4,7 @@ import os
 import pathlib
 import stat
 
+import numpy as np
 import pytest
 
 from pivot_jax import files
@@ -130,3 +131,59 @@ def test_a_folder_below_a_file_is_refused(tmp_path):
     files.writing_folder(tmp_path / "file" / "out"),
   ):
     pass
+
+
+def test_nothing_is_appended_through_a_link(tmp_path):
+  target, link = tmp_path / "target", tmp_path / "link"
+  target.write_text("mine")
+  link.symlink_to(target)
+  with pytest.raises(InputError, match="link: .*symbolic link"):
+    files.append_text(link, "more")
+  assert target.read_text() == "mine"
+  files.append_text(tmp_path / "new", "one\n")
+  files.append_text(tmp_path / "new", "two\n")
+  assert (tmp_path / "new").read_text() == "one\ntwo\n"
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+  os.mkfifo(tmp_path / "pipe")
+  with pytest.raises(InputError, match="pipe: cannot be written"):
+    files.append_text(tmp_path / "pipe", "more")
+
+
+def test_a_link_is_no_folder_to_write_into(tmp_path):
+  (tmp_path / "target").mkdir()
+  (tmp_path / "link").symlink_to(tmp_path / "target")
+  with pytest.raises(InputError, match="link: is a symbolic link"):
+    files.make_folder(tmp_path / "link")
+  files.make_folder(tmp_path / "a" / "b")
+  files.make_folder(tmp_path / "a" / "b")
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_arrays_are_written_as_numpy_does_and_not_through_a_link(
+  tmp_path, compressed
+):
+  arrays = {"a": np.arange(3), "b": np.ones((2, 2), np.float32)}
+  target, link = tmp_path / "target", tmp_path / "link"
+  target.write_text("mine")
+  link.symlink_to(target)
+  files.save_arrays(link, arrays, compressed=compressed)
+  assert target.read_text() == "mine"
+  with np.load(link) as found:
+    assert {k: found[k].tolist() for k in found} == {
+      k: v.tolist() for k, v in arrays.items()
+    }
+
+
+@pytest.mark.parametrize(
+  "value", [float("nan"), np.float32("inf"), -np.float64("inf")]
+)
+def test_a_number_that_could_not_be_read_back_is_not_written(tmp_path, value):
+  path = tmp_path / "done.json"
+  content = {"metrics": {"loss": 1.0, "runs": [{"se": value}]}}
+  with pytest.raises(
+    InputError, match=r"done.json: metrics.runs\[0\].se would"
+  ):
+    files.write_json(path, content)
+  assert names(tmp_path) == []
