@@ -8,7 +8,6 @@ skipping.
 
 import os
 import pathlib
-import tempfile
 
 import hypothesis
 import jaxtyping
@@ -23,10 +22,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 programs.use_eight_devices()
 programs.compile_quickly()
 # Tiny programs take longer to compile than to run: keep every one of them.
-os.environ.setdefault(
-  "JAX_COMPILATION_CACHE_DIR",
-  str(pathlib.Path(tempfile.gettempdir()) / "pivot_jax_test_cache"),
-)
+programs.keep_programs()
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
