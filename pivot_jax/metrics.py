@@ -69,7 +69,7 @@ class Writer:
         path.unlink()
     for name in writers:
       place = folder / "writers" if names.is_own(name) else folder
-      place.mkdir(exist_ok=True)
+      files.make_folder(place)
       self._others.append(named_writer(name)(place, step))
 
   def write(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -104,8 +104,7 @@ class Writer:
     if jax.process_index() != 0:
       return
     line = {"step": step} | {k: float(f"{v:.6g}") for k, v in metrics.items()}
-    with path.open("a", encoding="utf-8") as file:
-      file.write(json.dumps(line) + "\n")
+    files.append_text(path, json.dumps(line) + "\n")
     for other in self._others:
       other.write(step, metrics)
 
@@ -173,9 +172,11 @@ class Board:
     check_writers(("tensorboard",))
     import tensorboardX
 
+    place = folder / "tensorboard"
+    files.make_folder(place)
     # What was written after the step where a run goes on is not shown.
     self._board = tensorboardX.SummaryWriter(
-      str(folder / "tensorboard"), purge_step=step + 1 if step else None
+      str(place), purge_step=step + 1 if step else None
     )
 
   def write(self, step: int, metrics: Mapping[str, float]) -> None:

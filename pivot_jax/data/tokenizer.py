@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import tokenizers
 
+from pivot_jax import files
 from pivot_jax.errors import InputError
 
 IMAGE = "<image>"
@@ -98,9 +99,9 @@ class Tokenizer:
   def save(self, folder: str | os.PathLike) -> None:
     """Write a folder that `load_tokenizer` and transformers can read."""
     folder = pathlib.Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "tokenizer.json").write_text(self.backend.to_str(), "utf-8")
-    (folder / "tokenizer_config.json").write_text(self.config, "utf-8")
+    files.make_folder(folder)
+    files.write_text(folder / "tokenizer.json", self.backend.to_str())
+    files.write_text(folder / "tokenizer_config.json", self.config)
 
   def _decode(self, ids: list[int]) -> str:
     return self.backend.decode(ids, skip_special_tokens=False)

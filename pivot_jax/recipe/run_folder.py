@@ -377,7 +377,13 @@ def _check_own(step: Step) -> None:
   _check_place(folder, step.name)
   aside = folder.name.endswith(_OLD)
   records = (_ASIDE,) if aside else (_BEGUN, _DONE)
-  if not folder.exists() or any(_is_record(folder / n) for n in records):
+  if any(_is_record(folder / n) for n in records):
+    if not (folder / _DONE).exists():
+      # Others write into these, by names that are known before.
+      for name in _CONTINUED:
+        files.check_unlinked(folder / name)
+    return
+  if not folder.exists():
     return
   # A run that is killed while it writes the record leaves a file behind.
   inside = sorted(
@@ -407,7 +413,7 @@ def _is_record(path: pathlib.Path) -> bool:
 def begin(step: Step, inputs: Inputs) -> None:
   """Clear half a result, keeping committed checkpoints of the same making."""
   _check_own(step)
-  step.folder.mkdir(parents=True, exist_ok=True)
+  files.make_folder(step.folder)
   claim = step.folder / _BEGUN
   begun = {
     "config": fingerprint(step.kind, step.config.to_dict()),
@@ -468,7 +474,8 @@ def _checksums(step: Step) -> dict[str, str]:
 @contextlib.contextmanager
 def lock(workdir: pathlib.Path) -> Iterator[None]:
   """Hold the run's lock file; two runs of one workdir would mix."""
-  with (workdir / "lock").open("w") as file:
+  place = files.open_own(workdir / "lock", os.O_RDWR)
+  with open(place, "r+b") as file:
     try:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -476,5 +483,9 @@ def lock(workdir: pathlib.Path) -> Iterator[None]:
         f"{workdir} is in use by another process: wait for it or use another "
         "--workdir"
       ) from error
-    file.write(str(os.getpid()))
+    # Under another name (a hard link) it may be somebody's file.
+    if os.fstat(place).st_nlink == 1:
+      file.truncate()
+      file.write(str(os.getpid()).encode())
+      file.flush()
     yield

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from pivot_jax import metrics, sharding, texts
+from pivot_jax import files, metrics, sharding, texts
 from pivot_jax.data import coders, feed, opener
 from pivot_jax.errors import InputError
 from pivot_jax.evals import generate, question_only
@@ -60,9 +60,9 @@ def run(
         "correct": normalize(said) == normalize(row["answer"]),
       }
     )
-  out.mkdir(parents=True, exist_ok=True)
+  files.make_folder(out)
   text = "".join(json.dumps(record) + "\n" for record in records)
-  (out / "predictions.jsonl").write_text(text, encoding="utf-8")
+  files.write_text(out / "predictions.jsonl", text)
   return summarize(records) | _blind(config, records)
 
 

@@ -74,14 +74,13 @@ def run(
   ratios = {
     name: gradients.localisation(values, share) for name, values in maps.items()
   }
-  out.mkdir(parents=True, exist_ok=True)
-  np.savez_compressed(
-    out / "values.npz",
-    id=np.array([scene.row["id"] for scene in scenes]),
-    kind=np.array([scene.row["kind"] for scene in scenes]),
-    mask_share=share.mean(axis=1),
-    **ratios,
-  )
+  files.make_folder(out)
+  columns = {
+    "id": np.array([scene.row["id"] for scene in scenes]),
+    "kind": np.array([scene.row["kind"] for scene in scenes]),
+    "mask_share": share.mean(axis=1),
+  }
+  files.save_arrays(out / "values.npz", columns | ratios, compressed=True)
   _write_examples(out, scenes[: config.examples], maps, config.seed)
   measured = {name: gradients.mean_and_error(x) for name, x in ratios.items()}
   return measured | {"scenes": len(scenes), "without_object": empty}
@@ -216,7 +215,7 @@ def _write_examples(out, scenes: Sequence[Scene], maps, seed: int) -> None:
     ]
     arrays[name] = kept.reshape(-1, side, side)
     arrays[f"picture/{name}"] = np.stack(cleaned)
-  np.savez_compressed(out / "maps.npz", **arrays)
+  files.save_arrays(out / "maps.npz", arrays, compressed=True)
   fields = ("id", "question", "chosen", "rejected", "category", "kind")
   texts = [{name: scene.row[name] for name in fields} for scene in scenes]
   files.write_json(out / "examples.json", texts)

@@ -183,8 +183,8 @@ def run(
     predictions[f"{kind}_prediction"] = scores.argmax(axis=1)
     predictions[f"{kind}_correct"] = ranks(scores, truth) == 0
     predictions[f"{kind}_prototype_correct"] = prototype == 0
-  out.mkdir(parents=True, exist_ok=True)
-  np.savez_compressed(out / "predictions.npz", **predictions)
+  files.make_folder(out)
+  files.save_arrays(out / "predictions.npz", predictions, compressed=True)
   files.write_json(out / "path.json", chosen)
   return measured
 

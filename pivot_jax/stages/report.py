@@ -48,7 +48,7 @@ def run(
   lead = config.get("lead") or f"{said} {caution}".strip()
   title = config.get("title", "PIVOT")
   document = page.page(title, lead, record, seeds.get(0, {}), design)
-  out.mkdir(parents=True, exist_ok=True)
+  files.make_folder(out)
   for folder in (out, out.parent):
     files.write_json(folder / "report.json", record)
     files.write_text(folder / "report.html", document)

@@ -89,7 +89,7 @@ def run(
     config.hidden, config.num_classes, model.mllm.compute
   )
   params, epochs = _train(config, head, recipe, train, test)
-  out.mkdir(parents=True, exist_ok=True)
+  files.make_folder(out)
   shown = segmentation.predict(
     head, params, test.features[: len(test.images)], batch=config.batch
   )
@@ -199,22 +199,21 @@ def extract(
 def _write(out, test, predicted, epochs) -> None:
   """Write the counts, the epochs and the example maps of a run."""
   counts = epochs[-1].counts
-  np.savez_compressed(
-    out / "counts.npz", id=np.array(test.ids), **counts._asdict()
-  )
+  rows = {"id": np.array(test.ids), **counts._asdict()}
+  files.save_arrays(out / "counts.npz", rows, compressed=True)
   held = segmentation.by_class(segmentation.total(counts))
   record = {
     "epochs": [{k: float(v) for k, v in e.scores.items()} for e in epochs],
     "classes": {name: _nullable(values) for name, values in held.items()},
   }
   files.write_json(out / "epochs.json", record)
-  rows, columns = predicted.shape[1:]
-  np.savez_compressed(
-    out / "maps.npz",
-    images=test.images[:, :rows, :columns],
-    labels=test.labels[:, :rows, :columns],
-    predicted=predicted,
-  )
+  height, width = predicted.shape[1:]
+  maps = {
+    "images": test.images[:, :height, :width],
+    "labels": test.labels[:, :height, :width],
+    "predicted": predicted,
+  }
+  files.save_arrays(out / "maps.npz", maps, compressed=True)
 
 
 def _nullable(values):

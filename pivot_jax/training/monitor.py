@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 import jax
 from jaxtyping import PyTree
 
+from pivot_jax import files
 from pivot_jax.errors import InputError
 
 LOG = logging.getLogger("pivot_jax")
@@ -209,6 +210,7 @@ class Trace:
   def before(self, step: int) -> None:
     """Begin the trace if update step + 1 is its first."""
     if self._first <= step < self._last and not self._on:
+      files.make_folder(self._folder)
       jax.profiler.start_trace(self._folder)
       self._on = True
 

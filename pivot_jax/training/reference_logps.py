@@ -36,12 +36,8 @@ def write(
   folder: pathlib.Path, columns: Mapping[str, np.ndarray], made: Mapping
 ) -> None:
   """Write the columns id, logps and crc, and what they were made with."""
-  folder.mkdir(parents=True, exist_ok=True)
-  np.savez(
-    folder / "reference.npz",
-    # No column is called as an option of `savez`.
-    **columns,  # pyright: ignore[reportArgumentType]
-  )
+  files.make_folder(folder)
+  files.save_arrays(folder / "reference.npz", columns)
   rows = trees.digest(list(columns["crc"]))
   files.write_json(folder / "reference.json", dict(made) | {"rows": rows})
 

@@ -30,7 +30,7 @@ def save(
   path: pathlib.Path, params: trees.Params, *, meta: Mapping[str, Any]
 ) -> None:
   """Write `params/`, `model.json` and `fingerprint.json` into a folder."""
-  path.mkdir(parents=True, exist_ok=True)
+  files.make_folder(path)
   host = jax.device_get(params)
   with ocp.PyTreeCheckpointer() as saver:
     saver.save(path.absolute() / "params", host, force=True)
@@ -44,12 +44,13 @@ def save_packaged(
   path: pathlib.Path, params: trees.Params, *, meta: Mapping[str, Any]
 ) -> None:
   """Write an artifact as bfloat16 safetensors, for shipping."""
-  path.mkdir(parents=True, exist_ok=True)
+  files.make_folder(path)
   flat = {
     name: np.asarray(jax.device_get(leaf)).astype(ml_dtypes.bfloat16)
     for name, leaf in trees.flatten(params).items()
   }
-  safetensors_numpy.save_file(flat, path / "params.safetensors")
+  with files.writing(path / "params.safetensors") as aside:
+    safetensors_numpy.save_file(flat, aside)
   files.write_json(
     path / "fingerprint.json", trees.fingerprint(trees.unflatten(flat))
   )

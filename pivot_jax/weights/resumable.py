@@ -10,7 +10,7 @@ import jax
 import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 
-from pivot_jax import trees
+from pivot_jax import files, trees
 from pivot_jax.errors import InputError
 
 LOG = logging.getLogger("pivot_jax")
@@ -106,6 +106,7 @@ class Resumable:
 
 
 def _manager(folder: pathlib.Path, keep: int) -> ocp.CheckpointManager:
+  files.make_folder(folder)
   options = ocp.CheckpointManagerOptions(
     max_to_keep=keep, enable_async_checkpointing=False, create=True
   )

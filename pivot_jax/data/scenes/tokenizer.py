@@ -9,7 +9,6 @@ scenes, with its leading space or at the start of a line, to be one token.
 """
 
 import argparse
-import json
 import pathlib
 import shlex
 import time
@@ -68,7 +67,7 @@ def write(tokenizer: tokenizers.Tokenizer, out: pathlib.Path) -> None:
     "clean_up_tokenization_spaces": False,
     "model_max_length": 2048,
   }
-  _write_json(out / "tokenizer_config.json", settings)
+  files.write_json(out / "tokenizer_config.json", settings, sort_keys=False)
 
 
 def main() -> None:
@@ -89,11 +88,7 @@ def main() -> None:
     "versions": {"tokenizers": tokenizers.__version__},
     "seconds": round(time.perf_counter() - start, 1),
   }
-  _write_json(arguments.out / "made.json", made)
-
-
-def _write_json(path, value):
-  path.write_text(json.dumps(value, indent=2) + "\n")
+  files.write_json(arguments.out / "made.json", made, sort_keys=False)
 
 
 if __name__ == "__main__":

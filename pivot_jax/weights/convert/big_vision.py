@@ -18,7 +18,7 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import PyTree
 
-from pivot_jax import errors, trees
+from pivot_jax import errors, files, trees
 from pivot_jax.models import vit
 from pivot_jax.weights.convert import (
   names,
@@ -177,9 +177,8 @@ def save(
   }
   if dtype == "bfloat16":
     found = {name: array.view("V2") for name, array in found.items()}
-  path.parent.mkdir(parents=True, exist_ok=True)
-  with open(path, "wb") as file:
-    np.savez(file, **found)
+  files.make_folder(path.parent)
+  files.save_arrays(path, found)
 
 
 class _File(NamedTuple):

@@ -213,7 +213,7 @@ def write_tokenizer(
 ) -> None:
   """Write a tokenizer that transformers 4 and 5 load, with its template."""
   backend.encode_special_tokens = False
-  folder.mkdir(parents=True, exist_ok=True)
+  files.make_folder(folder)
   files.write_text(folder / "tokenizer.json", backend.to_str())
   config: dict[str, Any] = {
     "tokenizer_class": "PreTrainedTokenizerFast",

@@ -160,7 +160,7 @@ def write(
   shard_bytes: int = 5_000_000_000,
 ) -> None:
   """Write one file, or shards of at most `shard_bytes` with an index."""
-  folder.mkdir(parents=True, exist_ok=True)
+  files.make_folder(folder)
   kind = np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
   split = huggingface_hub.split_state_dict_into_shards_factory(
     dict(arrays),
@@ -171,11 +171,12 @@ def write(
   for file, names in split.filename_to_tensors.items():
     # safetensors writes the memory of a transposed view in the wrong order, and
     # transformers refuses a file that does not say which layout it has.
-    safetensors.numpy.save_file(
-      {name: cast(name, arrays[name], kind) for name in names},
-      folder / file,
-      metadata={"format": "pt"},
-    )
+    with files.writing(folder / file) as aside:
+      safetensors.numpy.save_file(
+        {name: cast(name, arrays[name], kind) for name in names},
+        aside,
+        metadata={"format": "pt"},
+      )
   if split.is_sharded:
     index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
     write_json(folder / _INDEX, index)
