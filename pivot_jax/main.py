@@ -24,6 +24,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
+from pivot_jax import output
 from pivot_jax.errors import InputError
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -72,9 +73,10 @@ def main(argv: Sequence[str]) -> None:
       again = plan.changes(planned)
       lines = [f"  {name:28s} again: {why}" for name, why in again.items()]
       said = [preflight.describe(planned), *lines]
-      sys.stdout.write("\n".join(said) + "\n")
+      output.show("\n".join(said).split("\n"))
       return
-    LOG.info("%s", plan.describe(planned))
+    for line in plan.describe(planned).split("\n"):
+      LOG.info("%s", line)
     for line in dict.fromkeys(
       line for step in planned.steps for line in preflight.label_gaps(step)
     ):
@@ -115,9 +117,7 @@ def _setup_logging() -> None:
   absl_logging.set_verbosity(absl_logging.WARNING)
   LOG.setLevel(logging.INFO)
   LOG.propagate = False
-  handler = logging.StreamHandler(sys.stderr)
-  handler.setFormatter(logging.Formatter("%(message)s"))
-  LOG.addHandler(handler)
+  LOG.addHandler(output.handler())
 
 
 def _setup_jax() -> None:
@@ -141,8 +141,7 @@ def _farewell(workdir: pathlib.Path, seconds: float) -> None:
 
 
 def _leave(message: str, code: int) -> None:
-  sys.stderr.write(" ".join(message.split()) + "\n")
-  sys.stderr.flush()
+  output.complain(message)
   sys.exit(code)
 
 

@@ -17,6 +17,7 @@ import jax
 import numpy as np
 from jax import Array
 
+from pivot_jax import texts
 from pivot_jax.errors import InputError
 
 Tree = Any
@@ -194,7 +195,7 @@ def table(
     )
   widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
   return "\n".join(
-    "  ".join(x.ljust(width) for x, width in zip(row, widths)).rstrip()
+    texts.shown("  ".join(x.ljust(w) for x, w in zip(row, widths)).rstrip())
     for row in rows
   )
 

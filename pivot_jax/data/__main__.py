@@ -13,6 +13,7 @@ import logging
 import sys
 from collections.abc import Sequence
 
+from pivot_jax import output
 from pivot_jax.errors import InputError
 
 # Only the one that is asked for is imported.
@@ -24,13 +25,13 @@ def main(argv: Sequence[str]) -> int:
   if not argv or argv[0] not in COMMANDS:
     sys.stderr.write(f"{__doc__}\n")
     return 0 if argv and argv[0] in ("-h", "--help") else 2
-  logging.basicConfig(level=logging.INFO, format="%(message)s")
+  logging.basicConfig(level=logging.INFO, handlers=[output.handler()])
   module = argv[0].replace("-", "_")
   command = importlib.import_module(f"pivot_jax.data.tools.{module}")
   try:
     return command.main(argv[1:])
   except InputError as error:
-    sys.stderr.write(f"{error}\n")
+    output.complain(str(error))
     return 2
   except BrokenPipeError:
     # The reader, as `head`, has seen enough.

@@ -22,7 +22,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from pivot_jax import addresses, files, names
+from pivot_jax import addresses, files, names, texts
 from pivot_jax.errors import InputError
 from pivot_jax.recipe import run_folder, sections, shipped
 from pivot_jax.training import loop
@@ -299,7 +299,7 @@ def describe(plan: Plan) -> str:
     lines.append(f"  {step.name:28s} {step.kind:13s} {_short(given)}")
   for name, reason in plan.left_out.items():
     lines.append(f"  {name:28s} skipped: {reason}")
-  return "\n".join(lines)
+  return "\n".join(map(texts.shown, lines))
 
 
 def _reason(config, name, left_out, used, given) -> str:

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from pivot_jax import addresses, metrics, names, sharding, trees
+from pivot_jax import addresses, metrics, names, sharding, texts, trees
 from pivot_jax.data import chat, coders, images, opener, streams
 from pivot_jax.data.sources import folders
 from pivot_jax.data.tokenizer import load_tokenizer
@@ -109,7 +109,8 @@ def describe(planned: plan.Plan) -> str:
       address = detach.address_of(step.name, step.inputs)
       models[str(step.folder)] = _configs(address, models)
     if details:
-      lines += [step.name, *(f"  {line}" for line in details)]
+      said = (step.name, *(f"  {line}" for line in details))
+      lines += map(texts.shown, said)
   return "\n".join(lines)
 
 

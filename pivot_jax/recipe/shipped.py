@@ -18,7 +18,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from pivot_jax import addresses, files, trees
+from pivot_jax import addresses, files, output, trees
 from pivot_jax.errors import InputError
 from pivot_jax.recipe import run_folder, sections
 from pivot_jax.weights import artifacts, checkpoint
@@ -35,7 +35,7 @@ def main() -> None:
   try:
     ship(pathlib.Path(said["from"]), files.local_path(said["to"], "--to"))
   except InputError as error:
-    sys.stderr.write(f"error: {error}\n")
+    output.complain(f"error: {error}")
     sys.exit(2)
 
 

@@ -87,7 +87,8 @@ def log_start(
     if part not in sources["random"]
   }
   table = trees.table(prints, start.params, where, config.trainable)
-  LOG.info("%s starts from\n%s", config.name, table)
+  for line in (f"{config.name} starts from", *table.split("\n")):
+    LOG.info("%s", line)
 
 
 def _weights(inputs: Mapping[str, str]) -> list[str]:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from absl import app, flags, logging
 
-from pivot_jax import addresses, files
+from pivot_jax import addresses, files, output
 from pivot_jax.errors import InputError
 
 if TYPE_CHECKING:
@@ -264,7 +264,7 @@ def main(argv: Sequence[str]) -> None:
     out = export(given.pop("from"), given.pop("to"), **given)
   except (InputError, OSError) as error:
     _leave(error)
-  sys.stdout.write(f"wrote {out}\n")
+  output.show([f"wrote {out}"])
 
 
 def run() -> None:
@@ -289,5 +289,5 @@ def _parse(argv: Sequence[str]) -> Sequence[str]:
 
 
 def _leave(error: Exception) -> NoReturn:
-  sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+  output.complain(f"error: {error}")
   sys.exit(2)

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple, NoReturn
 import numpy as np
 import tqdm
 
-from pivot_jax import files
+from pivot_jax import files, output
 from pivot_jax.data.sources import records
 from pivot_jax.errors import InputError
 
@@ -180,7 +180,7 @@ def _build(path: pathlib.Path, size: int):
   scan = _lines if path.suffix == ".jsonl" else _list
   bar = tqdm.tqdm(
     total=size,
-    desc=f"indexing {path.name}",
+    desc=output.label("indexing", path.name),
     unit="B",
     unit_scale=True,
     disable=None if size >= CACHED else True,

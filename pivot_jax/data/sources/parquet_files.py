@@ -20,6 +20,7 @@ import numpy as np
 import tqdm
 from jaxtyping import Int32, Int64
 
+from pivot_jax import output
 from pivot_jax.errors import InputError
 
 # Row groups are kept up to so many bytes. Of images, with 100 rows or more, one
@@ -206,7 +207,7 @@ def uses(files: Files, column: str) -> Int32[np.ndarray, "N"]:
   numbered = _Numbered()
   bar = tqdm.tqdm(
     total=len(files),
-    desc=f"reading {column}",
+    desc=output.label("reading", column),
     unit="row",
     disable=None if len(files) >= LARGE else True,
   )

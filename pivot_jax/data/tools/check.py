@@ -22,10 +22,10 @@ from typing import Any, TextIO
 
 import tqdm
 
-from pivot_jax import addresses, files
+from pivot_jax import addresses, files, output
 from pivot_jax.data import chat, coders, pool
 from pivot_jax.data.tokenizer import load_tokenizer
-from pivot_jax.data.tools import check_files, check_rows, faults, show
+from pivot_jax.data.tools import check_files, check_rows, faults
 from pivot_jax.errors import InputError
 
 BAD, SUMMARY = "bad.jsonl", "check.json"
@@ -269,7 +269,7 @@ def _say(
     *(_measure(report["settings"]) if _has_lengths(report) else ()),
     f"{out / BAD} names rows, {out / SUMMARY} counts",
   ]
-  show.say("".join(f"{one}\n" for one in said))
+  output.show(said)
 
 
 def _has_lengths(report: Mapping[str, Any]) -> bool:

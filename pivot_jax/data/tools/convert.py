@@ -17,10 +17,9 @@ from collections.abc import Sequence
 
 import tqdm
 
-from pivot_jax import files
+from pivot_jax import files, output
 from pivot_jax.data import opener, rows
 from pivot_jax.data.sources import array_record
-from pivot_jax.data.tools import show
 from pivot_jax.errors import InputError
 
 ROWS = 10_000  # A shard, unless the number of shards is given.
@@ -56,10 +55,12 @@ def main(argv: Sequence[str]) -> int:
     overwrite=overwrite,
   )
   for message in written.skipped:
-    show.say(f"skipped: {message}\n")
-  show.say(
-    f"{given['folder']}: {written.rows} {source.kind} rows,"
-    f" {written.size / 2**20:.1f} MiB; {len(written.skipped)} skipped\n"
+    output.show([f"skipped: {message}"])
+  output.show(
+    [
+      f"{given['folder']}: {written.rows} {source.kind} rows,"
+      f" {written.size / 2**20:.1f} MiB; {len(written.skipped)} skipped"
+    ]
   )
   return 0
 
@@ -87,7 +88,10 @@ def convert(
   if shards is None:
     shards = max(1, math.ceil(len(source) / ROWS))
   bar = functools.partial(
-    tqdm.tqdm, desc=f"converting to {folder.name}", unit="rows", disable=None
+    tqdm.tqdm,
+    desc=output.label("converting to", folder.name),
+    unit="rows",
+    disable=None,
   )
   try:
     with files.writing_folder(folder) as aside:

@@ -13,11 +13,10 @@ import logging
 import pathlib
 from collections.abc import Sequence
 
-from pivot_jax import addresses
+from pivot_jax import addresses, output
 from pivot_jax.data import opener
 from pivot_jax.data.sources import mmpr_selection
 from pivot_jax.data.tokenizer import Tokenizer, load_tokenizer
-from pivot_jax.data.tools import show
 from pivot_jax.errors import InputError
 
 LOG = logging.getLogger("pivot_jax")
@@ -35,8 +34,8 @@ def main(argv: Sequence[str]) -> int:
   how = {name: value for name, value in vars(asked).items() if name != "to"}
   how["tokenizer_sha256"] = tokenizer.fingerprint
   for path in mmpr_selection.write(selection, asked.to, how):
-    show.say(f"{path}: {len(selection.indices)} rows\n")
-  show.say(f"their image paths begin in {selection.image_root}\n")
+    output.show([f"{path}: {len(selection.indices)} rows"])
+  output.show([f"their image paths begin in {selection.image_root}"])
   return 0
 
 

@@ -23,7 +23,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from pivot_jax import addresses, files
+from pivot_jax import addresses, files, output, texts
 from pivot_jax.data import chat, opener, rows
 from pivot_jax.data.scenes import scenes
 from pivot_jax.data.tokenizer import load_tokenizer
@@ -103,12 +103,12 @@ def main(argv: Sequence[str]) -> int:
   if args.html is not None:
     return _write_page(args.html, said, opened, style)
   look = terminal(args.color, os.environ, is_terminal=sys.stdout.isatty())
-  say(f"{said}\n{legend(look)}\n")
+  output.draw(f"{texts.shown(said)}\n{legend(look)}\n")
   bad = 0
   for file in opened:
-    say(f"\n{shown_rows.one_line(file.path)}: {file.about}\n")
+    output.draw(f"\n{_line(file.path)}: {file.about}\n")
     for shown in file.look(style):
-      say("\n" + draw_row(shown, look))
+      output.draw("\n" + draw_row(shown, look))
       bad += bool(shown.errors)
   return 1 if bad else 0
 
@@ -230,14 +230,8 @@ def _write_page(
     files.write_text(path, shown_page.page(said, sections))
   except OSError as error:
     raise InputError(f"--html={path}: {error.strerror}") from None
-  say(f"{path}: {count} rows, {bad} with an error\n")
+  output.show([f"{path}: {count} rows, {bad} with an error"])
   return 1 if bad else 0
-
-
-def say(text: str) -> None:
-  """Write text; what the terminal's encoding lacks is escaped."""
-  encoding = sys.stdout.encoding or "utf-8"
-  sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
 
 
 def legend(look: Look) -> str:
@@ -255,16 +249,15 @@ def legend(look: Look) -> str:
 
 def draw_row(shown: shown_rows.Shown, look: Look) -> str:
   """Return a row as text that ends in a newline."""
-  name = shown_rows.one_line(shown.name)
+  name = _line(shown.name)
   lines = [_styled(f"== {name}", _HEAD, look)]
   if shown.id:
-    lines.append(f"id {shown_rows.one_line(shown.id)}")
+    lines.append(f"id {_line(shown.id)}")
   lines += [
-    _styled(f"error: {shown_rows.one_line(error)}", _ERROR, look)
-    for error in shown.errors
+    _styled(f"error: {_line(error)}", _ERROR, look) for error in shown.errors
   ]
   for picture in shown.pictures:
-    lines.append(shown_rows.one_line(picture.caption))
+    lines.append(_line(picture.caption))
     if look.pictures:
       lines += half_blocks(picture.pixels)
   if shown.parts:
@@ -273,10 +266,13 @@ def draw_row(shown: shown_rows.Shown, look: Look) -> str:
     lines.append(_styled(f"-- {part.title}", _HEAD, look))
     lines += draw(part.tokens, look)
   lines += [
-    f"{shown_rows.one_line(name)}: {shown_rows.one_line(text)}"
-    for name, text in shown.fields
+    f"{_line(name)}: {shown_rows.one_line(text)}" for name, text in shown.fields
   ]
   return "\n".join(lines) + "\n"
+
+
+def _line(text: str) -> str:
+  return shown_rows.one_line(texts.shortened(text))
 
 
 def counts(shown: shown_rows.Shown) -> str:
