@@ -2,7 +2,8 @@
 
 The words are in `templates/card.md.j2`. The facts are read from the artifact:
 its model.json, and `done.json` of the stages around it if it lies in a run's
-folder.
+folder. It may be somebody else's: whatever is put into the template goes
+through `_inert`, which leaves numbers and our own words (`Markup`) as they are.
 """
 
 import pathlib
@@ -10,8 +11,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jinja2
+from markupsafe import Markup
 
-from pivot_jax import files
+from pivot_jax import files, metrics, texts
+from pivot_jax.errors import InputError
 
 _PROBES = ("linear_probe", "segment_probe", "gradcam")
 _TAGS = {"timm": "timm", "big_vision": "big_vision"}
@@ -46,26 +49,51 @@ def text(
     use: the class that loads it, or timm or big_vision.
   """
   run = _run(folder)
+  stages, probes = _tables(run) if run else ((), ())
   task, title = next(_KINDS[k] for k in _KINDS if use.startswith(k))
   versions = meta.get("versions") or files.versions()
   sources = meta.get("sources") or {}
   vision = None if use.startswith("Qwen") else meta.get("vision")
   return _template().render(
-    use=use,
+    use=Markup(use),
     name=name,
-    library=_TAGS.get(use, "transformers"),
-    task=task,
-    title=title,
+    library=Markup(_TAGS.get(use, "transformers")),
+    task=Markup(task),
+    title=Markup(title),
     **(_encoder(meta, use) if vision else {"vision": None}),
-    stages=list(_stages(run))[::-1] if run else (),
+    stages=stages,
     sources=[
-      f"{part} `{_public(where)}`"
+      (part, _code(_public(where)))
       for part, where in sorted(sources.items())
       if isinstance(where, str)
     ],
-    probes=list(_probes(run)) if run else (),
-    versions=[f"{k} {v}" for k, v in sorted(versions.items())],
+    probes=probes,
+    versions=sorted(versions.items()),
   )
+
+
+def _tables(run: "_Run") -> tuple[list[list[Any]], list[list[Any]]]:
+  """Return the rows of the stages, the first first, and of the probes."""
+  try:
+    return list(_stages(run))[::-1], list(_probes(run))
+  except (KeyError, TypeError, ValueError, AttributeError) as error:
+    raise InputError(
+      f"{run.folder}: the config.json of the run that it lies in is not as a run"
+      f" writes it ({error!r}): move the artifact elsewhere"
+    ) from error
+
+
+def _inert(value: Any) -> Any:
+  """Return a value as Markdown in which it is no markup."""
+  if isinstance(value, Markup | int | float) or value == "":
+    return value
+  if isinstance(value, list | tuple):
+    return f"[{', '.join(str(_inert(one)) for one in value)}]"
+  return texts.markdown(str(value))
+
+
+def _code(text: str) -> Markup:
+  return Markup(texts.code_span(text))
 
 
 def _template() -> jinja2.Template:
@@ -75,7 +103,9 @@ def _template() -> jinja2.Template:
     trim_blocks=True,
     lstrip_blocks=True,
     keep_trailing_newline=True,
+    finalize=_inert,
   )
+  environment.filters["code"] = _code
   environment.filters["public"] = _public
   return environment.get_template("card.md.j2")
 
@@ -90,12 +120,13 @@ def _encoder(meta: Mapping[str, Any], use: str) -> dict[str, Any]:
   other = use == "timm" and vision["layer_norm_eps"] != usual
   return {
     "vision": {"feature_tokens": 0, **vision},
-    "family": _FAMILIES[vision.get("family", "siglip")],
+    "family": Markup(_FAMILIES[vision.get("family", "siglip")]),
     "depth": depth,
     "used": used,
-    "place": _place(use, used - depth - 1, vision),
+    "place": Markup(_place(use, used - depth - 1, vision)),
     "resample": (meta.get("preprocessing") or {}).get("resample"),
-    "epsilon": usual if other else None,
+    "epsilon": Markup(f"{usual:g}") if other else None,
+    "had": Markup(f"{vision['layer_norm_eps']:g}"),
     "unread": unread,
     "modules": [
       name
@@ -136,9 +167,13 @@ def _public(address: str) -> str:
 class _Run(NamedTuple):
   """The run that an artifact lies in: its settings and its finished stages."""
 
-  name: str
+  folder: pathlib.Path
   config: Mapping[str, Any]
   done: Mapping[str, Mapping[str, Any]]
+
+  @property
+  def name(self) -> str:
+    return self.folder.name
 
   def edges(self, stage: str) -> Mapping[str, str]:
     """Return the inputs of a stage, as the recipe names them."""
@@ -152,41 +187,43 @@ def _run(folder: pathlib.Path | None) -> _Run | None:
   for parent in (folder.parent, folder.parent.parent):
     if (parent / "config.json").exists() and (parent / "plan.txt").exists():
       done = {
-        path.parent.name: files.read_json(path)
+        path.parent.name: metrics.read_done(path, "kind", "metrics")
         for path in sorted(folder.parent.glob("*/done.json"))
       }
-      config = files.read_json(parent / "config.json")
-      return _Run(folder.name, config, done)
+      config = files.read_object(parent / "config.json")
+      return _Run(folder, config, done)
   return None
 
 
-def _stages(run: _Run) -> Iterator[list[str]]:
+def _stages(run: _Run) -> Iterator[list[Any]]:
   """Yield the cells of the stages an artifact came through, the last first."""
-  name = run.name
-  while name in run.config:
+  name, seen = run.name, set()
+  while name in run.config and name not in seen:
+    seen.add(name)
     yield _stage_cells(name, run)
     edges = run.edges(name)
     before = edges.get("init") or edges.get("vision") or ""
     if not before.startswith("@"):
-      yield ["start", f"`{_public(before)}`", *[""] * 4]
+      yield ["start", _code(_public(before)), *[""] * 4]
       break
     name = before[1:].partition(":")[0]
 
 
-def _stage_cells(name: str, run: _Run) -> list[str]:
+def _stage_cells(name: str, run: _Run) -> list[Any]:
   fields = run.config[name]
   if fields["kind"] != "train":
     return [name, *[""] * 5]
-  rates = ", ".join(f"`{pattern}` {rate:g}" for pattern, rate in fields["lr"])
+  rates = ", ".join(f"{_code(name)} {rate:g}" for name, rate in fields["lr"])
   data = fields["data"]
   names = [data] if isinstance(data, str) else [part[0] for part in data]
-  found = ", ".join(f"{n} ({_origin(run, n)})" for n in names)
+  found = ", ".join(f"{_inert(n)} ({_origin(run, n)})" for n in names)
+  said = _inert(name)
   if name not in run.done:
     # The result that ships with the package was taken.
-    name = f"{name} ({fields.get('shipped') or 'not run here'})"
+    said += f" ({_inert(fields.get('shipped') or Markup('not run here'))})"
   return [
-    *(name, fields["objective"], found),
-    *(str(fields["batch"]), str(fields["steps"]), rates),
+    *(Markup(said), fields["objective"], Markup(found)),
+    *(fields["batch"], fields["steps"], Markup(rates)),
   ]
 
 
@@ -194,13 +231,13 @@ def _origin(run: _Run, source: str) -> str:
   spec = run.config["sources"].get(source, {})
   path = spec.get("path")
   return (
-    pathlib.PurePath(path).name
+    _inert(pathlib.PurePath(path).name)
     if path
-    else f"embedded {spec.get('kind', 'data')}"
+    else f"embedded {_inert(spec.get('kind', 'data'))}"
   )
 
 
-def _probes(run: _Run) -> Iterator[list[str]]:
+def _probes(run: _Run) -> Iterator[list[Any]]:
   """Yield the cells of this artifact's probes, as the stages wrote them."""
   for name, done in run.done.items():
     edges = run.edges(name).values()
@@ -211,4 +248,4 @@ def _probes(run: _Run) -> Iterator[list[str]]:
       if isinstance(found, Mapping) and "value" in found:
         error = found.get("se")
         spread = "" if error is None else f" ± {error:.3g}"
-        yield [name, key, f"{found['value']:.4g}{spread}", str(found["n"])]
+        yield [name, key, Markup(f"{found['value']:.4g}{spread}"), found["n"]]
