@@ -212,6 +212,20 @@ def read_object(
   return found
 
 
+def parse_line(text: str, where: str) -> dict[str, Any]:
+  """Return the object that a line of JSON lines holds, which may have NaN.
+
+  Raises InputError naming `where` if it holds none.
+  """
+  try:
+    found = json.loads(text)
+  except (ValueError, RecursionError) as error:
+    raise InputError(f"{where}: not readable as JSON ({error})") from error
+  if not isinstance(found, dict):
+    raise InputError(f"{where}: holds no JSON object")
+  return found
+
+
 def read_bytes(path: pathlib.Path, *, largest: int) -> bytes:
   """Return the bytes of a file that may be foreign.
 

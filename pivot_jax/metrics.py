@@ -5,6 +5,7 @@ by name. A measured number of a stage is `measured(...)`: value, n and standard
 error together, so that no table ever shows one without the others.
 """
 
+import contextlib
 import importlib.util
 import json
 import math
@@ -17,10 +18,18 @@ from typing import Any
 import jax
 import numpy as np
 
-from pivot_jax import files, names
+from pivot_jax import files, names, texts
 from pivot_jax.errors import InputError
 
 Measured = dict[str, Any]
+_DAMAGED = "the file is damaged; use a copy, or delete the folder to make the stage again"
+# Of done.json, what is read there.
+_FIELDS = {
+  **dict.fromkeys(("fields", "inputs", "outputs", "metrics", "versions"), dict),
+  "kind": str,
+}
+# Bytes of a file of metrics; those of a million updates have a third of it.
+_LARGEST = 2**30
 
 
 def measured(value: float, n: int, se: float | None) -> Measured:
@@ -34,6 +43,45 @@ def share(hits: float, n: int) -> Measured:
     raise InputError("a share of nothing: the evaluation set is empty")
   rate = hits / n
   return measured(rate, n, math.sqrt(rate * (1 - rate) / n))
+
+
+def number(value: str | float | Sequence | Mapping | None, where: str) -> float:
+  """Return a number that was read; raise InputError if it is none."""
+  if isinstance(value, int | float) and not isinstance(value, bool):
+    with contextlib.suppress(OverflowError):
+      return float(value)
+  said = texts.shown(repr(value), longest=60)
+  raise InputError(f"{where} is {said}, not a number: {_DAMAGED}")
+
+
+def read_done(path: pathlib.Path, *needs: str) -> dict[str, Any]:
+  """Return the record of a finished stage, done.json.
+
+  Raises:
+    InputError: a field of `needs` is absent or of another type, or a measured
+      number is none.
+  """
+  done = files.read_object(path)
+  for name in needs:
+    if name == "seconds":
+      number(done.get(name), f"{path}: {name}")
+    elif not isinstance(done.get(name), _FIELDS[name]):
+      kind = _FIELDS[name].__name__
+      raise InputError(f"{path}: {name} is no {kind}: {_DAMAGED}")
+  if "versions" in needs:
+    done["versions"] = {k: str(v) for k, v in done["versions"].items()}
+  if "metrics" in needs:
+    for name, value in done["metrics"].items():
+      _check_measured(value, f"{path}: metrics.{name}")
+  return done
+
+
+def _check_measured(value: Any, where: str) -> None:
+  if isinstance(value, Mapping) and "value" in value:
+    number(value["value"], f"{where}.value")
+    for name in ("n", "se"):
+      if value.get(name) is not None:
+        number(value[name], f"{where}.{name}")
 
 
 class Writer:
@@ -140,6 +188,7 @@ class Status:
     rate = (now - self._began) / max(1, step - self._start)
     left = rate * (self._total - step)
     line = f"{self._name} {step}/{self._total} {text} {_clock(left)} left"
+    line = texts.shown(line)
     if self._live:
       filled = int(24 * step / max(1, self._total))
       bar = "█" * filled + "·" * (24 - filled)
@@ -157,11 +206,19 @@ def _clock(seconds: float) -> str:
 def _lines(path: pathlib.Path) -> list[dict[str, float]]:
   if not path.exists():
     return []
+  data = files.read_bytes(path, largest=_LARGEST)
+  found = data.decode("utf-8", "backslashreplace").splitlines()
+  # A killed process may leave half of its last line.
+  if found and not found[-1].endswith("}"):
+    found.pop()
   lines = []
-  for text in path.read_text(encoding="utf-8").splitlines():
-    # A killed process may leave half of its last line.
-    if text.endswith("}"):
-      lines.append(json.loads(text))
+  for place, text in enumerate(found, 1):
+    where = f"{path}, line {place}"
+    line = files.parse_line(text, where)
+    for name, value in line.items():
+      number(value, f"{where}: {name}")
+    number(line.get("step"), f"{where}: step")
+    lines.append(line)
   return lines
 
 
@@ -192,9 +249,10 @@ class Board:
       for place, image in enumerate(images):
         tag = f"samples/{number}/image{place}"
         self._board.add_image(tag, image, 0, dataformats="HWC")
-      # Indented text is shown as it is: no tag in it acts.
+      # Code and indented text are shown as they are: no tag in them acts.
       lines = "\n".join(f"    {line}" for line in text.splitlines())
-      self._board.add_text(f"samples/{number}/text", f"{name}\n\n{lines}", 0)
+      said = f"{texts.markdown(name)}\n\n{lines}"
+      self._board.add_text(f"samples/{number}/text", said, 0)
 
   def close(self) -> None:
     """Write out what TensorBoard has not got yet."""

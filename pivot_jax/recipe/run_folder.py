@@ -21,7 +21,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from pivot_jax import addresses, files, names
+from pivot_jax import addresses, files, metrics, names
 from pivot_jax.data import images, opener
 from pivot_jax.errors import InputError
 from pivot_jax.recipe import settings
@@ -90,7 +90,7 @@ class Inputs:
       folder = addresses.parse(address).path
       done, prints = folder / "done.json", folder / "fingerprint.json"
       if done.exists():
-        record = files.read_json(done)
+        record = metrics.read_done(done, "outputs", "metrics")
         made = [record["outputs"]]
         if step.kind == "report" or names.is_own(step.kind):
           made.append(record["metrics"])
@@ -206,7 +206,7 @@ def is_done(step: Step) -> bool:
   if not path.exists():
     return False
   sums = _checksums(step)
-  outputs = files.read_json(path)["outputs"]
+  outputs = metrics.read_done(path, "outputs")["outputs"]
   changed = [n for n, mark in outputs.items() if sums.get(n) != mark]
   if changed:
     raise InputError(
@@ -233,7 +233,7 @@ def change(step: Step, inputs: Inputs, *, unknown: Sequence[str] = ()) -> str:
     unknown: names of inputs that are not compared, since they are to be made.
   """
   if is_done(step):
-    done = files.read_json(step.folder / _DONE)
+    done = metrics.read_done(step.folder / _DONE, "fields", "inputs")
     before, begun = done["fields"], False
   elif is_begun(step):
     done = files.read_json(step.folder / _BEGUN)
@@ -262,7 +262,8 @@ def log_free_changes(step: Step) -> None:
   """Log settings that changed without unmaking a stage."""
   path = step.folder / _DONE
   if path.exists():
-    before, what = files.read_json(path)["fields"], "stays, made"
+    before = metrics.read_done(path, "fields")["fields"]
+    what = "stays, made"
   elif is_begun(step):
     before, what = files.read_json(step.folder / _CONFIG), "goes on"
   else:

@@ -7,7 +7,6 @@ differences. It measures no model and draws nothing. Legend: N items.
 """
 
 import dataclasses
-import json
 import pathlib
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -38,6 +37,8 @@ HEADLINES = {
   ),
 }
 RESAMPLES = 500
+# Bytes of a file of predictions.
+_LARGEST = 2**30
 Measures = dict[str, metrics.Measured]
 # Per stage its done.json and, under "folder", where it is.
 Stages = Mapping[str, Mapping[str, Any]]
@@ -83,7 +84,8 @@ def by_seed(inputs: Mapping[str, str]) -> dict[int, dict[str, dict[str, Any]]]:
   for name, address in inputs.items():
     match = re.fullmatch(r"(?:seed(\d+)/)?(.+)", name)
     folder = pathlib.Path(address)
-    done = files.read_json(folder / "done.json")
+    needs = ("kind", "fields", "metrics", "seconds", "versions")
+    done = metrics.read_done(folder / "done.json", *needs)
     done |= {"stage": name, "folder": folder}
     found.setdefault(int(match[1] or 0), {})[match[2]] = done
   return dict(sorted(found.items()))
@@ -276,17 +278,19 @@ def over_seeds(found: list[dict[str, Measures]]) -> dict[str, Measures]:
 
 
 def json_lines(path: pathlib.Path) -> list[dict[str, Any]]:
-  """Return the objects of a JSON-lines file."""
-  lines = path.read_text(encoding="utf-8").split("\n")
-  return [json.loads(line) for line in lines if line]
+  """Return the objects of a JSON-lines file; InputError names a bad line."""
+  data = files.read_bytes(path, largest=_LARGEST)
+  lines = data.decode("utf-8", "backslashreplace").split("\n")
+  return [
+    files.parse_line(line, f"{path}, line {place}")
+    for place, line in enumerate(lines, 1)
+    if line
+  ]
 
 
 def _answers_differ(one: pathlib.Path, other: pathlib.Path) -> Measures:
   """Compare two `predictions.jsonl`, as evaluate.summarize groups them."""
-  left, right = (
-    {row["id"]: row for row in json_lines(folder / "predictions.jsonl")}
-    for folder in (one, other)
-  )
+  left, right = map(_answers, (one, other))
   _check_same(sorted(left), sorted(right), one, other)
   found: Measures = {}
   for field in ("category", "kind"):
@@ -307,6 +311,20 @@ def _answers_differ(one: pathlib.Path, other: pathlib.Path) -> Measures:
     if None in errors
     else float(np.sqrt(np.sum(np.square(errors))) / len(errors)),
   )
+  return found
+
+
+def _answers(folder: pathlib.Path) -> dict[str, Mapping[str, Any]]:
+  """Return the rows of predictions.jsonl by id."""
+  path = folder / "predictions.jsonl"
+  found = {}
+  for place, row in enumerate(json_lines(path), 1):
+    for name in ("id", "category", "kind"):
+      if not isinstance(row.get(name), str):
+        raise InputError(f"{path}, row {place}: {name} is no text")
+    if not isinstance(row.get("correct"), bool):
+      raise InputError(f"{path}, row {place}: correct is not true or false")
+    found[row["id"]] = row
   return found
 
 
@@ -418,7 +436,7 @@ def _changes(stages: Stages, design: Design) -> dict[str, Measures]:
     measured = stages.get(arm["model"], {"metrics": {}})["metrics"]
     if measured.get("change/vision"):
       found[arm["model"]] = {
-        key: metrics.measured(value, 1, None)
+        key: metrics.measured(metrics.number(value, key), 1, None)
         for key, value in measured.items()
         if key.startswith("change/")
       }
@@ -430,6 +448,8 @@ def _lambdas(measured: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
   found: dict[str, dict[str, Any]] = {}
   for name, value in measured.items():
     kind, _, field = name.partition("/")
+    if field == "lambda":
+      metrics.number(value, name)
     if field.startswith("lambda"):
       found.setdefault(kind, {})[field] = value
   return found
