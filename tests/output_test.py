@@ -16,7 +16,8 @@ from pivot_jax.data import __main__ as data
 from pivot_jax.data.sources import json_index
 from pivot_jax.data.tools import show, shown_page, shown_rows
 from pivot_jax.errors import InputError
-from pivot_jax.recipe import plan, run_folder
+from pivot_jax.recipe import plan
+from pivot_jax.recipe.inputs import Step
 from pivot_jax.report import charts, compare, tables
 from pivot_jax.weights import card, export
 
@@ -101,9 +102,7 @@ def test_a_row_that_is_shown_has_a_short_head():
 
 
 def test_the_plan_has_a_line_a_stage():
-  step = run_folder.Step(
-    "one", "train", ConfigDict({}), {"init": f"x\n{CLEAR}"}, None
-  )
+  step = Step("one", "train", ConfigDict({}), {"init": f"x\n{CLEAR}"}, None)
   planned = plan.Plan((step,), {"two": f"no data: {CLEAR}"})
   check_calm(plan.describe(planned) + "\n", lines=3)
 

@@ -140,6 +140,20 @@ def open_path(
   return open_source(spec, flawed=flawed)
 
 
+def files_of(spec: Mapping[str, Any]) -> list[pathlib.Path]:
+  """Return the files that hold the rows of an entry whose path names others.
+
+  Those of a mixture, of MMPR's meta.json and of a pattern; raises as
+  `open_source`.
+  """
+  use = ("max_bad", "bad", "group")
+  source = _open({name: spec[name] for name in spec if name not in use})
+  while isinstance(source, rows.View):
+    source = source.source
+  lists = (mixtures.Mixture, mmpr.Mmpr, parquet.Parquet)
+  return source.paths if isinstance(source, lists) else []
+
+
 def kind_of(spec: Mapping[str, Any]) -> str:
   """Return the kind of an entry's files: one of `KINDS`, or a user's own."""
   kind = spec["kind"]

@@ -25,6 +25,7 @@ from ml_collections import ConfigDict
 from pivot_jax import addresses, files, names, texts
 from pivot_jax.errors import InputError
 from pivot_jax.recipe import run_folder, sections, shipped
+from pivot_jax.recipe.inputs import Inputs, Step
 from pivot_jax.training import loop
 
 LOG = logging.getLogger("pivot_jax")
@@ -45,7 +46,7 @@ KINDS = (
 class Plan:
   """The stages that will run, in order, and those skipped with the reason."""
 
-  steps: tuple[run_folder.Step, ...]
+  steps: tuple[Step, ...]
   left_out: Mapping[str, str]
 
 
@@ -79,7 +80,7 @@ def expand(config: ConfigDict, workdir: pathlib.Path) -> Plan:
   if config.seeds < 1:
     raise InputError(f"seeds={config.seeds}: give 1 or more")
   left_out: dict[str, str] = {}
-  steps: list[run_folder.Step] = []
+  steps: list[Step] = []
   used = _edges(config)
   given = shipped.taken(config)
   left_out |= {
@@ -91,6 +92,11 @@ def expand(config: ConfigDict, workdir: pathlib.Path) -> Plan:
       if name not in config:
         raise InputError(
           f"order names {name!r}, which the config does not hold"
+        )
+      if name == "lock" or re.fullmatch(r"seed\d+", name):
+        raise InputError(
+          f"order names a stage {name!r}: a run has a file or folder of that "
+          "name; call the stage otherwise"
         )
       if config[name].kind not in KINDS:
         runner(config[name].kind, f"{name}.kind")
@@ -112,13 +118,13 @@ def expand(config: ConfigDict, workdir: pathlib.Path) -> Plan:
   return Plan(tuple(steps), left_out)
 
 
-def changes(plan: Plan) -> dict[str, str]:
+def changes(plan: Plan, inputs: Inputs | None = None) -> dict[str, str]:
   """Return the finished or begun stages that would be made again, and why.
 
   A stage that reads one of them is among them: whether its inputs change is
   known once that one is made.
   """
-  inputs = run_folder.Inputs()
+  inputs = inputs or Inputs()
   making: dict[str, str] = {}
   found: dict[str, str] = {}
   for step in plan.steps:
@@ -140,8 +146,8 @@ def changes(plan: Plan) -> dict[str, str]:
 
 
 def _why_again(
-  step: run_folder.Step,
-  inputs: run_folder.Inputs,
+  step: Step,
+  inputs: Inputs,
   fed: Mapping[str, str],
   found: Mapping[str, str],
 ) -> str:
@@ -153,20 +159,24 @@ def _why_again(
   unknown = tuple(fed)
   why = run_folder.change(step, inputs, unknown=unknown)
   done = run_folder.is_done(step)
+  there = done or run_folder.is_begun(step)
   if (why or not done) and run_folder.can_restore(
     step, inputs, unknown=unknown
   ):
-    return ""
-  there = done or run_folder.is_begun(step)
+    return f"{run_folder.old(step).folder.name} comes back" if there else ""
   read = [name for name in fed.values() if name in found]
   if not why and there and read:
     return f"reads {', '.join(dict.fromkeys(read))}"
-  if not why and not there and run_folder.replaces_old(step):
+  if (
+    not why
+    and not there
+    and run_folder.replaces_old(step, inputs, unknown=unknown)
+  ):
     return f"replaces {run_folder.old(step).folder.name}"
   return why
 
 
-def _folders(step: run_folder.Step) -> dict[str, str]:
+def _folders(step: Step) -> dict[str, str]:
   """Return the folders that a stage reads, by the input's name."""
   return {
     name: str(addresses.parse(address).path)
@@ -202,9 +212,11 @@ def allowed(plan: Plan, rerun: Sequence[str]) -> set[str]:
   return found
 
 
-def check_changes(plan: Plan, rerun: Sequence[str]) -> None:
+def check_changes(
+  plan: Plan, rerun: Sequence[str], inputs: Inputs | None = None
+) -> None:
   """Raise InputError if a stage would be made again that may not be."""
-  may, found = allowed(plan, rerun), changes(plan)
+  may, found = allowed(plan, rerun), changes(plan, inputs)
   lost = {name: why for name, why in found.items() if name not in may}
   if lost:
     roots = [n for n, why in lost.items() if not why.startswith("reads ")]
@@ -214,6 +226,9 @@ def check_changes(plan: Plan, rerun: Sequence[str]) -> None:
       f"--rerun={','.join(roots)} (or all) to replace them, use another "
       "--workdir, or take the settings back"
     )
+  for step in plan.steps:
+    if step.name in found:
+      run_folder.check_whole(step)
 
 
 def run(
@@ -233,8 +248,8 @@ def run(
   except OSError as error:
     raise InputError(f"{workdir}: cannot be made ({error.strerror})") from error
   with run_folder.lock(workdir):
-    check_changes(plan, rerun)
-    inputs, may = run_folder.Inputs(), allowed(plan, rerun)
+    inputs, may = Inputs(), allowed(plan, rerun)
+    check_changes(plan, rerun, inputs)
     now = json.loads(json.dumps(resolve(config).to_dict(), default=list))
     files.write_json(workdir / "config.json", now)
     files.write_text(workdir / "plan.txt", describe(plan) + "\n")
@@ -245,14 +260,16 @@ def run(
       _make(step, inputs, f"[{number}/{total}]", may=step.name in may)
 
 
-def _make(
-  step: run_folder.Step, inputs: run_folder.Inputs, place: str, *, may: bool
-) -> None:
+def _make(step: Step, inputs: Inputs, place: str, *, may: bool) -> None:
   """Run a stage unless it is done; replace what is there only if it may be."""
   why, done = run_folder.change(step, inputs), run_folder.is_done(step)
-  if (why or not done) and run_folder.restore(step, inputs):
+  back = (why or not done) and run_folder.can_restore(step, inputs)
+  there = done or run_folder.is_begun(step)
+  if back and (may or not there):
+    run_folder.restore(step, inputs)
     LOG.info("%s %s is as it was before", place, step.name)
-  elif why and not may:
+  elif (back or why) and not may:
+    why = why or f"{run_folder.old(step).folder.name} comes back"
     # Its inputs were made again, and are others now.
     raise InputError(
       f"{step.folder} was made with other settings or inputs ({why}): add "
@@ -265,6 +282,8 @@ def _make(
   if run_folder.is_done(step):
     run_folder.discard_old(step)
     LOG.info("%s %s is done", place, step.name)
+    if step.kind == "report":
+      _show(step)
     return
   LOG.info("%s %s (%s)", place, step.name, step.kind)
   run_folder.begin(step, inputs)
@@ -279,6 +298,14 @@ def _make(
   seconds = time.monotonic() - began
   run_folder.finish(step, inputs, _numbers(measured), seconds)
   run_folder.discard_old(step)
+
+
+def _show(report: Step) -> None:
+  """Put the report back beside the stages, if it is not there."""
+  for name in ("report.json", "report.html"):
+    made, shown = report.folder / name, report.folder.parent / name
+    if made.exists() and not shown.exists():
+      files.write_text(shown, made.read_text("utf-8"))
 
 
 def _numbers(measured: Any) -> Any:
@@ -322,9 +349,7 @@ def _reason(config, name, left_out, used, given) -> str:
   return ""
 
 
-def _step(
-  config, name, seed, workdir, steps, left_out, given
-) -> run_folder.Step:
+def _step(config, name, seed, workdir, steps, left_out, given) -> Step:
   """Return a stage with its inputs resolved to addresses."""
   section = config[name]
   folders = {step.name: step.folder for step in steps}
@@ -355,7 +380,7 @@ def _step(
     fields |= {"left_out": dict(left_out), "seeds": config.seeds}
     fields |= sections.design(config)
   kept = {k: v for k, v in fields.items() if k not in ("inputs",)}
-  return run_folder.Step(
+  return Step(
     name=_named(name, seed),
     kind=section.kind,
     config=ConfigDict(kept),

@@ -25,7 +25,8 @@ from pivot_jax.data.sources import folders
 from pivot_jax.data.tokenizer import load_tokenizer
 from pivot_jax.errors import InputError
 from pivot_jax.models import attention, layers
-from pivot_jax.recipe import plan, run_folder
+from pivot_jax.recipe import plan
+from pivot_jax.recipe.inputs import Step
 from pivot_jax.stages import detach, train
 from pivot_jax.training import (
   monitor,
@@ -66,7 +67,7 @@ _CHOICES = {
 }
 
 
-def check(steps: Iterable[run_folder.Step]) -> None:
+def check(steps: Iterable[Step]) -> None:
   """Raise InputError for the first stage that could not run as it is set."""
   steps = list(steps)
   for step in steps:
@@ -114,7 +115,7 @@ def describe(planned: plan.Plan) -> str:
   return "\n".join(lines)
 
 
-def label_gaps(step: run_folder.Step) -> list[str]:
+def label_gaps(step: Step) -> list[str]:
   """Return warnings of label maps whose numbers have a gap."""
   config = step.config
   if step.kind != "segment_probe" or config.num_classes:
@@ -134,7 +135,7 @@ def _label_gap(spec: str, ignore: int | str) -> str:
   return folders.sampled_label_gap(source, ignore)
 
 
-def _check_pairs(steps: Iterable[run_folder.Step]) -> None:
+def _check_pairs(steps: Iterable[Step]) -> None:
   """Raise for arms that are compared on the same rows and see others."""
   steps = list(steps)
   reports = [step.config for step in steps if step.kind == "report"]
@@ -146,10 +147,8 @@ def _check_pairs(steps: Iterable[run_folder.Step]) -> None:
         _check_same_rows(both, steps)
 
 
-def _check_same_rows(
-  models: Sequence[str], steps: Iterable[run_folder.Step]
-) -> None:
-  by_folder: dict[pathlib.Path, list[run_folder.Step]] = {}
+def _check_same_rows(models: Sequence[str], steps: Iterable[Step]) -> None:
+  by_folder: dict[pathlib.Path, list[Step]] = {}
   for step in steps:
     if step.kind == "train" and step.folder.name in models:
       by_folder.setdefault(step.folder.parent, []).append(step)
@@ -163,7 +162,7 @@ def _check_same_rows(
         )
 
 
-def _check_numbers(step: run_folder.Step) -> None:
+def _check_numbers(step: Step) -> None:
   config = step.config
   if names.is_own(step.kind):
     return
@@ -185,7 +184,7 @@ def _check_numbers(step: run_folder.Step) -> None:
     _check_background(step.name, config)
 
 
-def _check_rules(step: run_folder.Step, field: str) -> None:
+def _check_rules(step: Step, field: str) -> None:
   """Check ordered rules (pattern, value): pairs, and no negative value."""
   for rule in step.config[field]:
     pair = isinstance(rule, (tuple, list)) and len(rule) == 2
@@ -215,7 +214,7 @@ def _check_background(name: str, config: ConfigDict) -> None:
       )
 
 
-def check_choices(step: run_folder.Step) -> None:
+def check_choices(step: Step) -> None:
   """Raise InputError for a setting of a stage that names no known choice."""
   if names.is_own(step.kind):
     return
@@ -234,7 +233,7 @@ def check_choices(step: run_folder.Step) -> None:
       raise InputError(f"{step.name}.{error}") from None
 
 
-def _check_objective(step: run_folder.Step) -> None:
+def _check_objective(step: Step) -> None:
   """Raise for an objective without the reference that it needs."""
   name = step.config.objective
   if objectives.named(name).reference and "reference" not in step.inputs:
@@ -244,7 +243,7 @@ def _check_objective(step: run_folder.Step) -> None:
     )
 
 
-def _check_weights(steps: Iterable[run_folder.Step]) -> None:
+def _check_weights(steps: Iterable[Step]) -> None:
   """Open the weights that no earlier stage makes, before the first stage runs."""
   steps = list(steps)
   made = {step.folder for step in steps}
@@ -266,7 +265,7 @@ def _check_weights(steps: Iterable[run_folder.Step]) -> None:
         checkpoint.unread(loaded.meta)
 
 
-def _check_sources(steps: Iterable[run_folder.Step]) -> None:
+def _check_sources(steps: Iterable[Step]) -> None:
   """Open every source once: files there, records readable, images in place."""
   steps, sizes = list(steps), {}
   for step in steps:
@@ -287,7 +286,7 @@ def _check_sources(steps: Iterable[run_folder.Step]) -> None:
         )
 
 
-def _check_batch(step: run_folder.Step, sizes: dict[str, int]) -> None:
+def _check_batch(step: Step, sizes: dict[str, int]) -> None:
   """Raise for a training whose rows are fewer than those of one update."""
   if step.kind != "train":
     return
@@ -322,7 +321,7 @@ def _check_source(fields: dict[str, Any]) -> int:
   return len(source)
 
 
-def _rows(step: run_folder.Step) -> list[str]:
+def _rows(step: Step) -> list[str]:
   found = []
   for name in sorted(step.config.sources):
     source = opener.open_source(step.config.sources[name].to_dict())
@@ -330,7 +329,7 @@ def _rows(step: run_folder.Step) -> list[str]:
   return found
 
 
-def _train(step: run_folder.Step, models: dict[str, _Configs]) -> list[str]:
+def _train(step: Step, models: dict[str, _Configs]) -> list[str]:
   """Return parameters and state bytes of a training stage, from shapes.
 
   Raises:
@@ -391,7 +390,7 @@ def _sizes(model: _Configs, batch: int) -> str:
   return ", ".join(found)
 
 
-def _shapes(step: run_folder.Step, models: dict[str, _Configs]) -> Any:
+def _shapes(step: Step, models: dict[str, _Configs]) -> Any:
   """Return the shapes of a stage's model and note its configs for later."""
   config = step.config.copy_and_resolve_references()
   tokenizer = load_tokenizer(addresses.tokenizer_folder(config.tokenizer))

@@ -19,12 +19,10 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from ml_collections import ConfigDict
-
-from pivot_jax import addresses, files, metrics, names
-from pivot_jax.data import images, opener
+from pivot_jax import files, metrics, names
 from pivot_jax.errors import InputError
 from pivot_jax.recipe import settings
+from pivot_jax.recipe.inputs import RULES, Inputs, Step, own_names, short_hash
 
 LOG = logging.getLogger("pivot_jax")
 
@@ -52,118 +50,11 @@ _BEGUN, _DONE, _CONFIG = "begun.json", "done.json", "config.json"
 # A folder that holds the last record is a result that was set aside.
 _OLD, _ASIDE = ".old", "replaced.json"
 _RECORDS = (_BEGUN, _DONE, _ASIDE)
+# Folders of results, and what a run writes beside those of its stages.
+_FOLDERS = ("params", "tokenizer", "hf")
+_FILES = ("config.json", "plan.txt", "report.json", "report.html")
 # Sizes of parts that a stage makes itself; given weights bring theirs.
 _PARTS = ("vision", "llm")
-# Files of more bytes are not read as a whole to be told apart.
-_LARGE = 2**30
-_SHARD = 2**24
-
-
-@dataclasses.dataclass(frozen=True)
-class Step:
-  """One stage as it will run: its own name, config, inputs and folder."""
-
-  name: str
-  kind: str
-  config: ConfigDict
-  inputs: Mapping[str, str]
-  folder: pathlib.Path
-
-
-class Inputs:
-  """Hashes of what stages read, each file looked at once in a run."""
-
-  def __init__(self):
-    self._known: dict[pathlib.Path, str] = {}
-    self._stamps: dict[str, str] = {}
-
-  def of(self, step: Step) -> dict[str, str]:
-    """Return a hash per input and per file or folder of a source.
-
-    A stage counts by its results, for a report and a kind of the user's own
-    its numbers too; an artifact by its fingerprint, files by their content,
-    those of the user's own code among them. In a folder images count by name
-    and size.
-    """
-    texts = {}
-    for name, address in sorted(step.inputs.items()):
-      folder = addresses.parse(address).path
-      done, prints = folder / "done.json", folder / "fingerprint.json"
-      if done.exists():
-        record = metrics.read_done(done, "outputs", "metrics")
-        made = [record["outputs"]]
-        if step.kind == "report" or names.is_own(step.kind):
-          made.append(record["metrics"])
-        texts[name] = "".join(json.dumps(x, sort_keys=True) for x in made)
-      elif prints.exists():
-        texts[name] = prints.read_text(encoding="utf-8")
-      else:
-        texts[name] = self._files(folder)
-    for name, spec in step.config.get("sources", {}).items():
-      for field in ("path", "image_root", "bad", "tokenizer"):
-        if spec.get(field):
-          texts[f"{name}.{field}"] = self._files(pathlib.Path(spec[field]))
-      own = names.is_own(spec.get("kind", ""))
-      if own or (spec.get("path") and _lists(spec)):
-        texts[f"{name}.rows"] = self._stamp(spec)
-    for own in _own_names(step):
-      texts[f"code of {own}"] = self._files(names.file_of(own))
-    return {name: _short_hash(text.encode()) for name, text in texts.items()}
-
-  def _stamp(self, spec: ConfigDict) -> str:
-    """Return the stamp of a source, which is opened once in a run."""
-    key = json.dumps(spec.to_dict(), sort_keys=True, default=list)
-    if key not in self._stamps:
-      self._stamps[key] = opener.open_source(spec.to_dict()).stamp()
-    return self._stamps[key]
-
-  def _files(self, path: pathlib.Path) -> str:
-    if path not in self._known:
-      inside = sorted(path.rglob("*")) if path.is_dir() else [path]
-      self._known[path] = json.dumps(
-        [
-          [str(file.relative_to(path)), _mark(file, listed=file != path)]
-          for file in inside
-          if file.is_file()
-        ]
-      )
-    return self._known[path]
-
-
-def _own_names(step: Step) -> list[str]:
-  """Return what of a stage is the user's own code."""
-  sources = step.config.get("sources", {}).values()
-  asked = (step.kind, step.config.get("objective", ""))
-  found = (*asked, *(spec.get("kind", "") for spec in sources))
-  return sorted({name for name in found if names.is_own(name)})
-
-
-def _lists(spec: ConfigDict) -> bool:
-  """Return whether a path names other files that hold the rows."""
-  path = pathlib.Path(spec.path)
-  return "*" in path.name or opener.format_of(path) in ("mixture", "mmpr")
-
-
-def _mark(file: pathlib.Path, *, listed: bool) -> str | int:
-  """Return the size of an image in a folder, the hash of any other file.
-
-  A file of gigabytes counts by its size and its ends.
-  """
-  size = file.stat().st_size
-  if listed and file.suffix.lower() in images.SUFFIXES:
-    return size
-  # Shards are many, and each is large.
-  if size > (_SHARD if listed else _LARGE):
-    with file.open("rb") as opened:
-      ends = opened.read(2**20)
-      opened.seek(size - 2**20)
-      return f"{size} {_short_hash(ends + opened.read())}"
-  with file.open("rb") as opened:
-    return hashlib.file_digest(opened, "sha256").hexdigest()
-
-
-def _short_hash(content: bytes) -> str:
-  return hashlib.sha256(content).hexdigest()[:16]
 
 
 def free_keys(kind: str, *, begun: bool = False) -> tuple[str, ...]:
@@ -174,6 +65,8 @@ def free_keys(kind: str, *, begun: bool = False) -> tuple[str, ...]:
   """
   if names.is_own(kind):
     return _OWN_FREE
+  if kind == "report":
+    return tuple(key for key in FREE_KEYS if key != "title")
   counts = kind in _BATCH_COUNTS and not begun
   return FREE_KEYS if counts else (*FREE_KEYS, _BATCH)
 
@@ -218,8 +111,10 @@ def is_done(step: Step) -> bool:
 
 def is_begun(step: Step) -> bool:
   """Return whether a stage has checkpoints that it would go on from."""
-  checkpoints = step.folder / "checkpoints"
-  return (step.folder / _BEGUN).exists() and any(checkpoints.glob("*"))
+  # One that is not whole has another name.
+  places = (step.folder / "checkpoints").glob("*")
+  whole = any(place.name.isdigit() for place in places)
+  return whole and (step.folder / _BEGUN).exists()
 
 
 def change(step: Step, inputs: Inputs, *, unknown: Sequence[str] = ()) -> str:
@@ -242,20 +137,31 @@ def change(step: Step, inputs: Inputs, *, unknown: Sequence[str] = ()) -> str:
     return ""
   now = step.config.to_dict()
   free = (*free_keys(step.kind, begun=begun), *_unused(step))
-  if not _own_names(step) and step.kind != "report":
+  if not own_names(step) and step.kind != "report":
     free = (*free, *(key for key in now if key not in before))
   if settings.deciding(before, free) != settings.deciding(now, free):
     said = settings.difference(
       settings.deciding(before, free), settings.deciding(now, free), ()
     )
     return said or "settings"
-  marks = inputs.of(step)
-  other = [
-    name
-    for name in sorted(marks.keys() | done["inputs"].keys())
-    if name not in unknown and marks.get(name) != done["inputs"].get(name)
-  ]
+  other = _other_inputs(step, done, inputs, unknown)
   return f"other {', '.join(other)}" if other else ""
+
+
+def _other_inputs(
+  step: Step,
+  record: Mapping[str, Any],
+  inputs: Inputs,
+  unknown: Sequence[str],
+) -> list[str]:
+  """Return the inputs that are not those of a record, but the unknown ones."""
+  before = record["inputs"]
+  marks = inputs.of(step, rules=record.get("rules", 1))
+  return [
+    name
+    for name in sorted(marks.keys() | before.keys())
+    if name not in unknown and marks.get(name) != before.get(name)
+  ]
 
 
 def log_free_changes(step: Step) -> None:
@@ -323,16 +229,40 @@ def restore(step: Step, inputs: Inputs) -> bool:
   return True
 
 
-def replaces_old(step: Step) -> bool:
+def replaces_old(
+  step: Step, inputs: Inputs, *, unknown: Sequence[str] = ()
+) -> bool:
   """Return whether what was set aside would go, and nobody allowed that.
 
-  An attempt that was begun with the present settings was allowed to.
+  An attempt that was begun with the present settings and inputs was allowed to.
   """
   if not (old(step).folder / _ASIDE).exists():
     return False
   claim = step.folder / _BEGUN
+  if not claim.exists():
+    return True
+  begun = files.read_object(claim)
   now = fingerprint(step.kind, step.config.to_dict())
-  return not (claim.exists() and files.read_json(claim)["config"] == now)
+  other = _other_inputs(step, begun, inputs, unknown)
+  return begun["config"] != now or bool(other)
+
+
+def check_whole(step: Step) -> None:
+  """Raise InputError if a result that would go holds a file of somebody else's.
+
+  Files of kinds and writers of the user's own are not known.
+  """
+  record = step.folder / _DONE
+  if names.is_own(step.kind) or not record.exists():
+    return
+  own = {*_RECORDS, _CONFIG, *_CONTINUED, *_FOLDERS}
+  own |= metrics.read_done(record, "outputs")["outputs"].keys()
+  for path in sorted(step.folder.iterdir()):
+    if path.name not in own and path.suffix != ".tmp":
+      raise InputError(
+        f"{path}: no run wrote it, and {step.name} is made again and would "
+        "delete it: move it away"
+      )
 
 
 def discard_old(step: Step) -> None:
@@ -345,7 +275,9 @@ def discard_old(step: Step) -> None:
 
 def _remove(folder: pathlib.Path) -> None:
   """Delete a folder of the run, what says that it is the run's last."""
-  for path in sorted(folder.iterdir(), key=lambda x: x.name in _RECORDS):
+  aside = folder.name.endswith(_OLD)
+  last = (_ASIDE,) if aside else (_BEGUN, _DONE)
+  for path in sorted(folder.iterdir(), key=lambda x: x.name in last):
     linked = path.is_symlink()
     shutil.rmtree(path) if path.is_dir() and not linked else path.unlink()
   folder.rmdir()
@@ -355,12 +287,37 @@ def check_folders(workdir: pathlib.Path, steps: Iterable[Step]) -> None:
   """Raise InputError if a stage's folder holds what no run has put there.
 
   Nothing is touched. A folder is the run's if a begun or finished stage is in
-  it; an empty one may become so.
+  it; an empty one may become so. The files beside the stages are the run's if
+  one of its stages or its lock is there.
   """
+  steps = list(steps)
+  _check_files(workdir, steps)
   for step in [x for one in steps for x in (one, old(one))]:
     for place in reversed(step.folder.relative_to(workdir).parents[:-1]):
       _check_place(workdir / place, step.name)
     _check_own(step)
+
+
+def _check_files(workdir: pathlib.Path, steps: Sequence[Step]) -> None:
+  """Raise for a file that the run would replace and that is no run's."""
+  lock_file = workdir / "lock"
+  told = (
+    files.read_bytes(lock_file, largest=2**20) if lock_file.exists() else b""
+  )
+  ours = told.isdigit() or any(
+    _is_record(one.folder / name)
+    for step in steps
+    for one in (step, old(step))
+    for name in _RECORDS
+  )
+  foreign = [name for name in _FILES if (workdir / name).exists() and not ours]
+  if told and not told.isdigit():
+    foreign.append(lock_file.name)
+  if foreign:
+    raise InputError(
+      f"{workdir / foreign[0]}: no run wrote it, and a run would replace it: "
+      "move it away or use another --workdir"
+    )
 
 
 def _check_place(folder: pathlib.Path, name: str) -> None:
@@ -419,6 +376,7 @@ def begin(step: Step, inputs: Inputs) -> None:
   begun = {
     "config": fingerprint(step.kind, step.config.to_dict()),
     "inputs": inputs.of(step),
+    "rules": RULES,
   }
   # A run that is killed before it writes the settings anew needs the old ones.
   stays = (_BEGUN, _CONFIG, *(_CONTINUED if is_begun(step) else ()))
@@ -443,6 +401,7 @@ def finish(
       "config": fingerprint(step.kind, step.config.to_dict()),
       "fields": step.config.to_dict(),
       "inputs": inputs.of(step),
+      "rules": RULES,
       "outputs": _checksums(step),
       "metrics": metrics,
       "seconds": round(seconds, 2),
@@ -466,7 +425,7 @@ def _checksums(step: Step) -> dict[str, str]:
     inside = [path for path in step.folder.rglob("*") if path.is_file()]
   places = {path.relative_to(step.folder): path for path in inside}
   return {
-    place.as_posix(): _short_hash(path.read_bytes())
+    place.as_posix(): short_hash(path.read_bytes())
     for place, path in sorted(places.items())
     if place.parts[0] not in about
   }

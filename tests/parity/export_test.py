@@ -21,6 +21,7 @@ from pivot_jax.data import chat
 from pivot_jax.data.tokenizer import load_tokenizer
 from pivot_jax.errors import InputError
 from pivot_jax.recipe import run_folder
+from pivot_jax.recipe.inputs import Inputs, Step
 from pivot_jax.weights import export
 from tests.parity import foreign
 from tests.parity import transformers_4_57 as tiny
@@ -277,10 +278,10 @@ STAGES = {
 
 
 def test_the_card_tells_recipe_data_and_measurements(artifact, tmp_path):
-  run, inputs = tmp_path / "run", run_folder.Inputs()
+  run, inputs = tmp_path / "run", Inputs()
   config = ConfigDict(STAGES | {"sources": {"pairs": {"kind": "scenes"}}})
   for name, fields in STAGES.items():
-    step = run_folder.Step(name, fields["kind"], config[name], {}, run / name)
+    step = Step(name, fields["kind"], config[name], {}, run / name)
     run_folder.begin(step, inputs)
     if name == "detach_dpo":
       shutil.copytree(artifact, step.folder, dirs_exist_ok=True)

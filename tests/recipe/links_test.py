@@ -9,11 +9,12 @@ import pytest
 from pivot_jax import files
 from pivot_jax.errors import InputError
 from pivot_jax.recipe import plan, run_folder
+from pivot_jax.recipe.inputs import Inputs, Step
 
 
-def make_step(workdir: pathlib.Path) -> run_folder.Step:
+def make_step(workdir: pathlib.Path) -> Step:
   config = ml_collections.ConfigDict({"batch": 2})
-  return run_folder.Step("one", "train", config, {}, workdir / "one")
+  return Step("one", "train", config, {}, workdir / "one")
 
 
 @pytest.fixture
@@ -41,7 +42,7 @@ def test_a_run_that_would_go_on_through_a_link_is_refused(
   tmp_path, outside, name, target
 ):
   workdir = tmp_path / "w"
-  step, inputs = make_step(workdir), run_folder.Inputs()
+  step, inputs = make_step(workdir), Inputs()
   run_folder.begin(step, inputs)
   (step.folder / "checkpoints" / "2").mkdir(parents=True)
   link = step.folder / name
@@ -66,7 +67,7 @@ def test_a_run_that_would_go_on_through_a_link_is_refused(
 
 
 def test_what_a_finished_stage_only_reads_may_lie_elsewhere(tmp_path, outside):
-  step, inputs = make_step(tmp_path / "w"), run_folder.Inputs()
+  step, inputs = make_step(tmp_path / "w"), Inputs()
   run_folder.begin(step, inputs)
   (step.folder / "tensorboard").symlink_to(outside)
   run_folder.finish(step, inputs, {}, 1.0)
@@ -79,7 +80,7 @@ def test_a_workdir_may_be_a_link_itself(tmp_path, outside):
   step = make_step(workdir)
   run_folder.check_folders(workdir, [step])
   with run_folder.lock(workdir):
-    run_folder.begin(step, run_folder.Inputs())
+    run_folder.begin(step, Inputs())
   assert (outside / "deep" / "one" / "begun.json").is_file()
 
 

@@ -12,6 +12,7 @@ from pivot_jax.data import opener
 from pivot_jax.data.sources import mixtures
 from pivot_jax.errors import InputError
 from pivot_jax.recipe import plan, run_folder
+from pivot_jax.recipe.inputs import Inputs, Step
 from pivot_jax.stages import detach, train
 from tests.fixtures import published
 
@@ -422,8 +423,8 @@ def test_files_count_by_content_and_images_of_a_folder_by_size(tmp_path):
   def hashes():
     source = {"path": str(rows), "image_root": str(folder)}
     config = ml_collections.ConfigDict({"sources": {"rows": source}})
-    step = run_folder.Step("a", "detach", config, {}, tmp_path / "a")
-    return run_folder.Inputs().of(step)
+    step = Step("a", "detach", config, {}, tmp_path / "a")
+    return Inputs().of(step)
 
   rows.write_text("1")
   (folder / "a.PNG").write_text("12")
@@ -441,23 +442,23 @@ def test_other_weights_at_a_hugging_face_address_are_other_inputs(tmp_path):
   weights = tmp_path / "model.safetensors"
   address = {"vision": f"hf:{tmp_path}"}
   config = ml_collections.ConfigDict({})
-  step = run_folder.Step("a", "train", config, address, tmp_path / "a")
+  step = Step("a", "train", config, address, tmp_path / "a")
   weights.write_bytes(b"1")
-  before = run_folder.Inputs().of(step)
+  before = Inputs().of(step)
   weights.write_bytes(b"2")
-  assert run_folder.Inputs().of(step) != before
+  assert Inputs().of(step) != before
 
 
 def test_files_that_a_mixture_lists_count_too(tmp_path):
   made = published.make_onevision_mixture(tmp_path)
   source = {"kind": "llava", "path": str(made.path), "image_root": ""}
   config = ml_collections.ConfigDict({"sources": {"rows": source}})
-  step = run_folder.Step("a", "train", config, {}, tmp_path / "a")
-  before = run_folder.Inputs().of(step)
-  assert run_folder.Inputs().of(step) == before
+  step = Step("a", "train", config, {}, tmp_path / "a")
+  before = Inputs().of(step)
+  assert Inputs().of(step) == before
   path = made.path.parent / "llava_next_738k.json"
   path.write_text(path.read_text().replace("the", "that"))
-  after = run_folder.Inputs().of(step)
+  after = Inputs().of(step)
   assert after["rows.path"] == before["rows.path"]
   assert after["rows.rows"] != before["rows.rows"]
 
@@ -471,11 +472,11 @@ def test_a_mixture_is_opened_once_in_a_run_for_its_stamp(tmp_path, monkeypatch):
     return mixtures.Mixture(*given, **more)
 
   monkeypatch.setitem(opener.KINDS, "mixture", count)
-  inputs, found = run_folder.Inputs(), []
+  inputs, found = Inputs(), []
   for stage, seed in (("a", 0), ("b", 0), ("c", 1)):
     source = {"kind": "mixture", "path": str(made.path), "seed": seed}
     config = ml_collections.ConfigDict({"sources": {"rows": source}})
-    step = run_folder.Step(stage, "train", config, {}, tmp_path / stage)
+    step = Step(stage, "train", config, {}, tmp_path / stage)
     found += [inputs.of(step)["rows.rows"] for _ in range(2)]
   assert len(opened) == 2
   assert len(set(found)) == 1  # No entry of the mixture draws rows.

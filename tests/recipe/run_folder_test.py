@@ -13,6 +13,7 @@ import pytest
 from pivot_jax import files
 from pivot_jax.errors import InputError
 from pivot_jax.recipe import run_folder
+from pivot_jax.recipe.inputs import Inputs, Step
 
 TRAIN = dict(
   batch=32,
@@ -28,9 +29,9 @@ TRAIN = dict(
 
 def make_step(
   workdir: pathlib.Path, name: str = "stage", kind: str = "train", **changed
-) -> run_folder.Step:
+) -> Step:
   config = ml_collections.ConfigDict(TRAIN | changed)
-  return run_folder.Step(name, kind, config, {}, workdir / name)
+  return Step(name, kind, config, {}, workdir / name)
 
 
 def contents(folder: pathlib.Path) -> dict[str, bytes]:
@@ -38,15 +39,15 @@ def contents(folder: pathlib.Path) -> dict[str, bytes]:
   return {str(p.relative_to(folder)): p.read_bytes() for p in found}
 
 
-def run(step: run_folder.Step) -> None:
-  inputs = run_folder.Inputs()
+def run(step: Step) -> None:
+  inputs = Inputs()
   run_folder.begin(step, inputs)
   run_folder.finish(step, inputs, {}, 1.0)
 
 
-def interrupt(step: run_folder.Step) -> None:
+def interrupt(step: Step) -> None:
   """Leave what a training that was killed after its checkpoint leaves."""
-  run_folder.begin(step, run_folder.Inputs())
+  run_folder.begin(step, Inputs())
   for name in ("checkpoints/2", "tensorboard", "profile"):
     (step.folder / name).mkdir(parents=True)
     (step.folder / name / "file").write_text(name)
@@ -67,7 +68,7 @@ def test_a_folder_that_no_run_made_is_kept_byte_for_byte(tmp_path):
   with pytest.raises(InputError, match="report.*figures"):
     run_folder.check_folders(tmp_path, steps)
   with pytest.raises(InputError, match="report.*figures"):
-    run_folder.begin(steps[1], run_folder.Inputs())
+    run_folder.begin(steps[1], Inputs())
   assert contents(tmp_path) == before
 
 
@@ -115,8 +116,8 @@ def test_absent_empty_and_own_folders_are_the_runs(tmp_path):
   absent, empty = make_step(tmp_path, "absent"), make_step(tmp_path, "empty")
   steps = [absent, empty, killed, begun, done]
   run_folder.check_folders(tmp_path, steps)
-  run_folder.begin(empty, run_folder.Inputs())
-  run_folder.begin(killed, run_folder.Inputs())
+  run_folder.begin(empty, Inputs())
+  run_folder.begin(killed, Inputs())
 
 
 def test_a_link_in_a_stage_folder_goes_and_not_its_target(tmp_path):
@@ -124,9 +125,9 @@ def test_a_link_in_a_stage_folder_goes_and_not_its_target(tmp_path):
   target.mkdir()
   (target / "mine.txt").write_text("mine")
   step = make_step(tmp_path)
-  run_folder.begin(step, run_folder.Inputs())
+  run_folder.begin(step, Inputs())
   (step.folder / "link").symlink_to(target)
-  run_folder.begin(step, run_folder.Inputs())
+  run_folder.begin(step, Inputs())
   assert not (step.folder / "link").is_symlink()
   assert (target / "mine.txt").read_text() == "mine"
 
@@ -138,7 +139,7 @@ def test_a_resumed_training_keeps_its_rates_and_its_tensorboard(tmp_path):
   step = make_step(tmp_path)
   interrupt(step)
   before = contents(step.folder)
-  run_folder.begin(step, run_folder.Inputs())
+  run_folder.begin(step, Inputs())
   del before["half.txt"]
   assert contents(step.folder) == before
 
@@ -151,8 +152,8 @@ def test_a_resume_that_is_killed_between_its_records_can_go_on(
   before = contents(step.folder)
   with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
     patch.setattr(files, "write_json", killed)
-    run_folder.begin(step, run_folder.Inputs())
-  run_folder.begin(step, run_folder.Inputs())
+    run_folder.begin(step, Inputs())
+  run_folder.begin(step, Inputs())
   del before["half.txt"]
   assert contents(step.folder) == before
 
@@ -166,7 +167,7 @@ def test_a_training_without_checkpoints_starts_from_nothing(tmp_path):
   interrupt(step)
   (step.folder / "checkpoints" / "2" / "file").unlink()
   (step.folder / "checkpoints" / "2").rmdir()
-  run_folder.begin(step, run_folder.Inputs())
+  run_folder.begin(step, Inputs())
   assert contents(step.folder).keys() == {"begun.json", "config.json"}
 
 
@@ -190,9 +191,9 @@ def test_how_it_is_computed_makes_no_other_stage_begun_or_finished(
   others = [make_step(tmp_path, x, **changed) for x in ("done", "begun")]
   with caplog.at_level(logging.INFO, "pivot_jax"):
     for other in others:
-      assert run_folder.change(other, run_folder.Inputs()) == ""
+      assert run_folder.change(other, Inputs()) == ""
       run_folder.log_free_changes(other)
-  run_folder.begin(others[1], run_folder.Inputs())
+  run_folder.begin(others[1], Inputs())
   assert (begun.folder / "checkpoints" / "2").is_dir()
   shown = next(iter(changed)) not in run_folder.LOGGING_KEYS
   assert len(caplog.messages) == 2 * shown
@@ -202,21 +203,21 @@ def test_how_it_is_computed_makes_no_other_stage_begun_or_finished(
 def test_what_decides_the_result_makes_another_finished_stage(tmp_path, field):
   run(make_step(tmp_path))
   other = make_step(tmp_path, **{field: 16})
-  said = run_folder.change(other, run_folder.Inputs())
+  said = run_folder.change(other, Inputs())
   assert re.fullmatch(rf"{field}: .* -> 16", said)
 
 
 def test_an_unfinished_training_goes_on_with_another_batch_only(tmp_path):
   interrupt(make_step(tmp_path))
-  run_folder.begin(make_step(tmp_path, batch=16), run_folder.Inputs())
+  run_folder.begin(make_step(tmp_path, batch=16), Inputs())
   other = make_step(tmp_path, lr=1e-4)
-  assert run_folder.change(other, run_folder.Inputs()).startswith("lr: ")
+  assert run_folder.change(other, Inputs()).startswith("lr: ")
 
 
 def test_a_batch_that_is_a_matter_of_memory_does_not_count(tmp_path):
   run(make_step(tmp_path, kind="score"))
   other = make_step(tmp_path, kind="score", batch=16)
-  assert run_folder.change(other, run_folder.Inputs()) == ""
+  assert run_folder.change(other, Inputs()) == ""
 
 
 def test_a_stage_finished_under_another_mark_of_its_settings_is_finished(
@@ -228,7 +229,7 @@ def test_a_stage_finished_under_another_mark_of_its_settings_is_finished(
   path = step.folder / "done.json"
   done = json.loads(path.read_text()) | {"config": "0123456789abcdef"}
   path.write_text(json.dumps(done))
-  assert run_folder.change(step, run_folder.Inputs()) == ""
+  assert run_folder.change(step, Inputs()) == ""
 
 
 SIZES = dict(vision=dict(hidden_size=96), llm=dict(hidden_size=64))
@@ -258,7 +259,7 @@ def test_sizes_count_for_a_part_that_the_stage_makes(
   run(step())
   for part in ("llm", "vision"):
     other = step(**{part: dict(hidden_size=128)})
-    said = run_folder.change(other, run_folder.Inputs())
+    said = run_folder.change(other, Inputs())
     assert bool(said) == (part in counts) and (not said or part in said)
 
 
@@ -269,14 +270,14 @@ def test_a_setting_that_no_record_has_is_of_a_later_version(
   """In a kind of the user's own, whose settings have no versions, it counts."""
   run(make_step(tmp_path, kind=kind))
   other = make_step(tmp_path, kind=kind, smoothing=0.1)
-  assert bool(run_folder.change(other, run_folder.Inputs())) == counts
+  assert bool(run_folder.change(other, Inputs())) == counts
 
 
 def test_a_source_with_another_field_makes_another_stage(tmp_path):
   run(make_step(tmp_path, sources=dict(a=dict(kind="scenes", size=3))))
   now = dict(a=dict(kind="scenes", size=3, seed=1))
   other = make_step(tmp_path, sources=now)
-  assert "sources.a.seed" in run_folder.change(other, run_folder.Inputs())
+  assert "sources.a.seed" in run_folder.change(other, Inputs())
 
 
 # --- made again --------------------------------------------------------------
@@ -305,8 +306,8 @@ def test_a_result_set_aside_is_taken_back_if_it_is_asked_for(tmp_path):
   before = contents(step.folder)
   run_folder.set_aside(step)
   interrupt(other)
-  assert not run_folder.restore(other, run_folder.Inputs())
-  assert run_folder.restore(step, run_folder.Inputs())
+  assert not run_folder.restore(other, Inputs())
+  assert run_folder.restore(step, Inputs())
   assert contents(step.folder) == before
 
 
@@ -324,7 +325,7 @@ def test_what_lies_where_a_result_would_be_set_aside_is_kept(tmp_path):
   ):
     with pytest.raises(InputError, match="stage.old.*config.json"):
       touch()
-  assert not run_folder.restore(step, run_folder.Inputs())
+  assert not run_folder.restore(step, Inputs())
   assert contents(tmp_path) == before
   # Nor are checkpoints deleted for want of a place to set them aside.
   shutil.rmtree(step.folder)
@@ -350,9 +351,9 @@ def test_checkpoints_are_set_aside_and_taken_back_like_results(tmp_path):
   interrupt(step)
   run_folder.set_aside(step)
   interrupt(make_step(tmp_path, lr=1.0))
-  assert run_folder.restore(step, run_folder.Inputs())
+  assert run_folder.restore(step, Inputs())
   assert run_folder.is_begun(step)
-  assert run_folder.change(step, run_folder.Inputs()) == ""
+  assert run_folder.change(step, Inputs()) == ""
 
 
 @pytest.mark.parametrize("calls", range(1, 5))
@@ -395,9 +396,9 @@ def test_code_of_the_users_own_counts_by_its_content(tmp_path, where):
   }[where]
   step = make_step(tmp_path, **fields)
   run(step)
-  assert run_folder.change(step, run_folder.Inputs()) == ""
+  assert run_folder.change(step, Inputs()) == ""
   file.write_text("def run(**_):\n  return 1\n")
-  said = run_folder.change(step, run_folder.Inputs())
+  said = run_folder.change(step, Inputs())
   assert said.startswith("other ")
 
 
@@ -408,18 +409,18 @@ def test_what_a_kind_of_the_users_own_computes_with_counts(tmp_path):
   run(make_step(tmp_path, kind=kind))
   for field, value in (("batch", 7), ("pack", {"row": 1}), ("accum", 9)):
     other = make_step(tmp_path, kind=kind, **{field: value})
-    assert field in run_folder.change(other, run_folder.Inputs())
+    assert field in run_folder.change(other, Inputs())
   for field in ("tensorboard", "arm", "measure"):
     other = make_step(tmp_path, kind=kind, **{field: "x"})
     # A field that no record has counts whatever it is, but for these.
-    assert not run_folder.change(other, run_folder.Inputs())
+    assert not run_folder.change(other, Inputs())
 
 
 def test_files_in_folders_of_an_own_kind_are_results(tmp_path):
   file = tmp_path / "own.py"
   file.write_text("def run():\n  pass\n")
   step = make_step(tmp_path, kind=f"{file}:run")
-  inputs = run_folder.Inputs()
+  inputs = Inputs()
   run_folder.begin(step, inputs)
   (step.folder / "hf").mkdir()
   (step.folder / "hf" / "weights").write_text("1")

@@ -172,6 +172,11 @@ class Mixture(rows.Derived):
     part = self._parts[place]
     return part, index - self._ends[place] + len(part)
 
+  @property
+  def paths(self) -> list[pathlib.Path]:
+    """The files that hold the rows, in the order of the entries."""
+    return [file.path for file in self._files]
+
   def stamp(self) -> str:
     """Return the files' stamps with a CRC32 of the rows taken of them."""
     crc = 0

@@ -150,6 +150,11 @@ class Mmpr:
       with records.located(self.name(index)):
         images.resolve(self.root, path)
 
+  @property
+  def paths(self) -> list[pathlib.Path]:
+    """The files that hold the rows, in the order of the entries."""
+    return [part.file.path for part in self.parts]
+
   def stamp(self) -> str:
     """Return a digest of the files' contents and of how often rows come."""
     stamps = [json_index.stamp(part.file.path) for part in self.parts]

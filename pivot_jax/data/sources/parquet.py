@@ -147,6 +147,11 @@ class Parquet:
     """Raise for a wrong field; its images are inside."""
     self.text(index)
 
+  @property
+  def paths(self) -> list[pathlib.Path]:
+    """The files that hold the rows."""
+    return list(self._files.paths)
+
   def stamp(self) -> str:
     """Return a digest of the files' contents."""
     return " ".join(map(json_index.stamp, self._files.paths))

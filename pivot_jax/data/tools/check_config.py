@@ -23,7 +23,8 @@ from pivot_jax.data.tokenizer import load_tokenizer
 from pivot_jax.data.tools import check_rows
 from pivot_jax.errors import InputError
 from pivot_jax.models import vit
-from pivot_jax.recipe import plan, preflight, run_folder
+from pivot_jax.recipe import plan, preflight
+from pivot_jax.recipe.inputs import Step
 from pivot_jax.training import objectives
 from pivot_jax.weights import checkpoint
 from pivot_jax.weights.convert import hf_config
@@ -104,9 +105,7 @@ def read(
   return check_rows.Wanted(kept, address, patches, skipped)
 
 
-def encoder(
-  step: run_folder.Step, made: Mapping[str, run_folder.Step]
-) -> vit.VisionConfig | None:
+def encoder(step: Step, made: Mapping[str, Step]) -> vit.VisionConfig | None:
   """Return the encoder that a stage reads images with, None if not known.
 
   Args:
@@ -154,7 +153,7 @@ def _stages(
   return stages
 
 
-def _steps(found: ConfigDict) -> Sequence[run_folder.Step]:
+def _steps(found: ConfigDict) -> Sequence[Step]:
   """Return the stages that run once all data is there.
 
   Raises:
@@ -172,8 +171,8 @@ def _steps(found: ConfigDict) -> Sequence[run_folder.Step]:
 
 
 def _stage(
-  step: run_folder.Step,
-  made: Mapping[str, run_folder.Step],
+  step: Step,
+  made: Mapping[str, Step],
   tokenizer: chat.Tokenizer,
   patches: int | None,
 ) -> Stage:
@@ -203,7 +202,7 @@ def _stage(
   return Stage(names, coder, frame, known is not None)
 
 
-def _sees_pairs(step: run_folder.Step) -> bool:
+def _sees_pairs(step: Step) -> bool:
   """Return whether a stage sees both answers of a pair, or the chosen alone."""
   name = step.config.get("objective")
   return not name or objectives.named(name, f"{step.name}.objective").pairs

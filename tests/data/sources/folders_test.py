@@ -8,7 +8,8 @@ from PIL import Image
 from pivot_jax.data import images, rows
 from pivot_jax.data.sources import folders
 from pivot_jax.errors import InputError
-from pivot_jax.recipe import preflight, run_folder
+from pivot_jax.recipe import preflight
+from pivot_jax.recipe.inputs import Step
 from tests import unpack_cifar10
 
 
@@ -232,9 +233,7 @@ def test_a_dry_run_tells_a_gap_unless_classes_are_counted(
   def told(**fields):
     spec = dict(kind="segment", path=str(tmp_path), split="val")
     config = dict(data=(("maps", 1.0),), sources=dict(maps=spec)) | fields
-    step = run_folder.Step(
-      "s", "segment_probe", ConfigDict(config), {}, tmp_path
-    )
+    step = Step("s", "segment_probe", ConfigDict(config), {}, tmp_path)
     return preflight.label_gaps(step)
 
   (said,) = told(num_classes=0, ignore=-1)

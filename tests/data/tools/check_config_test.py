@@ -8,7 +8,7 @@ from PIL import Image
 from pivot_jax.data.tools import check, check_config
 from pivot_jax.errors import InputError
 from pivot_jax.models import vit
-from pivot_jax.recipe import run_folder
+from pivot_jax.recipe.inputs import Step
 
 ROOT = pathlib.Path(__file__).parents[3]
 TALK = [
@@ -287,9 +287,9 @@ def _encoder(address: str, **sizes) -> vit.VisionConfig | None:
   return check_config.encoder(step, {})
 
 
-def _step(name: str, inputs: dict, **sizes) -> run_folder.Step:
+def _step(name: str, inputs: dict, **sizes) -> Step:
   config = ml_collections.ConfigDict(dict(vision=dict(init="", **sizes)))
-  return run_folder.Step(name, "train", config, inputs, pathlib.Path(name))
+  return Step(name, "train", config, inputs, pathlib.Path(name))
 
 
 def test_patches_are_those_of_the_encoder_whatever_describes_it(tmp_path):
