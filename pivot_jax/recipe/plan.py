@@ -50,6 +50,10 @@ class Plan:
   left_out: Mapping[str, str]
 
 
+# Why an attempt goes whose settings are taken back.
+_BACK = "the result before it comes back"
+
+
 def runner(kind: str, what: str = "kind") -> Callable:
   """Return `run(config, inputs, out) -> metrics` of a kind of stage.
 
@@ -133,7 +137,8 @@ def changes(plan: Plan, inputs: Inputs | None = None) -> dict[str, str]:
       for name, folder in _folders(step).items()
       if folder in making
     }
-    why = _why_again(step, inputs, fed, found)
+    replaced = {n for n, said in found.items() if said != _BACK}
+    why = _why_again(step, inputs, fed, replaced)
     if why:
       found[step.name] = why
     if (
@@ -149,12 +154,12 @@ def _why_again(
   step: Step,
   inputs: Inputs,
   fed: Mapping[str, str],
-  found: Mapping[str, str],
+  replaced: set[str],
 ) -> str:
   """Return why a stage that is there would be made again, "" if it is not.
 
-  `fed` has by input the stages that are to be made, `found` those of them whose
-  result is replaced.
+  `fed` has by input the stages that are to be made, `replaced` those of them
+  whose result is replaced.
   """
   unknown = tuple(fed)
   why = run_folder.change(step, inputs, unknown=unknown)
@@ -163,8 +168,8 @@ def _why_again(
   if (why or not done) and run_folder.can_restore(
     step, inputs, unknown=unknown
   ):
-    return f"{run_folder.old(step).folder.name} comes back" if there else ""
-  read = [name for name in fed.values() if name in found]
+    return _BACK if there else ""
+  read = [name for name in fed.values() if name in replaced]
   if not why and there and read:
     return f"reads {', '.join(dict.fromkeys(read))}"
   if (
@@ -269,7 +274,7 @@ def _make(step: Step, inputs: Inputs, place: str, *, may: bool) -> None:
     run_folder.restore(step, inputs)
     LOG.info("%s %s is as it was before", place, step.name)
   elif (back or why) and not may:
-    why = why or f"{run_folder.old(step).folder.name} comes back"
+    why = why or _BACK
     # Its inputs were made again, and are others now.
     raise InputError(
       f"{step.folder} was made with other settings or inputs ({why}): add "

@@ -13,7 +13,7 @@ from pivot_jax.data.sources import mixtures
 from pivot_jax.errors import InputError
 from pivot_jax.recipe import plan, run_folder
 from pivot_jax.recipe.inputs import Inputs, Step
-from pivot_jax.stages import detach, train
+from pivot_jax.stages import detach, report, train
 from tests.fixtures import published
 
 
@@ -188,6 +188,35 @@ def test_a_workdir_in_use_is_refused(small):
 
 
 # --- arms and kinds -----------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["lock", "seed1"])
+def test_a_stage_may_not_be_called_as_what_a_run_writes(tmp_path, name):
+  config = pivot.get_config()
+  config[name] = config.detach_dpo
+  config.order = (*config.order, name)
+  with pytest.raises(InputError, match=f"{name}.*call the stage otherwise"):
+    plan.expand(config, tmp_path)
+
+
+def test_a_report_that_is_lost_is_put_back(tmp_path, monkeypatch):
+  def run(config, inputs, out):
+    for folder in (out, out.parent):
+      (folder / "report.json").write_text("{}")
+      (folder / "report.html").write_text("<p>")
+    return {}
+
+  monkeypatch.setattr(report, "run", run)
+  config, workdir = pivot.get_config(), tmp_path / "w"
+  config.order = ("detach_dpo", "report")
+  config.detach_dpo.inputs = ml_collections.ConfigDict(
+    {"init": "package:toy:vision"}
+  )
+  monkeypatch.setattr(detach, "run", lambda *_: {})
+  _run(config, workdir)
+  (workdir / "report.html").unlink()
+  _run(config, workdir)
+  assert (workdir / "report.html").read_text() == "<p>"
 
 
 def test_a_kind_that_returns_no_numbers_is_an_error(tmp_path):

@@ -381,6 +381,100 @@ def test_a_kill_while_a_folder_is_deleted_leaves_it_the_runs(
   assert [path.name for path in tmp_path.iterdir()] == ["stage"]
 
 
+@pytest.mark.parametrize("first", [True, False])
+def test_what_says_that_a_folder_is_the_runs_goes_last(
+  tmp_path, monkeypatch, first
+):
+  step, gone = make_step(tmp_path), []
+  run(step)
+  run_folder.set_aside(step)
+  unlink, iterdir = pathlib.Path.unlink, pathlib.Path.iterdir
+
+  def note(path, *args, **kwargs):
+    gone.append(path.name)
+    unlink(path, *args, **kwargs)
+
+  def in_any_order(path):
+    """A file system may list the record first, or last."""
+    return iter(
+      sorted(iterdir(path), key=lambda x: (x.name == "replaced.json") != first)
+    )
+
+  with monkeypatch.context() as patch:
+    patch.setattr(pathlib.Path, "unlink", note)
+    patch.setattr(pathlib.Path, "iterdir", in_any_order)
+    run_folder.discard_old(step)
+  assert len(gone) == 3 and gone[-1] == "replaced.json"
+
+
+def test_an_attempt_on_other_inputs_needs_leave_to_drop_a_result(tmp_path):
+  rows = tmp_path / "rows.jsonl"
+  rows.write_text("1")
+  step = make_step(tmp_path, sources={"rows": {"path": str(rows)}})
+  run(step)
+  run_folder.set_aside(step)
+  rows.write_text("2")
+  run_folder.begin(step, Inputs())
+  assert not run_folder.replaces_old(step, Inputs())
+  rows.write_text("3")
+  assert run_folder.replaces_old(step, Inputs())
+  assert not run_folder.replaces_old(step, Inputs(), unknown=("rows.path",))
+
+
+def test_a_checkpoint_that_is_not_whole_is_nothing_to_lose(tmp_path):
+  step = make_step(tmp_path)
+  run_folder.begin(step, Inputs())
+  place = step.folder / "checkpoints" / "2.orbax-checkpoint-tmp"
+  place.mkdir(parents=True)
+  assert not run_folder.is_begun(step)
+  assert run_folder.change(make_step(tmp_path, lr=1.0), Inputs()) == ""
+  place.rename(place.with_name("2"))
+  assert run_folder.is_begun(step)
+  assert run_folder.change(make_step(tmp_path, lr=1.0), Inputs())
+
+
+def test_a_file_of_the_users_in_a_result_is_named_before_it_goes(tmp_path):
+  step = make_step(tmp_path)
+  run(step)
+  run_folder.check_whole(step)
+  for name in ("params", "plots"):
+    (step.folder / name).mkdir()
+  with pytest.raises(InputError, match="plots: no run wrote it.*move it away"):
+    run_folder.check_whole(step)
+
+
+@pytest.mark.parametrize(
+  "name", ["config.json", "plan.txt", "report.json", "report.html", "lock"]
+)
+def test_a_file_that_no_run_wrote_is_not_replaced(tmp_path, name):
+  (tmp_path / name).write_text("mine")
+  with pytest.raises(InputError, match=f"{name}: no run wrote it"):
+    run_folder.check_folders(tmp_path, [make_step(tmp_path)])
+  (tmp_path / name).rename(tmp_path / "notes.txt")
+  run_folder.check_folders(tmp_path, [make_step(tmp_path)])
+
+
+@pytest.mark.parametrize("sign", ["lock", "stage", "stage.old"])
+def test_a_file_beside_a_lock_or_a_stage_is_the_runs(tmp_path, sign):
+  (tmp_path / "config.json").write_text("{}")
+  step = make_step(tmp_path)
+  if sign == "lock":
+    (tmp_path / "lock").write_text("4711")
+  else:
+    run(step)
+  if sign == "stage.old":
+    run_folder.set_aside(step)
+  run_folder.check_folders(tmp_path, [step])
+
+
+def test_the_title_of_a_report_counts_and_of_nothing_else(tmp_path):
+  for kind, counts in (("report", True), ("train", False)):
+    step = make_step(tmp_path, kind, kind, title="a")
+    run(step)
+    other = make_step(tmp_path, kind, kind, title="b")
+    assert bool(run_folder.change(other, Inputs())) == counts
+
+
 # --- code of the user's own --------------------------------------------------
 
 

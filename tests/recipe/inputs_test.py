@@ -1,0 +1,151 @@
+"""What a stage reads is told apart by what decides, and by nothing else."""
+
+import json
+import os
+import pathlib
+import shutil
+
+import ml_collections
+import pytest
+
+from pivot_jax import addresses, files
+from pivot_jax.errors import InputError
+from pivot_jax.recipe import run_folder
+from pivot_jax.recipe.inputs import Inputs, Step
+from tests.fixtures import published
+
+TOKENIZER = pathlib.Path(addresses.parse("package:toy").path) / "tokenizer"
+
+
+def marks(tmp_path, *, rules=2, kind="train", inputs=None, **fields):
+  config = ml_collections.ConfigDict(fields)
+  step = Step("a", kind, config, inputs or {}, tmp_path / "a")
+  return Inputs().of(step, rules=rules)
+
+
+@pytest.mark.parametrize(
+  "one, other",
+  [
+    ("hf:{}", "hf:{}?feature_layer=-3"),
+    ("hf:{}?feature_layer=-3", "hf:{}?feature_layer=-2"),
+    ("hf:{}?image_size=8&positions=dinov2", "hf:{}?tokens=4"),
+    ("{}:vision", "{}:llm"),
+  ],
+)
+def test_choices_of_an_address_count(tmp_path, one, other):
+  (tmp_path / "model.safetensors").write_bytes(b"weights")
+
+  def of(address, rules):
+    found = {"vision": address.format(tmp_path)}
+    return marks(tmp_path, inputs=found, rules=rules)
+
+  assert of(one, 2) == of(one, 2) != of(other, 2)
+  # A record of an earlier version did not tell them apart.
+  assert of(one, 1) == of(other, 1)
+
+
+def test_the_rules_of_a_trainings_tokenizer_count(tmp_path):
+  folder = pathlib.Path(shutil.copytree(TOKENIZER, tmp_path / "tokenizer"))
+  before = marks(tmp_path, tokenizer=str(folder))
+  path = folder / "tokenizer.json"
+  rules = json.loads(path.read_text("utf-8"))
+  rules["model"]["merges"] = rules["model"]["merges"][:-6]
+  path.write_text(json.dumps(rules), encoding="utf-8")
+  assert marks(tmp_path, tokenizer=str(folder)) != before
+  # Another stage takes it from the model that it reads.
+  assert marks(tmp_path, tokenizer=str(folder), kind="evaluate") == {}
+
+
+def test_weights_count_to_their_middle(tmp_path):
+  path = tmp_path / "weights" / "model.safetensors"
+  path.parent.mkdir()
+  path.write_bytes(bytes(17 * 2**20))
+  given = {"init": f"hf:{path.parent}"}
+  before = marks(tmp_path, inputs=given)
+  with path.open("r+b") as file:
+    file.seek(8 * 2**20)
+    file.write(b"tuned")
+  assert marks(tmp_path, inputs=given) != before
+
+
+@pytest.mark.parametrize("make", ["make_onevision_mixture", "make_mmpr"])
+def test_files_that_a_list_names_count_by_content(tmp_path, make):
+  made = getattr(published, make)(tmp_path / "data")
+  spec = dict(kind="preference" if make == "make_mmpr" else "llava")
+  spec |= dict(path=str(made.path), image_root="")
+
+  def of():
+    return marks(tmp_path, sources={"rows": spec})
+
+  before = of()
+  listed = [
+    x for x in made.path.parent.rglob("*.json*") if x.name != made.path.name
+  ]
+  for path in listed:
+    os.utime(path, (1, 1))
+  assert of() == before
+  for path in listed:
+    text = path.read_text("utf-8")
+    path.write_text(text.replace(" the ", " any "), encoding="utf-8")
+  assert of()["rows.rows"] != before["rows.rows"]
+
+
+def result(folder, **model):
+  folder.mkdir(exist_ok=True)
+  meta = {"llm": {"heads": 4}, "versions": {"jax": "1"}, "unread": None} | model
+  files.write_json(folder / "model.json", meta)
+  (folder / "fingerprint.json").write_text("{}")
+  return folder
+
+
+def finish(folder, **outputs):
+  done = {"outputs": {"fingerprint.json": "1"} | outputs, "metrics": {}}
+  files.write_json(folder / "done.json", done)
+
+
+def test_a_result_counts_by_what_its_readers_compute_with(tmp_path):
+  folder = result(tmp_path / "stage", sources={"init": "here"})
+  finish(folder, **{"speed.jsonl": "1", "model.json": "1"})
+  given = {"init": str(folder)}
+  before = marks(tmp_path, inputs=given)
+  # Made again elsewhere, with the same numbers.
+  result(folder, sources={"init": "there"}, versions={"jax": "2"})
+  finish(folder, **{"speed.jsonl": "2", "model.json": "2"})
+  assert marks(tmp_path, inputs=given) == before
+  result(folder, llm={"heads": 2})
+  assert marks(tmp_path, inputs=given) != before
+  result(folder)
+  finish(folder, **{"fingerprint.json": "2"})
+  assert marks(tmp_path, inputs=given) != before
+
+
+def test_an_artifact_counts_by_its_configs_too(tmp_path):
+  folder = result(tmp_path / "artifact")
+  before = marks(tmp_path, inputs={"init": str(folder)})
+  result(folder, llm={"heads": 2})
+  assert marks(tmp_path, inputs={"init": str(folder)}) != before
+
+
+def test_a_record_is_compared_by_the_rules_that_it_was_made_by(tmp_path):
+  weights = tmp_path / "weights"
+  weights.mkdir()
+  (weights / "model.safetensors").write_bytes(b"1")
+  config = ml_collections.ConfigDict({"tokenizer": "package:toy"})
+  step = Step("a", "train", config, {"init": f"hf:{weights}"}, tmp_path / "a")
+  inputs = Inputs()
+  run_folder.begin(step, inputs)
+  run_folder.finish(step, inputs, {}, 1.0)
+  path = step.folder / "done.json"
+  done = files.read_object(path)
+  assert done["rules"] == 2
+  for name in ("rules", "inputs"):
+    del done[name]
+  done["inputs"] = inputs.of(step, rules=1)
+  assert done["inputs"].keys() == {"init"}
+  files.write_json(path, done)
+  assert run_folder.change(step, Inputs()) == ""
+  (weights / "model.safetensors").write_bytes(b"2")
+  assert run_folder.change(step, Inputs()) == "other init"
+  files.write_json(path, done | {"rules": 3})
+  with pytest.raises(InputError, match="recorded by a later version"):
+    run_folder.change(step, Inputs())
