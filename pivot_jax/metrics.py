@@ -23,10 +23,10 @@ from pivot_jax.errors import InputError
 
 Measured = dict[str, Any]
 _DAMAGED = "the file is damaged; use a copy, or delete the folder to make the stage again"
-# Of done.json, what is read there.
+# What is read of done.json and begun.json.
 _FIELDS = {
   **dict.fromkeys(("fields", "inputs", "outputs", "metrics", "versions"), dict),
-  "kind": str,
+  **dict.fromkeys(("kind", "config"), str),
 }
 # Bytes of a file of metrics; those of a million updates have a third of it.
 _LARGEST = 2**30
@@ -54,8 +54,8 @@ def number(value: str | float | Sequence | Mapping | None, where: str) -> float:
   raise InputError(f"{where} is {said}, not a number: {_DAMAGED}")
 
 
-def read_done(path: pathlib.Path, *needs: str) -> dict[str, Any]:
-  """Return the record of a finished stage, done.json.
+def read_record(path: pathlib.Path, *needs: str) -> dict[str, Any]:
+  """Return the record of a stage, done.json or begun.json.
 
   Raises:
     InputError: a field of `needs` is absent or of another type, or a measured

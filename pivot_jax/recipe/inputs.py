@@ -95,7 +95,7 @@ class Inputs:
     folder = where.path
     done, prints = folder / "done.json", folder / "fingerprint.json"
     if done.exists():
-      record = metrics.read_done(done, "outputs", "metrics")
+      record = metrics.read_record(done, "outputs", "metrics")
       made = [record["outputs"]]
       if rules > 1:
         kept = record["outputs"].items()

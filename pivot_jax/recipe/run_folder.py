@@ -99,7 +99,7 @@ def is_done(step: Step) -> bool:
   if not path.exists():
     return False
   sums = _checksums(step)
-  outputs = metrics.read_done(path, "outputs")["outputs"]
+  outputs = metrics.read_record(path, "outputs")["outputs"]
   changed = [n for n, mark in outputs.items() if sums.get(n) != mark]
   if changed:
     raise InputError(
@@ -128,11 +128,11 @@ def change(step: Step, inputs: Inputs, *, unknown: Sequence[str] = ()) -> str:
     unknown: names of inputs that are not compared, since they are to be made.
   """
   if is_done(step):
-    done = metrics.read_done(step.folder / _DONE, "fields", "inputs")
+    done = metrics.read_record(step.folder / _DONE, "fields", "inputs")
     before, begun = done["fields"], False
   elif is_begun(step):
-    done = files.read_json(step.folder / _BEGUN)
-    before, begun = files.read_json(step.folder / _CONFIG), True
+    done = metrics.read_record(step.folder / _BEGUN, "inputs")
+    before, begun = files.read_object(step.folder / _CONFIG), True
   else:
     return ""
   now = step.config.to_dict()
@@ -168,10 +168,10 @@ def log_free_changes(step: Step) -> None:
   """Log settings that changed without unmaking a stage."""
   path = step.folder / _DONE
   if path.exists():
-    before = metrics.read_done(path, "fields")["fields"]
+    before = metrics.read_record(path, "fields")["fields"]
     what = "stays, made"
   elif is_begun(step):
-    before, what = files.read_json(step.folder / _CONFIG), "goes on"
+    before, what = files.read_object(step.folder / _CONFIG), "goes on"
   else:
     return
   free = (*LOGGING_KEYS, *_unused(step))
@@ -241,7 +241,7 @@ def replaces_old(
   claim = step.folder / _BEGUN
   if not claim.exists():
     return True
-  begun = files.read_object(claim)
+  begun = metrics.read_record(claim, "config", "inputs")
   now = fingerprint(step.kind, step.config.to_dict())
   other = _other_inputs(step, begun, inputs, unknown)
   return begun["config"] != now or bool(other)
@@ -256,7 +256,7 @@ def check_whole(step: Step) -> None:
   if names.is_own(step.kind) or not record.exists():
     return
   own = {*_RECORDS, _CONFIG, *_CONTINUED, *_FOLDERS}
-  own |= metrics.read_done(record, "outputs")["outputs"].keys()
+  own |= metrics.read_record(record, "outputs")["outputs"].keys()
   for path in sorted(step.folder.iterdir()):
     if path.name not in own and path.suffix != ".tmp":
       raise InputError(

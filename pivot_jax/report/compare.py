@@ -85,7 +85,7 @@ def by_seed(inputs: Mapping[str, str]) -> dict[int, dict[str, dict[str, Any]]]:
     match = re.fullmatch(r"(?:seed(\d+)/)?(.+)", name)
     folder = pathlib.Path(address)
     needs = ("kind", "fields", "metrics", "seconds", "versions")
-    done = metrics.read_done(folder / "done.json", *needs)
+    done = metrics.read_record(folder / "done.json", *needs)
     done |= {"stage": name, "folder": folder}
     found.setdefault(int(match[1] or 0), {})[match[2]] = done
   return dict(sorted(found.items()))

@@ -187,7 +187,7 @@ def _run(folder: pathlib.Path | None) -> _Run | None:
   for parent in (folder.parent, folder.parent.parent):
     if (parent / "config.json").exists() and (parent / "plan.txt").exists():
       done = {
-        path.parent.name: metrics.read_done(path, "kind", "metrics")
+        path.parent.name: metrics.read_record(path, "kind", "metrics")
         for path in sorted(folder.parent.glob("*/done.json"))
       }
       config = files.read_object(parent / "config.json")
