@@ -22,6 +22,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pivot_jax.errors import InputError
+from pivot_jax.weights import artifacts
 
 ROOT = pathlib.Path(__file__).parents[1]
 # (address below the workdir, format) of the exports whose bytes are pinned.
@@ -96,6 +97,12 @@ def _stage(name: str, folder: pathlib.Path) -> dict[str, Any]:
   """Return the outputs, metrics and leaf fingerprints of a finished stage."""
   done = json.loads((folder / "done.json").read_text("utf-8"))
   outputs = {k: v for k, v in done["outputs"].items() if k not in _NO_NUMBERS}
+  prints = folder / "fingerprint.json"
+  leaves = "{}"
+  if prints.exists():
+    # Without the entry of model.json, as done.json recorded it before there was one.
+    leaves = artifacts.leaf_prints(prints)
+    outputs[prints.name] = hashlib.sha256(leaves.encode()).hexdigest()[:16]
   found = _flat(f"{name}/outputs", outputs)
   for file in ("metrics.jsonl", "predictions.jsonl", "logps.jsonl"):
     path = folder / file
@@ -103,9 +110,7 @@ def _stage(name: str, folder: pathlib.Path) -> dict[str, Any]:
       lines = path.read_text("utf-8").splitlines()
       for number, line in enumerate(lines):
         found |= _flat(f"{name}/{file}/{number}", json.loads(line))
-  prints = folder / "fingerprint.json"
-  if prints.exists():
-    found |= _flat(f"{name}/leaf", json.loads(prints.read_text("utf-8")))
+  found |= _flat(f"{name}/leaf", json.loads(leaves))
   return found
 
 

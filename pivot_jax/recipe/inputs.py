@@ -24,15 +24,17 @@ from pivot_jax import addresses, files, metrics, names
 from pivot_jax.data import images, opener
 from pivot_jax.data.tokenizer import load_tokenizer
 from pivot_jax.errors import InputError
+from pivot_jax.weights import artifacts
 
 RULES = 2
 # Files of more bytes are not read as a whole to be told apart.
 _LARGE = 2**30
 _SHARD = 2**24
-# Of a result, what no reader computes with: rates, and what model.json tells
-# of places and versions.
-_TIMES = "speed.jsonl"
-_MODEL, _TOLD = "model.json", ("versions", "sources", "detached_from")
+_MODEL = "model.json"
+# Of a result, what no reader computes with: rates, and what model.json tells of
+# places and versions; its fingerprint is one of these too.
+_NOT_READ = ("speed.jsonl", "fingerprint.json", _MODEL)
+_TOLD = ("versions", "sources", "detached_from")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,12 +101,14 @@ class Inputs:
       made = [record["outputs"]]
       if rules > 1:
         kept = record["outputs"].items()
-        made = [{k: v for k, v in kept if k not in (_TIMES, _MODEL)}]
+        made = [{k: v for k, v in kept if k not in _NOT_READ}]
       if step.kind == "report" or names.is_own(step.kind):
         made.append(record["metrics"])
       found = "".join(json.dumps(x, sort_keys=True) for x in made)
+      if rules > 1 and prints.exists():
+        found += artifacts.leaf_prints(prints)
     elif prints.exists():
-      found = prints.read_text(encoding="utf-8")
+      found = artifacts.leaf_prints(prints)
     else:
       return self._files(folder, whole=rules > 1) + _choices(where, rules)
     if rules > 1:

@@ -2,11 +2,15 @@
 
 `params/` (orbax) or `params.safetensors` (shipped with the package),
 `model.json` with every choice, `tokenizer/`, and `fingerprint.json` with a
-CRC32 per leaf that is verified on load.
+CRC32 per leaf and one of model.json, which are verified on load. They find
+damage, not forgery: whoever changes a file can write its CRC32 anew.
 """
 
+import json
+import logging
 import math
 import pathlib
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -21,6 +25,9 @@ from safetensors import numpy as safetensors_numpy
 from pivot_jax import files, trees
 from pivot_jax.errors import InputError
 
+LOG = logging.getLogger("pivot_jax")
+
+_META, _PRINTS = "model.json", "fingerprint.json"
 # Bytes of leaves that are read at a time; a larger leaf is read alone.
 _GROUP = 2**26
 _PROBLEMS = (OSError, KeyError, TypeError, RuntimeError, ValueError)
@@ -34,10 +41,7 @@ def save(
   host = jax.device_get(params)
   with ocp.PyTreeCheckpointer() as saver:
     saver.save(path.absolute() / "params", host, force=True)
-  files.write_json(path / "fingerprint.json", trees.fingerprint(host))
-  files.write_json(
-    path / "model.json", dict(meta) | {"versions": files.versions()}
-  )
+  _describe(path, meta, trees.fingerprint(host))
 
 
 def save_packaged(
@@ -51,12 +55,32 @@ def save_packaged(
   }
   with files.writing(path / "params.safetensors") as aside:
     safetensors_numpy.save_file(flat, aside)
-  files.write_json(
-    path / "fingerprint.json", trees.fingerprint(trees.unflatten(flat))
-  )
-  files.write_json(
-    path / "model.json", dict(meta) | {"versions": files.versions()}
-  )
+  _describe(path, meta, trees.fingerprint(trees.unflatten(flat)))
+
+
+def _describe(
+  folder: pathlib.Path, meta: Mapping[str, Any], prints: Mapping[str, str]
+) -> None:
+  """Write model.json, and the fingerprints of it and of the leaves."""
+  path = folder / _META
+  files.write_json(path, dict(meta) | {"versions": files.versions()})
+  files.write_json(folder / _PRINTS, {**prints, _META: _crc(path)})
+
+
+def leaf_prints(path: pathlib.Path) -> str:
+  """Return the text of a fingerprint.json as it is of the leaves alone.
+
+  model.json also has versions and the paths of the machine, which two artifacts
+  of the same parameters need not share.
+  """
+  prints = files.read_object(path)
+  if prints.pop(_META, None) is None:
+    return path.read_text("utf-8")
+  return json.dumps(prints, indent=2, sort_keys=True) + "\n"
+
+
+def _crc(path: pathlib.Path) -> str:
+  return f"{zlib.crc32(files.read_bytes(path, largest=files.LARGEST_JSON)):08x}"
 
 
 def open_folder(
@@ -73,14 +97,15 @@ def open_folder(
   """
   if not folder.is_dir():
     raise InputError(f"{address}: no such folder{_packages(address)}")
-  path = folder / "model.json"
+  path = folder / _META
   if not path.exists():
     raise InputError(
       f"{address}: has no model.json, so it is no pivot_jax artifact; for a "
       "Hugging Face folder write hf:DIR"
     )
-  meta = files.read_json(path)
-  want = files.read_json(folder / "fingerprint.json")
+  want = files.read_object(folder / _PRINTS)
+  _check_meta(path, want.pop(_META, None))
+  meta = files.read_object(path)
   packaged = folder / "params.safetensors"
   have, load_leaf = (
     _packaged(packaged) if packaged.exists() else _restorer(folder)
@@ -102,6 +127,19 @@ def open_folder(
     return np.asarray(leaf).astype(dtype)
 
   return meta, {name: have[name] for name in sorted(have)}, read
+
+
+def _check_meta(path: pathlib.Path, crc: str | None) -> None:
+  """Raise InputError if model.json is not the one that was written."""
+  if crc is None:
+    LOG.info(
+      "%s is not covered by %s, as in artifacts of version 0.1", path, _PRINTS
+    )
+  elif _crc(path) != crc:
+    raise InputError(
+      f"{path}: differs from {_PRINTS}: it was damaged or changed; make the "
+      "artifact again or use a copy"
+    )
 
 
 def _packages(address: str) -> str:

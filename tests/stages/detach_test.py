@@ -8,7 +8,7 @@ from pivot_jax import trees
 from pivot_jax.data.tokenizer import load_tokenizer
 from pivot_jax.errors import InputError
 from pivot_jax.stages import detach
-from pivot_jax.weights import checkpoint
+from pivot_jax.weights import artifacts, checkpoint
 from tests.fixtures import tiny_stages
 from tests.weights.convert import folders
 
@@ -39,7 +39,7 @@ def test_the_artifact_is_the_encoder_and_the_projector_of_the_source(
   meta = json.loads((out / "model.json").read_text())
   assert meta["parts"] == ["projector", "vision"]
   assert meta["detached_from"] == init
-  found = json.loads((out / "fingerprint.json").read_text())
+  found = json.loads(artifacts.leaf_prints(out / "fingerprint.json"))
   assert {path.split("/")[0] for path in found} == {"projector", "vision"}
 
 
@@ -95,7 +95,7 @@ def test_the_folder_says_how_images_were_resized(tmp_path):
     tiny_stages.save(folder, params)
     meta = json.loads((folder / "model.json").read_text())
     meta["preprocessing"] = {"resize": "squash", "resample": name}
-    (folder / "model.json").write_text(json.dumps(meta))
+    artifacts.save(folder, params, meta=meta)
     detach.run(None, {"init": str(folder)}, folder / "out")
     written = folder / "out" / "hf" / "preprocessor_config.json"
     assert json.loads(written.read_text())["resample"] == number

@@ -114,3 +114,37 @@ def test_a_damaged_artifact_is_an_error_of_one_kind(tmp_path, what, how):
   with pytest.raises(InputError, match="damaged or incomplete|fingerprint"):
     checkpoint.load(str(tmp_path / "a"))
   gc.collect()
+
+
+def test_another_choice_in_model_json_is_named(tmp_path):
+  artifacts.save(tmp_path, _params(), meta=META | {"template": "plain"})
+  path = tmp_path / "model.json"
+  path.write_text(path.read_text("utf-8").replace("plain", "qwen_1_5"), "utf-8")
+  with pytest.raises(InputError, match="model.json: differs from fingerprint"):
+    checkpoint.load(str(tmp_path))
+
+
+def test_a_packaged_artifact_covers_its_model_json_too(tmp_path):
+  artifacts.save_packaged(tmp_path, _params(), meta=META)
+  path = tmp_path / "model.json"
+  path.write_text(path.read_text("utf-8") + "\n", "utf-8")
+  with pytest.raises(InputError, match="model.json: differs from fingerprint"):
+    checkpoint.load(str(tmp_path))
+
+
+def test_an_artifact_without_the_entry_loads_and_says_so(tmp_path, caplog):
+  artifacts.save(tmp_path, _params(), meta=META)
+  prints = tmp_path / "fingerprint.json"
+  prints.write_text(artifacts.leaf_prints(prints), "utf-8")
+  with caplog.at_level("INFO", "pivot_jax"):
+    loaded = checkpoint.load(str(tmp_path))
+  assert trees.fingerprint(loaded.params) == trees.fingerprint(_params())
+  assert "model.json is not covered by fingerprint.json" in caplog.text
+
+
+def test_the_entry_of_model_json_is_no_print_of_the_leaves(tmp_path):
+  for name, meta in (("a", META), ("b", META | {"template": "plain"})):
+    artifacts.save(tmp_path / name, _params(), meta=meta)
+  one, other = (tmp_path / name / "fingerprint.json" for name in "ab")
+  assert one.read_text("utf-8") != other.read_text("utf-8")
+  assert artifacts.leaf_prints(one) == artifacts.leaf_prints(other)
