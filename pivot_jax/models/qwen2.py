@@ -19,7 +19,12 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
 from pivot_jax.errors import InputError
-from pivot_jax.models import attention, layers, sequences
+from pivot_jax.models import attention, bounds, layers, sequences
+
+_WIDTHS = (
+  *("hidden_size", "intermediate_size", "head_dim"),
+  *("num_attention_heads", "num_key_value_heads"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +54,14 @@ class LLMConfig:
     return nn.initializers.normal(self.initializer_range)
 
   def __post_init__(self):
+    bounds.whole("vocab_size", self.vocab_size, bounds.VOCABULARY)
+    bounds.whole("num_hidden_layers", self.num_hidden_layers, bounds.BLOCKS)
+    for name in _WIDTHS:
+      bounds.whole(name, vars(self)[name], bounds.WIDTH)
+    bounds.real("rope_theta", self.rope_theta, 1, 1e15)
+    bounds.real("rms_norm_eps", self.rms_norm_eps, 1e-30, 1)
+    bounds.real("initializer_range", self.initializer_range, 0, 1e3)
+    bounds.truth("tie_word_embeddings", self.tie_word_embeddings)
     if self.num_attention_heads % self.num_key_value_heads:
       raise InputError(
         f"num_attention_heads {self.num_attention_heads} is no multiple of"

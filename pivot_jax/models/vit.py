@@ -21,13 +21,13 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Num
 
 from pivot_jax.errors import InputError
-from pivot_jax.models import attention, layers
+from pivot_jax.models import attention, bounds, layers
 
 FAMILIES = ("siglip", "clip", "dinov2", "vit", "vit_mae")
 
-_SIZES = (
-  *("image_size", "patch_size", "hidden_size", "intermediate_size"),
-  *("num_hidden_layers", "num_attention_heads"),
+_TRUTHS = (
+  *("final_norm", "class_token", "patch_bias", "pre_norm", "layer_scale"),
+  "gated_mlp",
 )
 _LINEAR_INIT = nn.initializers.xavier_uniform()
 
@@ -75,40 +75,40 @@ class VisionConfig:
   feature_tokens: int = 0
 
   def __post_init__(self):
-    # JSON gives lists; a config must stay hashable.
-    object.__setattr__(self, "image_mean", tuple(self.image_mean))
-    object.__setattr__(self, "image_std", tuple(self.image_std))
-    for name in _SIZES:
-      value = vars(self)[name]
-      if not isinstance(value, int) or value < 1:
-        raise InputError(
-          f"{name} is {value!r}; it must be a whole number over 0"
-        )
-    epsilon = self.layer_norm_eps
-    if not isinstance(epsilon, (int, float)) or epsilon <= 0:
-      raise InputError(f"layer_norm_eps is {epsilon!r}; it must be over 0")
+    bounds.whole("image_size", self.image_size, bounds.PIXELS)
+    bounds.whole("patch_size", self.patch_size, self.image_size)
+    bounds.whole("hidden_size", self.hidden_size, bounds.WIDTH)
+    bounds.whole("intermediate_size", self.intermediate_size, bounds.WIDTH)
+    bounds.whole("num_hidden_layers", self.num_hidden_layers, bounds.BLOCKS)
+    heads = self.num_attention_heads
+    bounds.whole("num_attention_heads", heads, self.hidden_size)
+    if self.hidden_size % heads:
+      raise InputError(
+        f"hidden_size {self.hidden_size} is no multiple of"
+        f" num_attention_heads {heads}"
+      )
+    most = bounds.BLOCKS
+    bounds.whole("feature_layer", self.feature_layer, most, least=-most)
     if not 1 <= self.used_layers <= self.num_hidden_layers:
       raise InputError(
         f"feature_layer {self.feature_layer} of {self.num_hidden_layers}"
         f" blocks leaves {self.used_layers} blocks"
       )
-    if self.hidden_size % self.num_attention_heads:
-      raise InputError(
-        f"hidden_size {self.hidden_size} is no multiple of"
-        f" num_attention_heads {self.num_attention_heads}"
-      )
-    if self.hidden_act not in layers.ACTIVATIONS:
-      raise InputError(
-        f"hidden_act {self.hidden_act!r} is none of"
-        f" {sorted(layers.ACTIVATIONS)}"
-      )
-    if self.family not in FAMILIES:
-      raise InputError(f"family {self.family!r} is none of {FAMILIES}")
-    tokens = self.feature_tokens
-    if tokens < 0 or math.isqrt(tokens) ** 2 != tokens:
-      raise InputError(
-        f"feature_tokens {self.feature_tokens} is no square number"
-      )
+    bounds.word("hidden_act", self.hidden_act, layers.ACTIVATIONS)
+    bounds.real("layer_norm_eps", self.layer_norm_eps, 1e-30, 1)
+    # JSON gives lists; a config must stay hashable.
+    mean = bounds.mean("image_mean", self.image_mean)
+    object.__setattr__(self, "image_mean", mean)
+    std = bounds.std("image_std", self.image_std)
+    object.__setattr__(self, "image_std", std)
+    bounds.word("family", self.family, FAMILIES)
+    for name in _TRUTHS:
+      bounds.truth(name, vars(self)[name])
+    tokens = bounds.whole(
+      "feature_tokens", self.feature_tokens, bounds.WIDTH, least=0
+    )
+    if math.isqrt(tokens) ** 2 != tokens:
+      raise InputError(f"feature_tokens {tokens} is no square number")
 
   @property
   def grid(self) -> int:

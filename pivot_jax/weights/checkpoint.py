@@ -290,12 +290,12 @@ def _resized(opened, image_size, method) -> open_weights.OpenWeights:
     )
   positions.check_method(method)
   vision = opened.vision
-  smaller = dataclasses.replace(vision, image_size=image_size)
-  if smaller.grid < 1:
+  if image_size < vision.patch_size:
     raise InputError(
       f"{opened.where}: image_size={image_size} is less than a patch of"
       f" {vision.patch_size}"
     )
+  smaller = dataclasses.replace(vision, image_size=image_size)
   LOG.info(
     "%s: positions resized from %d x %d to %d x %d patches, as %s does",
     *(opened.where, vision.grid, vision.grid, smaller.grid, smaller.grid),

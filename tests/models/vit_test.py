@@ -101,5 +101,5 @@ def test_a_config_from_json_lists_is_hashable_and_equal():
 
 
 def test_an_unknown_activation_is_refused():
-  with pytest.raises(ValueError, match="hidden_act 'relu'"):
+  with pytest.raises(ValueError, match="hidden_act is 'relu'"):
     dataclasses.replace(tiny_models.VISION, hidden_act="relu")

@@ -58,6 +58,11 @@ _BLOCK = {
   "mlp/fc1": "MlpBlock_0/Dense_0",
   "mlp/fc2": "MlpBlock_0/Dense_1",
 }
+# RuntimeError: a member is encrypted, or compressed as zipfile cannot.
+_PROBLEMS = (
+  *(zipfile.BadZipFile, zlib.error, OSError, ValueError, EOFError),
+  *(RuntimeError, KeyError, MemoryError, TypeError),
+)
 _LAYERS = "encoder/layers/"
 _OURS = "Transformer/encoderblock"
 
@@ -197,7 +202,7 @@ class _File(NamedTuple):
     try:
       with np.load(self.path, allow_pickle=False) as file:
         array = file[key]
-    except (zipfile.BadZipFile, zlib.error, OSError, ValueError) as error:
+    except _PROBLEMS as error:
       raise errors.InputError(
         f"{self.path}: {key} cannot be read ({error}); copy or download the"
         " file again"
@@ -221,7 +226,7 @@ def _open(path: Path, inside: str) -> _File:
     with zipfile.ZipFile(path) as archive:
       for entry in archive.namelist():
         members[entry.removesuffix(".npy")] = _header(archive, entry)
-  except (zipfile.BadZipFile, OSError, ValueError, EOFError) as error:
+  except _PROBLEMS as error:
     raise errors.InputError(
       f"{path}: cannot be read as npz ({error}); copy or download it again"
     ) from error
@@ -294,19 +299,22 @@ def _config(file: _File) -> vit.VisionConfig:
       f"{file.path}: is no SigLIP image tower of big_vision ({error}); if it is"
       " NaFlex, take a fixed-resolution one"
     ) from None
-  grid = math.isqrt(positions)
-  if grid**2 != positions:
+  grid = math.isqrt(max(0, positions))
+  if grid**2 != positions or not grid or side < 1:
     raise errors.InputError(
       f"{file.path}: {positions} positions are no square grid of patches"
     )
-  return vit.VisionConfig(
-    image_size=towers.image_size(file.path.stem, grid, side),
-    patch_size=side,
-    hidden_size=width,
-    intermediate_size=inner,
-    num_hidden_layers=depth,
-    num_attention_heads=heads,
-  )
+  try:
+    return vit.VisionConfig(
+      image_size=towers.image_size(file.path.stem, grid, side),
+      patch_size=side,
+      hidden_size=width,
+      intermediate_size=inner,
+      num_hidden_layers=depth,
+      num_attention_heads=heads,
+    )
+  except errors.InputError as error:
+    raise errors.InputError(f"{file.path}: {error}") from error
 
 
 def _check(file: _File, config: vit.VisionConfig, whole) -> None:

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pivot_jax import errors
-from pivot_jax.models import layers, qwen2, vit
+from pivot_jax import errors, texts
+from pivot_jax.models import bounds, qwen2, vit
 from pivot_jax.weights.convert import safetensor_files, towers
 
 LOG = logging.getLogger("pivot_jax")
@@ -90,11 +90,11 @@ def read(folder: Path) -> Configs:
   """
   path = folder / "config.json"
   config = safetensor_files.read_json(path)
-  kind = f"{config.get('model_type')}"
+  kind = texts.shown(f"{config.get('model_type')}", longest=100)
   if kind in _TOWERS:
     return Configs(kind, vision(path, config), None)
   if kind in _PAIRS:
-    inner = config.get("vision_config") or {}
+    inner = _section(path, config, "vision_config")
     return Configs(kind, vision(path, inner, kind=_PAIRS[kind]), None)
   if kind == "qwen2":
     return Configs(kind, None, llm(path, config))
@@ -109,14 +109,15 @@ def read(folder: Path) -> Configs:
 
 def _llava(path: Path, config: Mapping[str, Any]) -> Configs:
   inner = {
-    part: config.get(f"{part}_config") or {} for part in ("vision", "text")
+    part: _section(path, config, f"{part}_config")
+    for part in ("vision", "text")
   }
   kinds = {part: inner[part].get("model_type") for part in inner}
   towers = tuple(_PAIRS.values())
   if kinds["vision"] not in towers or kinds["text"] != "qwen2":
     raise errors.InputError(
-      f"{path}: vision_config is {kinds['vision']!r} and text_config"
-      f" {kinds['text']!r}; they must be {' or '.join(towers)}, and qwen2"
+      f"{path}: vision_config is {bounds.told(kinds['vision'])} and text_config"
+      f" {bounds.told(kinds['text'])}; they must be {' or '.join(towers)}, and qwen2"
     )
   tower = vision(path, inner["vision"])
   _require(
@@ -131,9 +132,9 @@ def _llava(path: Path, config: Mapping[str, Any]) -> Configs:
     ),
   )
   layer = config.get("vision_feature_layer", -2)
-  if not isinstance(layer, int):
+  if not bounds.is_whole(layer):
     raise errors.InputError(
-      f"{path}: vision_feature_layer is {layer!r}; it must be one number"
+      f"{path}: vision_feature_layer is {bounds.told(layer)}; it must be one number"
     )
   if layer == -1:
     LOG.warning(
@@ -143,7 +144,8 @@ def _llava(path: Path, config: Mapping[str, Any]) -> Configs:
     )
   tied = config.get("tie_word_embeddings", False)
   text = dict(inner["text"])
-  text["tie_word_embeddings"] = tied or text.get("tie_word_embeddings", False)
+  if tied is not False and tied is not None:
+    text["tie_word_embeddings"] = tied
   tower = vision(path, inner["vision"], feature_layer=layer)
   return Configs("llava", tower, llm(path, text))
 
@@ -169,16 +171,11 @@ def vision(
   said = (*_DEFAULT_SIZES, "patch_size", "hidden_act", "layer_norm_eps")
   fields |= {name: config[name] for name in said if name in config}
   fields |= choices
-  if kind == "dinov2":
-    fields |= _dinov2_mlp(path, config, fields["hidden_size"])
-  if fields["hidden_act"] not in layers.ACTIVATIONS:
-    raise errors.InputError(
-      f"{path}: hidden_act is {fields['hidden_act']!r}; it can be"
-      f" {', '.join(layers.ACTIVATIONS)}"
-    )
   try:
+    if kind == "dinov2":
+      fields |= _dinov2_mlp(path, config, fields["hidden_size"])
     return vit.VisionConfig(**fields)
-  except (ValueError, TypeError) as error:
+  except errors.InputError as error:
     raise errors.InputError(
       f"{path}: {error}; correct the vision config"
     ) from error
@@ -187,8 +184,11 @@ def vision(
 def _dinov2_mlp(path, config, width) -> dict[str, Any]:
   """Return the width of the MLP, which transformers computes from a ratio."""
   _require(path, config, hidden_act=("gelu", "gelu"))
-  inner = int(width * config.get("mlp_ratio", 4))
-  if not config.get("use_swiglu_ffn", False):
+  bounds.whole("hidden_size", width, bounds.WIDTH)
+  ratio = bounds.real("mlp_ratio", config.get("mlp_ratio", 4), 0, 1000)
+  inner = int(width * ratio)
+  gated = config.get("use_swiglu_ffn", False)
+  if not bounds.truth("use_swiglu_ffn", gated):
     return {"intermediate_size": inner}
   return {"intermediate_size": gated_width(inner), "gated_mlp": True}
 
@@ -207,32 +207,45 @@ def llm(path: Path, config: Mapping[str, Any]) -> qwen2.LLMConfig:
     use_sliding_window=(False, False),
     rope_scaling=(None, None),
   )
-  rope = config.get("rope_parameters") or {}
+  rope = _section(path, config, "rope_parameters")
   if rope.get("rope_type", "default") != "default":
     raise errors.InputError(
-      f"{path}: rope_parameters.rope_type is {rope['rope_type']!r}; only"
-      " default is computed"
+      f"{path}: rope_parameters.rope_type is"
+      f" {bounds.told(rope['rope_type'])}; only default is computed"
     )
   theta = rope.get("rope_theta", config.get("rope_theta", _LLM_THETA))
   fields = {k: config.get(k, v) for k, v in _LLM_DEFAULTS.items()}
   heads = fields["num_attention_heads"]
   try:
+    bounds.whole("num_attention_heads", heads, bounds.WIDTH)
+    width = bounds.whole("hidden_size", fields["hidden_size"], bounds.WIDTH)
+    keys, dim = (
+      default if config.get(name) is None else config[name]
+      for name, default in (
+        ("num_key_value_heads", heads),
+        ("head_dim", width // heads),
+      )
+    )
     return qwen2.LLMConfig(
       **fields,
-      num_key_value_heads=config.get("num_key_value_heads") or heads,
-      head_dim=config.get("head_dim") or fields["hidden_size"] // heads,
-      rope_theta=float(theta),
+      num_key_value_heads=keys,
+      head_dim=dim,
+      rope_theta=float(bounds.real("rope_theta", theta, 1, 1e15)),
     )
-  except (ValueError, TypeError) as error:
+  except errors.InputError as error:
     raise errors.InputError(
       f"{path}: {error}; correct the text config"
     ) from error
 
 
+def _section(path, config, name) -> dict[str, Any]:
+  return bounds.section(f"{path}: {name}", config.get(name))
+
+
 def _require(path, config, **wanted):
   """Refuse settings; each is (the value we compute, transformers' default)."""
   wrong = [
-    f"{name} is {config.get(name, default)!r}, not {value!r}"
+    f"{name} is {bounds.told(config.get(name, default))}, not {value!r}"
     for name, (value, default) in wanted.items()
     if config.get(name, default) != value
   ]

@@ -35,6 +35,7 @@ _UNREAD = "behind the layer that is read"
 _EXTRA = "not computed"
 _TIED = "equals embed_tokens, to which it is tied"
 Shape = tuple[int, ...]
+_LISTED = 100  # of the tensors of a kind that do not fit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,7 +198,7 @@ def check(
     "misshapen": [f"{name} {has} for {want}" for name, has, want in misshapen],
     "not stored as floats": list(not_floats),
   }
-  found = [f"{kind}: {', '.join(p)}" for kind, p in problems.items() if p]
+  found = [f"{kind}: {_listed(p)}" for kind, p in problems.items() if p]
   if not found:
     return
   reason = _reason(missing, unexpected, misshapen, vision)
@@ -209,6 +210,12 @@ def check(
     f"{where}: the tensors do not fit the model{f': {reason}' if reason else ''};"
     f" {'; '.join(found)}{'' if reason else advice}"
   )
+
+
+def _listed(names: Sequence[str]) -> str:
+  more = len(names) - _LISTED
+  rest = f" and {more} more" if more > 0 else ""
+  return f"{', '.join(names[:_LISTED])}{rest}"
 
 
 def _place(where: str, layout: str, name: str) -> layouts.Place:
@@ -331,8 +338,8 @@ def _tower_reason(missing, unexpected, misshapen, vision) -> str:
       " num_hidden_layers and read its last one with ?feature_layer=-1"
     )
   for name, has, _ in misshapen:
-    if "pos" in name:
-      rows = has[-2] - vision.class_token
+    if re.search("pos(ition)?_embed", name) and len(has) > 1:
+      rows = max(0, has[-2] - vision.class_token)
       side = math.isqrt(rows)
       return (
         f"its positions are for {side} x {side} patches, images of"

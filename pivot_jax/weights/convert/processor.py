@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from pivot_jax import errors
 from pivot_jax.data import framing
+from pivot_jax.models import bounds
 from pivot_jax.weights.convert import safetensor_files
 
 _FILTERS = {3: "bicubic", 2: "bilinear", 1: "lanczos"}  # Pillow's numbers
@@ -91,11 +92,11 @@ def read(folder: Path, kind: str = "") -> Processor | None:
   resample, size = _framing(where, fields)
   if not fields["do_normalize"]:
     return Processor(resample, size, (0.0,) * 3, (1.0,) * 3)
-  mean = _channels(where, "image_mean", fields)
-  std = _channels(where, "image_std", fields)
-  if min(std) <= 0:
-    raise errors.InputError(f"{where}image_std is {std}; it must be over 0")
-  return Processor(resample, size, mean, std)
+  mean = bounds.mean(f"{where}image_mean", _thrice(fields["image_mean"]))
+  std = bounds.std(f"{where}image_std", _thrice(fields["image_std"]))
+  return Processor(
+    resample, size, tuple(map(float, mean)), tuple(map(float, std))
+  )
 
 
 def to_json(processor: Processor, kind: str) -> dict[str, Any]:
@@ -166,7 +167,8 @@ def _defaults(where: str, said: Mapping[str, Any], kind: str) -> dict[str, Any]:
     name = name.removesuffix("Fast").removesuffix("Pil")
     if name not in _DEFAULTS:
       raise errors.InputError(
-        f"{where}{field} is {said[field]!r}; it can be {', '.join(_DEFAULTS)}"
+        f"{where}{field} is {bounds.told(said[field])}; it can be"
+        f" {', '.join(_DEFAULTS)}"
       )
     return _DEFAULTS[name]
   if "auto_map" in said:
@@ -187,23 +189,20 @@ def _check_steps(where: str, fields: Mapping[str, Any]) -> None:
   for name in ("do_resize", "do_rescale"):
     if fields[name] is not True:
       raise errors.InputError(
-        f"{where}{name} is {fields[name]!r}; it must be true, since images are"
-        " always resized and divided by 255"
+        f"{where}{name} is {bounds.told(fields[name])}; it must be true, since"
+        " images are always resized and divided by 255"
       )
   factor = fields["rescale_factor"]
   # Some files hold 1/255 as it was rounded to float32.
   if not isinstance(factor, float) or abs(factor * 255 - 1) > 1e-6:
     raise errors.InputError(
-      f"{where}rescale_factor is {factor!r}; only 1/255 is done"
+      f"{where}rescale_factor is {bounds.told(factor)}; only 1/255 is done"
     )
-  for name in ("do_center_crop", "do_normalize"):
-    if not isinstance(fields[name], bool):
-      raise errors.InputError(
-        f"{where}{name} is {fields[name]!r}; it must be true or false"
-      )
+  for name in ("do_center_crop", "do_normalize", "default_to_square"):
+    bounds.truth(f"{where}{name}", fields[name])
   steps = {k for k in fields if k.startswith("do_")} - _KNOWN_STEPS
   wrong = [
-    f"{name} is {fields[name]!r}"
+    f"{name} is {bounds.told(fields[name])}"
     for name in sorted(steps | {"use_square_size"})
     if fields.get(name)
   ]
@@ -216,9 +215,11 @@ def _check_steps(where: str, fields: Mapping[str, Any]) -> None:
 def _framing(where: str, fields: Mapping[str, Any]) -> tuple[str, int]:
   """Return the resample and the side of the square."""
   number = fields["resample"]
-  if not _is_side(number) or number not in _FILTERS:
+  if not bounds.is_whole(number) or number not in _FILTERS:
     known = ", ".join(f"{n} ({name})" for n, name in _FILTERS.items())
-    raise errors.InputError(f"{where}resample is {number!r}; it can be {known}")
+    raise errors.InputError(
+      f"{where}resample is {bounds.told(number)}; it can be {known}"
+    )
   name = _FILTERS[number]
   size, crop = fields["size"], None
   if fields["do_center_crop"]:
@@ -250,24 +251,16 @@ def _square(where: str, name: str, value: Any) -> int:
     sides = [value["height"], value["width"]]
   if not all(map(_is_side, sides)) or sides[0] != sides[1]:
     raise errors.InputError(
-      f"{where}{name} is {value!r}; it must be a number of pixels, or a height"
-      " and an equal width"
+      f"{where}{name} is {bounds.told(value)}; it must be a number of pixels, or"
+      " a height and an equal width"
     )
   return sides[0]
 
 
 def _is_side(value: Any) -> bool:
-  return type(value) is int and value > 0
+  return bounds.is_whole(value) and 0 < value <= bounds.PIXELS
 
 
-def _channels(
-  where: str, name: str, fields: Mapping[str, Any]
-) -> tuple[float, ...]:
-  value = fields[name]
-  # One number stands for all channels, as in transformers.
-  numbers = value if isinstance(value, list) else [value] * 3
-  if len(numbers) != 3 or not all(type(x) in (int, float) for x in numbers):
-    raise errors.InputError(
-      f"{where}{name} is {value!r}; it must be three numbers"
-    )
-  return tuple(map(float, numbers))
+def _thrice(value: Any) -> Any:
+  """Return a list as it is; one number stands for all channels."""
+  return value if isinstance(value, list) else [value] * 3

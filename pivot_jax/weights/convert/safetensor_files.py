@@ -16,7 +16,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from pivot_jax import errors, files
+from pivot_jax import errors, files, texts
 
 _PATTERN = "model{suffix}.safetensors"
 _FILE = _PATTERN.format(suffix="")
@@ -73,6 +73,8 @@ def contents_of_file(path: Path) -> dict[str, Stored]:
   """
   if any(path.match(pattern) for pattern in _PICKLES):
     raise errors.InputError(f"{path}: {_PICKLED}")
+  if not path.is_file():
+    raise errors.InputError(f"{path}: is no regular file")
   found = {}
   try:
     with safetensors.safe_open(path, framework="numpy") as file:
@@ -224,6 +226,11 @@ def _files(folder: Path) -> dict[Path, set[str] | None]:
       raise errors.InputError(f"{folder / _INDEX}: has no weight_map")
     found: dict[Path, set[str]] = {}
     for name, file in places.items():
+      if not isinstance(file, str):
+        raise errors.InputError(
+          f"{folder / _INDEX}: {name} lies in"
+          f" {texts.shown(repr(file), longest=100)}, which is no name of a file"
+        )
       if Path(file).name != file:
         raise errors.InputError(
           f"{folder / _INDEX}: {name} lies in {file!r}, outside the folder"

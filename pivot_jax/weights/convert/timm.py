@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from pivot_jax import errors
-from pivot_jax.models import vit
+from pivot_jax.models import bounds, vit
 from pivot_jax.weights.convert import (
   layouts,
   open_weights,
@@ -84,19 +84,20 @@ def open_file(
   shapes = found.tower()
   beside = (path if whole else path.parent) / "config.json"
   config = safetensor_files.read_json(beside) if beside.exists() else {}
-  arguments = config.get("model_args") or {}
+  arguments = bounds.section(f"{beside}: model_args", config.get("model_args"))
   unknown = sorted(arguments.keys() - _ARGUMENTS)
   if unknown:
     raise errors.InputError(
       f"{beside}: model_args has {', '.join(unknown)}, and what they change is"
       " not computed here"
     )
-  about = config.get("pretrained_cfg") or {}
+  about = bounds.section(
+    f"{beside}: pretrained_cfg", config.get("pretrained_cfg")
+  )
   named = config.get("architecture") or (path.name if whole else path.stem)
   named = f"{named}.{about.get('tag', '')}"
   family = _family(path, shapes, named)
-  input_size = about.get("input_size") or [""]
-  side = arguments.get("img_size", input_size[-1])
+  side, heads = _numbers(beside, arguments, about)
   vision = towers.from_shapes(
     str(path),
     shapes,
@@ -104,7 +105,7 @@ def open_file(
     layout="timm",
     # The last number that has the grid of patches counts.
     named=f"{named} {side}",
-    heads=arguments.get("num_heads") or _moco_heads(family, named, shapes),
+    heads=heads or _moco_heads(family, named, shapes),
   )
   fields: dict[str, Any] = {}
   activation = _activation(path, family, named, arguments)
@@ -119,6 +120,30 @@ def open_file(
   return open_weights.from_tensors(
     str(path), "timm", found, vision=vision, layout="timm", processor=known
   )
+
+
+def _numbers(beside, arguments, about) -> tuple[int | str, int | None]:
+  """Return what config.json says of the image size ("": nothing) and heads."""
+  side, heads = arguments.get("img_size"), arguments.get("num_heads")
+  if side is None:
+    side = _side(beside, about)
+  else:
+    bounds.whole(f"{beside}: model_args.img_size", side, bounds.PIXELS)
+  if heads is not None:
+    bounds.whole(f"{beside}: model_args.num_heads", heads, bounds.WIDTH)
+  return "" if side is None else side, heads
+
+
+def _side(beside, about) -> int | None:
+  """Return the side of the images by pretrained_cfg.input_size."""
+  name, found = f"{beside}: pretrained_cfg.input_size", about.get("input_size")
+  if found is None:
+    return None
+  if not isinstance(found, list) or not found:
+    raise errors.InputError(
+      f"{name} is {bounds.told(found)}; it must be [3, height, width]"
+    )
+  return bounds.whole(name, found[-1], bounds.PIXELS)
 
 
 def save(
@@ -218,11 +243,7 @@ def _activation(path, family, named, arguments) -> str | None:
   """Return what the names tell of the activation, None for the family's."""
   given = arguments.get("act_layer")
   if given is not None:
-    if given not in _ACTIVATIONS:
-      raise errors.InputError(
-        f"{path}: act_layer is {given!r}; it can be {', '.join(_ACTIVATIONS)}"
-      )
-    return _ACTIVATIONS[given]
+    return _ACTIVATIONS[bounds.word(f"{path}: act_layer", given, _ACTIVATIONS)]
   if family != "clip":
     return None
   match = re.search(r"vit_\w+_clip_(quickgelu_)?\d", named)
@@ -240,26 +261,26 @@ def _processor(path, config, vision) -> Processor | None:
   given = config.get("pretrained_cfg")
   if not given:
     return None
-  name = given.get("interpolation", "bicubic")
-  if name not in _FILTERS:
-    raise errors.InputError(
-      f"{path}: interpolation is {name!r}; it can be {' or '.join(_FILTERS)}"
-    )
-  side = given.get("input_size", [3, vision.image_size])[-1]
+  where = f"{path}: pretrained_cfg."
+  name = bounds.word(
+    f"{where}interpolation", given.get("interpolation", "bicubic"), _FILTERS
+  )
+  side = _side(path, given) or vision.image_size
   mode = given.get("crop_mode", "center")
-  if mode not in ("center", "squash"):
-    raise errors.InputError(f"{path}: crop_mode {mode!r} is not done here")
-  edge = math.floor(side / given.get("crop_pct", 0.875))
+  bounds.word(f"{where}crop_mode", mode, ("center", "squash"))
+  part = bounds.real(
+    f"{where}crop_pct", given.get("crop_pct", 0.875), 1e-3, 1e3
+  )
+  edge = math.floor(side / part)
   framing = name
   if mode == "center":
     framing = f"crop_{name}" if edge == side else f"crop_{name}:{edge}"
   elif edge != side:
     raise errors.InputError(
-      f"{path}: crop_mode squash with crop_pct {given['crop_pct']} is not done"
-      " here"
+      f"{path}: crop_mode squash with crop_pct {part} is not done here"
     )
-  mean = tuple(given.get("mean", vision.image_mean))
-  std = tuple(given.get("std", vision.image_std))
+  mean = bounds.mean(f"{where}mean", given.get("mean", vision.image_mean))
+  std = bounds.std(f"{where}std", given.get("std", vision.image_std))
   return Processor(framing, side, mean, std)
 
 

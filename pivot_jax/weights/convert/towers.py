@@ -99,27 +99,33 @@ def from_shapes(
   tower = _Stored(where, shapes, family, layout)
   width, patch = tower.patches()
   choices = CHOICES[family]
-  positions = tower.shape("embeddings.position_embedding.weight")[0]
-  positions -= choices.get("class_token", False)
-  grid = math.isqrt(positions)
-  if grid**2 != positions:
+  table = tower.shape("embeddings.position_embedding.weight")
+  positions = table[0] - choices.get("class_token", False)
+  grid = math.isqrt(max(0, positions))
+  if grid**2 != positions or not grid:
     raise errors.InputError(
       f"{where}: {positions} positions are no square grid of patches"
     )
   gated = family == "dinov2" and tower.is_gated()
   inner = f"encoder.layers.0.mlp.{'gate_proj' if gated else 'fc1'}.weight"
   depth = tower.depth()
-  return vit.VisionConfig(
-    image_size=image_size(named, grid, patch),
-    patch_size=patch,
-    hidden_size=width,
-    intermediate_size=tower.shape(inner)[0],
-    num_hidden_layers=_published_depth(where, width, depth) if cut else depth,
-    num_attention_heads=heads or _heads(where, family, width),
-    family=family,
-    gated_mlp=gated,
-    **choices,
-  )
+  try:
+    return vit.VisionConfig(
+      image_size=image_size(named, grid, patch),
+      patch_size=patch,
+      hidden_size=width,
+      intermediate_size=tower.shape(inner)[0],
+      num_hidden_layers=_published_depth(where, width, depth) if cut else depth,
+      num_attention_heads=heads or _heads(where, family, width),
+      family=family,
+      gated_mlp=gated,
+      **choices,
+    )
+  except errors.InputError as error:
+    named_already = str(error).startswith(where)
+    raise errors.InputError(
+      f"{error}" if named_already else f"{where}: {error}"
+    ) from error
 
 
 class _Stored(NamedTuple):
@@ -147,12 +153,16 @@ class _Stored(NamedTuple):
     if at.name not in self.shapes:
       raise self._absent(at.name)
     found = self.shapes[at.name][at.lead :]
+    if not found:
+      raise errors.InputError(
+        f"{self.where}: {at.name} is {self.shapes[at.name]}, which has too few axes"
+      )
     return (found[0] // at.blocks, *found[1:])
 
   def patches(self) -> tuple[int, int]:
     """Return the width and the side of a patch."""
     found = self.shape("embeddings.patch_embedding.weight")
-    if len(found) != 4 or found[2] != found[3]:
+    if len(found) != 4 or found[2] != found[3] or not found[2]:
       raise errors.InputError(
         f"{self.where}: the patch embedding is {found}; a fixed-resolution"
         " encoder has [width, 3, patch, patch] (SigLIP2 NaFlex is not read)"
@@ -172,13 +182,16 @@ class _Stored(NamedTuple):
       return False
     if gate.name != fc1.name:
       return True
-    return self.shapes[gate.name][0] == 2 * self.shapes[fc2.name][1]
+    stored = self.shapes[gate.name], self.shapes.get(fc2.name, ())
+    if not stored[0] or len(stored[1]) < 2:
+      raise self._absent(fc2.name)
+    return stored[0][0] == 2 * stored[1][1]
 
   def depth(self) -> int:
     first = self.place("encoder.layers.0.layer_norm1.weight")
-    pattern = re.escape(first.name).replace("0", r"(\d+)", 1)
+    pattern = re.escape(first.name).replace("0", r"(\d{1,9})", 1)
     found = [re.fullmatch(pattern, name) for name in self.shapes]
-    return max(int(match[1]) for match in found if match) + 1
+    return max((int(match[1]) for match in found if match), default=-1) + 1
 
 
 def _published_depth(where: str, width: int, stored: int) -> int:
@@ -207,7 +220,7 @@ def image_size(named: str, grid: int, patch: int) -> int:
   Without one, the grid times the patch: 378 and not 384 for 27 patches of 14,
   of which SigLIP's names say 384.
   """
-  numbers = [int(n) for n in re.findall(r"(?<!\d)\d+(?!\d)", named)]
+  numbers = [int(n) for n in re.findall(r"(?<!\d)\d{1,9}(?!\d)", named)]
   fits = [n for n in numbers if n // patch == grid and n >= patch]
   return fits[-1] if fits else grid * patch
 

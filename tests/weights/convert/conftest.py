@@ -1,6 +1,7 @@
 """A tiny model and its saved encoder."""
 
 import jax
+import jaxtyping
 import numpy as np
 import pytest
 
@@ -20,3 +21,11 @@ def params():
 def vision_folder(tmp_path, params):
   hf.save_vision(tmp_path, tiny_models.VISION, params["vision"])
   return tmp_path
+
+
+@pytest.fixture
+def unchecked():
+  """Turn the tests' own check of annotations off, which comes first."""
+  jaxtyping.config.update("jaxtyping_disable", True)
+  yield
+  jaxtyping.config.update("jaxtyping_disable", False)

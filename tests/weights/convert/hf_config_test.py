@@ -4,7 +4,6 @@ import json
 import logging
 
 import jax
-import jaxtyping
 import pytest
 
 from pivot_jax import errors
@@ -36,14 +35,6 @@ def test_a_vision_config_we_do_not_compute_is_refused(
   _set(vision_folder, **fields)
   with pytest.raises(errors.InputError, match=said):
     folders.load(vision_folder)
-
-
-@pytest.fixture
-def unchecked():
-  """Turn the tests' own check of annotations off, which comes first."""
-  jaxtyping.config.update("jaxtyping_disable", True)
-  yield
-  jaxtyping.config.update("jaxtyping_disable", False)
 
 
 def _json(model_type, **fields):
