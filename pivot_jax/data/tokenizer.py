@@ -1,10 +1,12 @@
 """A tokenizer folder with ChatML tokens, read without trusting the text.
 
 Special tokens inside a text are plain text to `Tokenizer.encode`, so no row of
-a data set can end a turn or start another. Templates are not known here: those
-are in `chat.py`. Nothing is downloaded.
+a data set can end a turn or start another; a tokenizer by whose rules a text
+gives one all the same is refused. Templates are not known here: those are in
+`chat.py`. Nothing is downloaded.
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -12,19 +14,20 @@ import json
 import os
 import pathlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 import tokenizers
 
-from pivot_jax import files
+from pivot_jax import files, texts
 from pivot_jax.errors import InputError
 
 IMAGE = "<image>"
 IMAGE_TOKEN = -200  # Stands for all features of one image (paper.md 1.6).
 _IM_START, _IM_END, _END_OF_TEXT = "<|im_start|>", "<|im_end|>", "<|endoftext|>"
 SPECIALS = (_IM_START, _IM_END, _END_OF_TEXT)
+_LARGEST_ID = 2**31 - 1  # of int32
 _SPLIT = re.compile("(" + "|".join(map(re.escape, SPECIALS)) + ")")
 
 
@@ -32,7 +35,7 @@ _SPLIT = re.compile("(" + "|".join(map(re.escape, SPECIALS)) + ")")
 class Tokenizer:
   """A tokenizer with ChatML tokens; made by `load_tokenizer`.
 
-  `vocab_size` counts the added tokens; a model may have more embedding rows.
+  `vocab_size` is the largest id + 1; a model may have more embedding rows.
   `eos_ids` are the tokens that end a generated answer.
   """
 
@@ -56,6 +59,11 @@ class Tokenizer:
   @property
   def eos_ids(self) -> tuple[int, int]:
     return (self.im_end, self.end_of_text)
+
+  @functools.cached_property
+  def acting(self) -> frozenset[int]:
+    """The ids that no text may give."""
+    return frozenset((self.im_start, self.im_end, self.end_of_text))
 
   @functools.cached_property
   def fingerprint(self) -> str:
@@ -92,7 +100,7 @@ class Tokenizer:
     """Raise InputError if it has ids beyond a model's `size` embeddings."""
     if self.vocab_size > size:
       raise InputError(
-        f"{where}: the tokenizer has {self.vocab_size} tokens, the language model"
+        f"{where}: the tokenizer has ids below {self.vocab_size}, the language model"
         f" only {size}: give the tokenizer that belongs to it"
       )
 
@@ -104,7 +112,8 @@ class Tokenizer:
     files.write_text(folder / "tokenizer_config.json", self.config)
 
   def _decode(self, ids: list[int]) -> str:
-    return self.backend.decode(ids, skip_special_tokens=False)
+    with _no_panic(str(ids)):
+      return self.backend.decode(ids, skip_special_tokens=False)
 
 
 def load_tokenizer(folder: str | os.PathLike) -> Tokenizer:
@@ -132,29 +141,66 @@ def load_tokenizer(folder: str | os.PathLike) -> Tokenizer:
       f"{folder}: the tokenizer lacks {', '.join(missing)};"
       " use the one of a ChatML model such as Qwen2.5"
     )
-  newline = backend.encode("\n", add_special_tokens=False).ids
-  if len(newline) != 1:
-    raise InputError(f"{folder}: a newline must be one token, not {newline}")
-  config = folder / "tokenizer_config.json"
-  return Tokenizer(
+  tokenizer = Tokenizer(
     backend=backend,
-    config=config.read_text("utf-8") if config.is_file() else _CONFIG,
-    vocab_size=len(vocab),
+    config=_config(folder),
+    vocab_size=max(vocab.values()) + 1,
     im_start=vocab[_IM_START],
     im_end=vocab[_IM_END],
     end_of_text=vocab[_END_OF_TEXT],
-    newline=newline[0],
+    newline=-1,
   )
+  if tokenizer.vocab_size > _LARGEST_ID:
+    raise InputError(f"{folder}: an id is beyond int32; use another tokenizer")
+  try:
+    for name in SPECIALS:
+      encode(tokenizer, name)
+    newline = tokenizer.encode("\n")
+  except InputError as error:
+    raise InputError(f"{folder}: {error}") from error
+  if len(newline) != 1:
+    raise InputError(f"{folder}: a newline must be one token, not {newline}")
+  return dataclasses.replace(tokenizer, newline=newline[0])
 
 
 @functools.lru_cache(maxsize=2**14)
 def encode(tokenizer: Tokenizer, text: str):
-  """Return ids, and where in `text` each token ends; both read-only."""
-  encoding = tokenizer.backend.encode(text, add_special_tokens=False)
-  ids = np.asarray(encoding.ids, np.int32)
+  """Return ids, and where in `text` each token ends; both read-only.
+
+  Raises:
+    InputError: the text gives a ChatML token by the tokenizer's own rules, or
+      these rules cannot be carried out on it.
+  """
+  with _no_panic(text):
+    encoding = tokenizer.backend.encode(text, add_special_tokens=False)
+  found = encoding.ids
+  if not tokenizer.acting.isdisjoint(found):
+    raise InputError(
+      f"the tokenizer makes a ChatML token of the text {_quoted(text)}; give its"
+      ' added tokens "special": true in tokenizer.json'
+    )
+  ids = np.asarray(found, np.int32)
   ends = np.asarray([end for _, end in encoding.offsets], np.int32)
   ids.flags.writeable = ends.flags.writeable = False
   return ids, ends
+
+
+@contextlib.contextmanager
+def _no_panic(text: str) -> Iterator[None]:
+  """Raise InputError where the library panics, as on a runaway expression."""
+  try:
+    yield
+  except BaseException as error:
+    # Its class cannot be imported, and is no Exception.
+    if type(error).__name__ != "PanicException":
+      raise
+    raise InputError(
+      f"the tokenizer's rules cannot be carried out on {_quoted(text)} ({error})"
+    ) from error
+
+
+def _quoted(text: str) -> str:
+  return texts.shown(repr(text), longest=100)
 
 
 # The minimal config of a folder that came without one.
@@ -170,18 +216,24 @@ _CONFIG = json.dumps(
 
 def _read_json(folder: pathlib.Path) -> tokenizers.Tokenizer:
   path = folder / "tokenizer.json"
-  try:
-    text = path.read_text("utf-8")
-    rules = json.loads(text)
-  except ValueError as error:
-    raise InputError(f"{path}: not valid JSON: {error}") from None
-  if not isinstance(rules, dict) or "model" not in rules:
+  if "model" not in files.read_object(path):
     raise InputError(f"{path}: not a tokenizer of the tokenizers library")
   try:
-    return tokenizers.Tokenizer.from_str(text)
+    with _no_panic(path.name):
+      return tokenizers.Tokenizer.from_str(path.read_text("utf-8"))
   # The library raises nothing more special.
   except Exception as error:  # noqa: BLE001
     raise InputError(f"{path}: not a tokenizer: {error}") from None
+
+
+def _config(folder: pathlib.Path) -> str:
+  path = folder / "tokenizer_config.json"
+  if not path.exists():
+    return _CONFIG
+  try:
+    return files.read_bytes(path, largest=files.LARGEST_JSON).decode("utf-8")
+  except UnicodeDecodeError as error:
+    raise InputError(f"{path}: not readable as UTF-8 ({error})") from error
 
 
 def _convert(folder: pathlib.Path) -> tokenizers.Tokenizer:
@@ -194,7 +246,8 @@ def _convert(folder: pathlib.Path) -> tokenizers.Tokenizer:
     loaded = transformers.AutoTokenizer.from_pretrained(
       folder, local_files_only=True, trust_remote_code=False
     )
-  except (OSError, ValueError) as error:
+  # It raises whatever the fields of its files lead to.
+  except Exception as error:
     raise InputError(
       f"{folder}: holds no tokenizer (tokenizer.json, or vocab.json and"
       " merges.txt); put the one of the language model there"

@@ -152,8 +152,10 @@ def test_a_fingerprint_sees_one_changed_token(tiny, folder, tmp_path):
 
 
 @pytest.mark.parametrize("content, message", [
-  ("{", "not valid JSON"),
-  ("[]", "not a tokenizer"),
+  ("{", "not readable as JSON"),
+  ("[]", "holds no JSON object"),
+  ("{}", "not a tokenizer"),
+  ('{"model": {}}', "not a tokenizer"),
 ])  # fmt: skip
 def test_a_broken_tokenizer_file_is_named(tmp_path, content, message):
   (tmp_path / "tokenizer.json").write_text(content, "utf-8")
