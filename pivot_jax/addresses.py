@@ -6,6 +6,9 @@
 
 A subtree may follow after a colon (`DIR:vision`, `bv:FILE.npz:img`), and
 choices after a question mark: `hf:DIR?image_size=378&positions=dinov2`.
+
+Files name addresses, too, and may be foreign. Of those only what a caller, a
+config or the command line named in this process is read (`name`, `is_named`).
 """
 
 import functools
@@ -16,6 +19,7 @@ import urllib.parse
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from pivot_jax import texts
 from pivot_jax.errors import InputError
 
 FOREIGN = ("hf", "bv", "timm")
@@ -30,9 +34,12 @@ _OPTIONS: Mapping[str, tuple[Callable[[str], Any], str]] = {
     "true or false",
   ),
   "revision": (str, "a name"),
+  "tower": (str, "the folder of an MLLM's encoder"),
 }
 # The choices that say which blocks are read, and so which are not.
 _LAYER = ("feature_layer", "final_norm")
+# Folders, files, and models of the hub by their names.
+_named: set[pathlib.Path | str] = set()
 # What a model of the hub is read from; pickles are not even downloaded.
 _FILES = ("*.json", "*.safetensors", "*.txt", "*.jinja", "*.model")
 
@@ -62,26 +69,22 @@ def parse(address: str) -> Address:
     InputError: no folder or file named, an unknown option, or a model that is
       not in the local cache while the hub cannot be asked.
   """
-  kind, rest = "dir", address
-  for prefix in ("package", *FOREIGN):
-    if address.startswith(prefix + ":"):
-      kind, rest = prefix, address[len(prefix) + 1 :]
-  rest, _, query = rest.partition("?")
+  kind, name, part, query = _split(address)
   options = _options(address, query)
   if options and kind not in FOREIGN:
     raise InputError(
       f"{address}: choices after ? are for published weights; an artifact has"
       " made its own (model.json)"
     )
-  name, _, part = rest.partition(":")
+  if "tower" in options and kind != "hf":
+    raise InputError(f"{address}: a tower is of an MLLM's folder, hf:DIR")
   if not name:
     raise InputError(f"{address!r} names no folder: give DIR or DIR:subtree")
+  path = _path(kind, name)
   if kind == "package":
-    root = importlib.resources.files("pivot_jax") / "assets"
-    return Address(kind, pathlib.Path(str(root)) / name, part, options)
-  path = pathlib.Path(name).expanduser()
+    return Address(kind, path, part, options)
   origin, kept = str(path.absolute()), {}
-  if kind == "hf" and not path.exists() and re.fullmatch(_HUB_ID, name):
+  if _is_hub(kind, name, path):
     path = _from_hub(name, options.get("revision"))
     origin, kept = name, {"revision": path.name}
   elif "revision" in options:
@@ -93,6 +96,8 @@ def parse(address: str) -> Address:
   if kind == "bv" and part != "vision":
     inside, part = part, ""
   kept |= {name: options[name] for name in _LAYER if name in options}
+  if "tower" in options:
+    kept["tower"] = str(_path("hf", options["tower"]).absolute())
   query = urllib.parse.urlencode({k: _spell(v) for k, v in kept.items()})
   origin = f"{kind}:{origin}{f':{inside}' if inside else ''}"
   origin += f"?{query}" if query else ""
@@ -106,10 +111,70 @@ def tokenizer_folder(address: str) -> pathlib.Path:
   return nested if nested.is_dir() else folder
 
 
+def name(address: str) -> None:
+  """Note an address as one that a person named."""
+  _named.update(_places(address))
+
+
+def is_named(address: str) -> bool:
+  """Return whether an address, or a folder around it, was named.
+
+  A model of the hub counts in any revision. Nothing is fetched or opened.
+  """
+  return all(
+    place in _named
+    or (
+      isinstance(place, pathlib.Path) and not _named.isdisjoint(place.parents)
+    )
+    for place in _places(address)
+  )
+
+
+def _places(address: str) -> list[pathlib.Path | str]:
+  """Return what an address reads from, links followed."""
+  kind, name, _, query = _split(address)
+  path = _path(kind, name)
+  found: list[pathlib.Path | str] = [
+    name if _is_hub(kind, name, path) else path.resolve()
+  ]
+  for tower in urllib.parse.parse_qs(query).get("tower", ()):
+    found.append(_path("hf", tower).resolve())
+  return found
+
+
+def _split(address: str) -> tuple[str, str, str, str]:
+  """Return kind, name, part and query."""
+  kind, rest = "dir", address
+  for prefix in ("package", *FOREIGN):
+    if address.startswith(prefix + ":"):
+      kind, rest = prefix, address[len(prefix) + 1 :]
+  rest, _, query = rest.partition("?")
+  name, _, part = rest.partition(":")
+  if "\0" in rest or len(rest) > _LONGEST:
+    raise InputError(f"{texts.shown(address, longest=100)}: is no address")
+  return kind, name, part, query
+
+
+def _path(kind: str, name: str) -> pathlib.Path:
+  if kind == "package":
+    root = importlib.resources.files("pivot_jax") / "assets"
+    return pathlib.Path(str(root)) / name
+  try:
+    return pathlib.Path(name).expanduser()
+  except RuntimeError as error:
+    raise InputError(f"{name}: {error}") from error
+
+
+def _is_hub(kind: str, name: str, path: pathlib.Path) -> bool:
+  known = kind == "hf" and re.fullmatch(_HUB_ID, name)
+  return bool(known) and not path.exists()
+
+
 def _spell(value: Any) -> str:
   return str(value).lower() if isinstance(value, bool) else str(value)
 
 
+_LONGEST = 4000  # characters of a path
 _HUB_ID = r"[A-Za-z0-9][\w.-]*/[\w.-]+"
 
 

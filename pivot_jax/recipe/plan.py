@@ -368,6 +368,7 @@ def _step(config, name, seed, workdir, steps, left_out, given) -> Step:
     if not edge or target in left_out:
       continue
     if target is None:
+      addresses.name(edge)
       inputs[key] = edge
       continue
     local = _named(target, seed) if target not in config.shared else target

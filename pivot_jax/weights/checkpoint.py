@@ -109,6 +109,7 @@ def load(
   """
   if np.dtype(dtype) not in _DTYPES:
     raise InputError(f"dtype {dtype!r}: parameters are float32 or bfloat16")
+  addresses.name(address)
   where = addresses.parse(address)
   part = where.part
   if where.kind in addresses.FOREIGN:
@@ -120,6 +121,7 @@ def load(
     )
   else:
     meta, paths, read = artifacts.open_folder(where.path, address)
+    meta = _with_copy(meta, where.path)
   if part:
     try:
       trees.subtree(trees.unflatten(dict.fromkeys(paths)), part)
@@ -161,7 +163,8 @@ def open_address(address: addresses.Address) -> open_weights.OpenWeights:
     if name in given
   }
   if address.kind == "hf":
-    opened = hf.open_folder(address.path, choices=choices)
+    tower = pathlib.Path(given["tower"]) if "tower" in given else None
+    opened = hf.open_folder(address.path, choices=choices, tower=tower)
   elif address.kind == "bv":
     opened = big_vision.open_file(
       address.path, inside=address.inside, choices=choices
@@ -182,13 +185,15 @@ def unread(
 ) -> tuple[dict[str, np.ndarray] | None, dict[str, Any] | None]:
   """Return the published tower's tensors that an artifact does not carry.
 
-  They are read from the address the artifact names, or from `source` if that
-  has moved or came without some of them (an encoder cut out of an MLLM by
-  others). With them comes what model.json says of them. None and None: the
-  encoder never had any.
+  They are read from the address the artifact names, if a person named that one
+  too (`addresses.is_named`); else from the artifact's own copy. `source` is
+  read instead where that has moved, was not named, or came without some of them
+  (an encoder cut out of an MLLM by others). With them comes what model.json
+  says of them. None and None: the encoder never had any.
 
   Raises:
-    InputError: the address cannot be read, or holds other tensors, or not all.
+    InputError: no address was named, or it cannot be read, or holds other
+      tensors, or not all.
   """
   known = meta.get("unread")
   if known is None and source is None:
@@ -198,6 +203,7 @@ def unread(
   layer = {k: vision[k] for k in ("feature_layer", "final_norm")}
 
   def read(address: str) -> dict[str, np.ndarray]:
+    LOG.info("what was not trained is read from %s", address)
     where = addresses.parse(address)
     where = where._replace(options=layer | where.options)
     return open_address(where).read_unread()
@@ -207,7 +213,7 @@ def unread(
     return arrays, _describe(source, arrays, vision)
   if known["absent"]:
     return _with_absent(known, source, read, vision)
-  address = source or known["address"]
+  address = source or _named_of(known)
   try:
     arrays = read(address)
   except InputError as error:
@@ -216,13 +222,37 @@ def unread(
       f" {address}: {error}; put it back, or at export say where it is now"
       " (--source=ADDRESS)"
     ) from error
+  if address == known.get("copy"):
+    # transformers' classes want some modules that the original may not have had.
+    arrays = _of(known, arrays)
   found = _describe(address, arrays, vision)
   if known["fingerprint"] != found["fingerprint"]:
     raise InputError(
       f"{address}: is not what the encoder came from: the tensors behind the"
       " features have another fingerprint; give the original (--source=ADDRESS)"
     )
-  return arrays, found
+  return arrays, known if address == known.get("copy") else found
+
+
+def _named_of(known: Mapping[str, Any]) -> str:
+  """Return the address, or the copy, that was named."""
+  for address in (known["address"], known.get("copy")):
+    if address and addresses.is_named(address):
+      return address
+  raise InputError(
+    f"what was not trained ({', '.join(known['modules'])}) is said to come from"
+    f" {known['address']}, which nobody named, so it is not read: at export say"
+    f" --source={known['address']} if you trust it, in a config name it as an"
+    " input of a stage"
+  )
+
+
+def _with_copy(meta: dict[str, Any], folder: pathlib.Path) -> dict[str, Any]:
+  """Return model.json, noting that the artifact's folder has a whole encoder."""
+  if not meta.get("unread") or not (folder / "hf" / "config.json").exists():
+    return meta
+  copy = {"copy": f"hf:{folder.absolute() / 'hf'}"}
+  return meta | {"unread": meta["unread"] | copy}
 
 
 def _with_absent(known, source, read, vision):
@@ -236,8 +266,14 @@ def _with_absent(known, source, read, vision):
       " not read but belong to the encoder: put the encoder's folder where"
       " mm_vision_tower says, or at export give it as --source=ADDRESS"
     )
-  arrays = read(source) | read(known["address"])
+  arrays = read(source)
+  if _print(_of(known, arrays)) != known["fingerprint"]:
+    arrays |= read(_named_of(known))
   return arrays, _describe(source, arrays, vision)
+
+
+def _of(known, arrays) -> dict[str, np.ndarray]:
+  return {k: v for k, v in arrays.items() if _module(k) in known["modules"]}
 
 
 def load_model(
@@ -385,10 +421,14 @@ def _describe(
   wanted = towers.unread(vit.VisionConfig(**_fields(vision)))
   return {
     "address": address,
-    "fingerprint": trees.digest(trees.fingerprint(behind)),
+    "fingerprint": _print(behind),
     "modules": sorted({_module(name) for name in behind}),
     "absent": sorted({_module(name) for name in wanted if name not in behind}),
   }
+
+
+def _print(arrays: Mapping[str, Any]) -> str:
+  return trees.digest(trees.fingerprint(arrays))
 
 
 def _module(name: str) -> str:

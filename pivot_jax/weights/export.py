@@ -259,6 +259,8 @@ def main(argv: Sequence[str]) -> None:
   del argv
   os.environ.setdefault("JAX_PLATFORMS", "cpu")
   logging.set_verbosity(logging.WARNING)
+  # It says what is read beside --from.
+  logging.logging.getLogger("pivot_jax").setLevel("INFO")
   given = {flag: flags.FLAGS[flag].value for flag in _FLAGS}
   try:
     out = export(given.pop("from"), given.pop("to"), **given)

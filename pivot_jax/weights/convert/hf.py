@@ -74,12 +74,16 @@ _PREFIXES: dict[str, tuple[tuple[str, str], ...]] = {
 
 
 def open_folder(
-  folder: str | Path, *, choices: Mapping[str, Any] | None = None
+  folder: str | Path,
+  *,
+  choices: Mapping[str, Any] | None = None,
+  tower: Path | None = None,
 ) -> open_weights.OpenWeights:
   """Open a checkpoint folder.
 
   `choices` are fields of VisionConfig that win over config.json's, such as
-  feature_layer.
+  feature_layer. `tower` is the folder of an MLLM's encoder, where it lies
+  outside the model's.
 
   Raises:
     InputError: a config we do not compute, pickled or damaged weights, or
@@ -95,7 +99,10 @@ def open_folder(
   for key in found.stored if kind in _PREFIXES else ():
     found.add(key, _PREFIXES[kind])
   if official:
-    configs = llava.read_next(folder, config, found)
+    tower = llava.tower_folder(folder, config, tower)
+    configs = llava.read_next(folder, config, found, tower=tower)
+  elif tower is not None:
+    raise errors.InputError(f"{folder}: names no encoder, which tower is")
   else:
     configs = hf_config.read(folder)
   vision, known = configs.vision, None
@@ -113,7 +120,6 @@ def open_folder(
     cut=official,
     processor=known,
   )
-  tower = llava.tower_folder(folder, config) if official else None
   return _with_tower(opened, tower, choices) if tower else opened
 
 

@@ -20,7 +20,7 @@ import tokenizers
 from pivot_jax import errors, files, trees
 from pivot_jax.data import chat
 from pivot_jax.data.tokenizer import IMAGE, Tokenizer
-from pivot_jax.models import qwen2, vit
+from pivot_jax.models import bounds, qwen2, vit
 from pivot_jax.weights.convert import (
   hf_config,
   open_weights,
@@ -60,9 +60,15 @@ _CHAT_TEMPLATE = (
 
 
 def read_next(
-  folder: Path, config: Mapping[str, Any], found: open_weights.Found
+  folder: Path,
+  config: Mapping[str, Any],
+  found: open_weights.Found,
+  *,
+  tower: Path | None = None,
 ) -> hf_config.Configs:
   """Return the models of a LLaVA-NeXT folder.
+
+  `tower` is the encoder's own folder, as `tower_folder` finds it.
 
   Raises:
     InputError: a projector, a tiling of images or a tower that is not computed
@@ -80,37 +86,59 @@ def read_next(
     mm_patch_merge_type=("flat", None),
     mm_use_im_start_end=(False, None),
   )
-  name = config.get("mm_vision_tower")
-  if not isinstance(name, str):
-    raise errors.InputError(f"{path}: mm_vision_tower names no encoder")
-  tower = tower_folder(folder, config)
   if tower is not None:
     beside = tower / "config.json"
     inner = safetensor_files.read_json(beside)
     kind = inner.get("model_type")
     if kind in ("siglip", "clip"):
-      inner, kind = inner.get("vision_config") or {}, f"{kind}_vision_model"
+      section = f"{beside}: vision_config"
+      inner = bounds.section(section, inner.get("vision_config"))
+      kind = f"{kind}_vision_model"
     if kind not in ("siglip_vision_model", "clip_vision_model"):
       raise errors.InputError(
-        f"{beside}: model_type is {kind!r}; an MLLM is read with a SigLIP or a"
+        f"{beside}: model_type is {bounds.told(kind)}; an MLLM is read with a SigLIP or a"
         " CLIP encoder"
       )
     vision = hf_config.vision(beside, inner, kind=kind, feature_layer=-2)
   else:
-    vision = _from_shapes(path, name, found)
+    vision = _from_shapes(path, _tower_name(path, config), found)
   return hf_config.Configs("llava_qwen", vision, hf_config.llm(path, config))
 
 
-def tower_folder(folder: Path, config: Mapping[str, Any]) -> Path | None:
-  """Return the folder of the tower itself, if mm_vision_tower names one.
+def tower_folder(
+  folder: Path, config: Mapping[str, Any], given: Path | None
+) -> Path | None:
+  """Return the folder of the tower itself, None where nobody has it.
 
-  It lies inside the model's, or is a path; a model of the hub is not looked for.
+  It is `given`, or lies inside the model's where mm_vision_tower says. Another
+  place that a file names is not read; a model of the hub is not looked for.
+
+  Raises:
+    InputError: mm_vision_tower is a folder elsewhere, or none is in `given`.
   """
-  name = str(config.get("mm_vision_tower"))
-  for candidate in (folder / name, Path(name).expanduser()):
-    if (candidate / "config.json").exists():
-      return candidate
-  return None
+  name = _tower_name(folder / "config.json", config)
+  if given is not None:
+    if not (given / "config.json").exists():
+      raise errors.InputError(f"{given}: the tower has no config.json there")
+    return given
+  inside = folder / name
+  if (inside / "config.json").exists():
+    if inside.resolve().is_relative_to(folder.resolve()):
+      return inside
+  elif not (Path(name) / "config.json").exists():
+    return None
+  raise errors.InputError(
+    f"{folder / 'config.json'}: mm_vision_tower is {name!r}, a folder outside the"
+    " model's, which is not read unasked; to have it read write"
+    f" hf:{folder}?tower={name}"
+  )
+
+
+def _tower_name(path: Path, config: Mapping[str, Any]) -> str:
+  name = config.get("mm_vision_tower")
+  if not isinstance(name, str) or "\0" in name or len(name) > 1000:
+    raise errors.InputError(f"{path}: mm_vision_tower names no encoder")
+  return name
 
 
 def _from_shapes(path, name, found):
@@ -131,7 +159,7 @@ def _from_shapes(path, name, found):
 
 def _require(path, config, **allowed):
   wrong = [
-    f"{name} is {config.get(name)!r}"
+    f"{name} is {bounds.told(config.get(name))}"
     for name, values in allowed.items()
     if config.get(name) not in values
   ]

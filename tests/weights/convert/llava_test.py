@@ -149,12 +149,11 @@ def test_a_source_can_be_given_where_the_weights_came_without(folder, tmp_path):
   tower = folder.parent / "tower"
   (folder / "tower").rename(tower)
   _set(folder, mm_vision_tower=str(tower))
-  loaded = checkpoint.load(f"hf:{folder}:vision")
+  loaded = checkpoint.load(f"hf:{folder}:vision?tower={tower}")
   meta = loaded.meta | {"unread": None}
   assert checkpoint.unread(meta) == (None, None)
   # As of a checkpoint whose tower is nowhere.
   moved = tower.rename(tower.with_name("elsewhere"))
-  _set(folder, mm_vision_tower=str(tower))
   arrays, known = checkpoint.unread(meta, source=f"hf:{moved}")
   folders.equal(arrays, hf.open_folder(moved).read_unread())
   assert known["modules"] == ["encoder.layers.2", "post_layernorm"]
