@@ -24,13 +24,13 @@ from safetensors import numpy as safetensors_numpy
 
 from pivot_jax import files, trees
 from pivot_jax.errors import InputError
+from pivot_jax.weights import model_json
 
 LOG = logging.getLogger("pivot_jax")
 
 _META, _PRINTS = "model.json", "fingerprint.json"
 # Bytes of leaves that are read at a time; a larger leaf is read alone.
 _GROUP = 2**26
-_PROBLEMS = (OSError, KeyError, TypeError, RuntimeError, ValueError)
 
 
 def save(
@@ -105,7 +105,7 @@ def open_folder(
     )
   want = files.read_object(folder / _PRINTS)
   _check_meta(path, want.pop(_META, None))
-  meta = files.read_object(path)
+  meta = model_json.read(path)
   packaged = folder / "params.safetensors"
   have, load_leaf = (
     _packaged(packaged) if packaged.exists() else _restorer(folder)
@@ -179,7 +179,8 @@ def _restorer(folder: pathlib.Path):
       raise OSError("its metadata cannot be read")
     leaves = trees.flatten(found.tree)
     groups = _groups(leaves)
-  except _PROBLEMS as error:
+  # Orbax raises whatever the fields of damaged metadata lead to.
+  except Exception as error:
     raise _damaged(path, error) from error
   held: dict[str, np.ndarray] = {}
 
@@ -220,12 +221,13 @@ def _restore(
   try:
     with ocp.PyTreeCheckpointer() as reader:
       return trees.flatten(reader.restore(path, args=restore))
-  except _PROBLEMS as error:
+  except Exception as error:
     raise _damaged(path, error) from error
 
 
 def _damaged(path: pathlib.Path, error: Exception) -> InputError:
+  first = next(iter(str(error).splitlines()), type(error).__name__)
   return InputError(
-    f"{path}: damaged or incomplete ({str(error).splitlines()[0]}): make the "
+    f"{path}: damaged or incomplete ({first}): make the "
     "stage again, or restore the folder from a copy"
   )

@@ -21,7 +21,7 @@ from pivot_jax.data import chat
 from pivot_jax.data.tokenizer import load_tokenizer
 from pivot_jax.errors import InputError
 from pivot_jax.models import layers, mllm, qwen2, vit
-from pivot_jax.weights import artifacts
+from pivot_jax.weights import artifacts, model_json
 from pivot_jax.weights.convert import (
   big_vision,
   hf,
@@ -121,6 +121,7 @@ def load(
     )
   else:
     meta, paths, read = artifacts.open_folder(where.path, address)
+    _check_shapes(address, meta, paths)
     meta = _with_copy(meta, where.path)
   if part:
     try:
@@ -144,6 +145,31 @@ def load(
       flat[path] = sharding.place_leaf(path, leaf, mesh)
       del leaf
   return Loaded(params=trees.unflatten(flat), meta=meta, folder=where.path)
+
+
+def _check_shapes(
+  address: str, meta: Mapping[str, Any], paths: Mapping[str, tuple[int, ...]]
+) -> None:
+  """Raise InputError for parts that are not those of model.json."""
+  vision, llm = configs(meta)
+  tops = {path.partition("/")[0] for path in paths}
+  known = {"vision": vision, "llm": llm, "projector": vision and llm}
+  parts = [part for part in tops if known.get(part)]
+  if not parts:
+    return
+  shapes = trees.flatten(open_weights.shapes_of(vision, llm))
+  wanted = {k: v.shape for k, v in shapes.items() if k.split("/")[0] in parts}
+  found = {k: v for k, v in paths.items() if k.split("/")[0] in parts}
+  wrong = sorted(
+    k for k in wanted.keys() | found if wanted.get(k) != found.get(k)
+  )
+  if wrong:
+    first = wrong[0]
+    raise InputError(
+      f"{address}: {len(wrong)} leaves are not those of its model.json, first"
+      f" {first}, which is {found.get(first, 'absent')} for"
+      f" {wanted.get(first, 'none')}; use a copy"
+    )
 
 
 def open_address(address: addresses.Address) -> open_weights.OpenWeights:
@@ -305,11 +331,7 @@ def configs(
   meta: Mapping[str, Any],
 ) -> tuple[vit.VisionConfig | None, qwen2.LLMConfig | None]:
   """Return the configurations that model.json holds."""
-  vision, llm = meta["vision"], meta["llm"]
-  return (
-    None if vision is None else vit.VisionConfig(**_fields(vision)),
-    None if llm is None else qwen2.LLMConfig(**_fields(llm)),
-  )
+  return model_json.configs(meta)
 
 
 def resample(meta: Mapping[str, Any]) -> str | None:
@@ -355,11 +377,6 @@ def _resized(opened, image_size, method) -> open_weights.OpenWeights:
       table(dtype) if path == _TABLE else opened.read(path, dtype)
     ),
   )
-
-
-def _fields(found: Mapping[str, Any]) -> dict[str, Any]:
-  """Return the fields of a configuration; JSON has lists for tuples."""
-  return {k: tuple(v) if isinstance(v, list) else v for k, v in found.items()}
 
 
 def _meta(
@@ -418,7 +435,9 @@ def _describe(
   address: str, behind: Mapping[str, Any], vision: Mapping[str, Any]
 ) -> dict[str, Any]:
   """Return the entry of model.json on tensors that are not carried."""
-  wanted = towers.unread(vit.VisionConfig(**_fields(vision)))
+  config, _ = model_json.configs({"vision": vision, "llm": None})
+  assert config is not None
+  wanted = towers.unread(config)
   return {
     "address": address,
     "fingerprint": _print(behind),

@@ -94,7 +94,7 @@ class Resumable:
       )
     # Orbax raises a bare Exception where an array's file is missing.
     except Exception as error:  # noqa: BLE001
-      return None, str(error).splitlines()[0]
+      return None, next(iter(str(error).splitlines()), type(error).__name__)
     have = trees.fingerprint(_named(jax.device_get(read["state"])))
     want = read["meta"]["crc"]
     wrong = sorted(

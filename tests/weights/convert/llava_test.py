@@ -212,3 +212,28 @@ def test_the_template_writes_the_prompt_that_is_asked(template):
   )
   assert said == tokenizer.decode(wanted.prompt)
   assert chat.system(template) in said
+
+
+@pytest.mark.parametrize("link", [False, True])
+def test_a_towers_folder_outside_is_read_only_if_named(folder, params, link):
+  tower = folder.parent / "tower"
+  (folder / "tower").rename(tower)
+  if link:
+    (folder / "tower").symlink_to(tower)
+  else:
+    _set(folder, mm_vision_tower="../tower")
+  with pytest.raises(errors.InputError, match="outside the model's.*tower="):
+    hf.open_folder(folder)
+  opened = hf.open_folder(folder, tower=tower)
+  folders.equal(opened.params(), params)
+  loaded = checkpoint.load(f"hf:{folder}:vision?tower={tower}")
+  assert loaded.meta["unread"]["address"].endswith(
+    f"tower={tower}".replace("/", "%2F")
+  )
+
+
+@pytest.mark.parametrize("name", ["a\0b", "x" * 5000, ["tower"], "~nobody/x"])
+def test_a_name_of_no_tower_is_an_input_error(folder, name):
+  _set(folder, mm_vision_tower=name)
+  with pytest.raises(errors.InputError):
+    hf.open_folder(folder)
