@@ -5,11 +5,14 @@ any published model; what they keep out takes all time or memory, or gives NaN.
 """
 
 import math
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeGuard
 
 from pivot_jax import texts
 from pivot_jax.errors import InputError
+
+# A value of a file, or of a configuration that was made from one.
+Json = None | bool | int | float | str | Sequence[Any] | Mapping[str, Any]
 
 BLOCKS = 1000
 WIDTH = 2**20
@@ -17,7 +20,7 @@ PIXELS = 2**14  # of a side
 VOCABULARY = 2**24
 
 
-def whole(name: str, value: Any, most: int, *, least: int = 1) -> int:
+def whole(name: str, value: Json, most: int, *, least: int = 1) -> int:
   """Return a whole number from `least` to `most`; True is none."""
   if not is_whole(value) or not least <= value <= most:
     raise InputError(
@@ -26,7 +29,7 @@ def whole(name: str, value: Any, most: int, *, least: int = 1) -> int:
   return value
 
 
-def real(name: str, value: Any, least: float, most: float) -> float:
+def real(name: str, value: Json, least: float, most: float) -> float:
   """Return a finite number from `least` to `most` as it is."""
   if not is_real(value) or not least <= value <= most:
     raise InputError(
@@ -35,14 +38,14 @@ def real(name: str, value: Any, least: float, most: float) -> float:
   return value
 
 
-def truth(name: str, value: Any) -> bool:
+def truth(name: str, value: Json) -> bool:
   """Return true or false."""
   if not isinstance(value, bool):
     raise InputError(f"{name} is {told(value)}; it must be true or false")
   return value
 
 
-def word(name: str, value: Any, choices: Iterable[str]) -> str:
+def word(name: str, value: Json, choices: Iterable[str]) -> str:
   """Return one of the words."""
   if not isinstance(value, str) or value not in choices:
     raise InputError(
@@ -52,26 +55,26 @@ def word(name: str, value: Any, choices: Iterable[str]) -> str:
 
 
 def channels(
-  name: str, value: Any, least: float, most: float
+  name: str, value: Json, least: float, most: float
 ) -> tuple[float, ...]:
   """Return a number for each of the three colours."""
-  three = isinstance(value, (list, tuple)) and len(value) == 3
-  if not three or not all(map(is_real, value)):
+  found = value if isinstance(value, (list, tuple)) else ()
+  if len(found) != 3 or not all(map(is_real, found)):
     raise InputError(f"{name} is {told(value)}; it must be three numbers")
-  return tuple(real(name, x, least, most) for x in value)
+  return tuple(real(name, x, least, most) for x in found)
 
 
-def mean(name: str, value: Any) -> tuple[float, ...]:
+def mean(name: str, value: Json) -> tuple[float, ...]:
   """Return the means of the colours."""
   return channels(name, value, -1e6, 1e6)
 
 
-def std(name: str, value: Any) -> tuple[float, ...]:
+def std(name: str, value: Json) -> tuple[float, ...]:
   """Return the standard deviations of the colours, by which is divided."""
   return channels(name, value, 1e-6, 1e6)
 
 
-def section(name: str, value: Any) -> dict[str, Any]:
+def section(name: str, value: Json) -> dict[str, Any]:
   """Return an object of JSON; null is an empty one."""
   if value is None:
     return {}
@@ -80,19 +83,19 @@ def section(name: str, value: Any) -> dict[str, Any]:
   return value
 
 
-def is_whole(value: Any) -> bool:
+def is_whole(value: Json) -> TypeGuard[int]:
   """Return whether a value is a whole number; True is none."""
   return isinstance(value, int) and not isinstance(value, bool)
 
 
-def is_real(value: Any) -> bool:
+def is_real(value: Json) -> TypeGuard[float]:
   """Return whether a value is a finite number; True is none."""
   if is_whole(value):
     return True
   return isinstance(value, float) and math.isfinite(value)
 
 
-def told(value: Any) -> str:
+def told(value: Json) -> str:
   """Return a value as a message tells it, at a length that can be read."""
   # Python refuses to spell a longer number.
   huge = isinstance(value, int) and value.bit_length() > 10_000
