@@ -157,18 +157,18 @@ def _check_shapes(
   parts = [part for part in tops if known.get(part)]
   if not parts:
     return
-  shapes = trees.flatten(open_weights.shapes_of(vision, llm))
-  wanted = {k: v.shape for k, v in shapes.items() if k.split("/")[0] in parts}
-  found = {k: v for k, v in paths.items() if k.split("/")[0] in parts}
-  wrong = sorted(
-    k for k in wanted.keys() | found if wanted.get(k) != found.get(k)
-  )
+  shapes = open_weights.shapes_of(vision, llm)
+  found = {
+    path: jax.ShapeDtypeStruct(shape, np.float32)
+    for path, shape in paths.items()
+    if path.partition("/")[0] in parts
+  }
+  wanted = {part: shapes[part] for part in parts}
+  wrong = trees.diff(wanted, trees.unflatten(found))
   if wrong:
-    first = wrong[0]
     raise InputError(
-      f"{address}: {len(wrong)} leaves are not those of its model.json, first"
-      f" {first}, which is {found.get(first, 'absent')} for"
-      f" {wanted.get(first, 'none')}; use a copy"
+      f"{address}: the weights do not fit the model of model.json:"
+      f" {'; '.join(wrong[:8])}; use a copy"
     )
 
 

@@ -103,7 +103,7 @@ def test_a_way_of_framing_is_one_of_ours(toy):
 
 def test_leaves_that_are_not_those_of_model_json_are_refused(toy):
   folder = toy(lambda meta: meta["vision"].update(intermediate_size=385))
-  _refused(folder, "leaves are not those of its model.json", "mlp/fc1/bias")
+  _refused(folder, "do not fit the model of model.json", "mlp/fc1/bias")
 
 
 @pytest.mark.parametrize("content", [
