@@ -11,7 +11,9 @@ list (`.json`) or one a line (`.jsonl`).
 
 import array
 import codecs
+import functools
 import json
+import logging
 import os
 import pathlib
 import re
@@ -23,16 +25,21 @@ from typing import Any, NamedTuple, NoReturn
 import numpy as np
 import tqdm
 
-from pivot_jax import files, output
+from pivot_jax import files, output, texts
 from pivot_jax.data.sources import records
 from pivot_jax.errors import InputError
 
+LOG = logging.getLogger("pivot_jax")
+
 # Files of at least so many bytes are indexed once and for all.
 CACHED = 2**25
-# A record may have as many bytes; a longer one is taken for a broken file.
+# A record or line may have as many bytes; a longer one is taken for a broken
+# file. A file of as many flaws is one, too.
 LONGEST = 2**26
+FLAWS = 2**20
 _BLOCK = 2**24
-_VERSION = 1
+_VERSION = 2
+_LARGEST_FLAWS = 2**28  # Bytes of a kept list of flaws.
 _BLANK = re.compile(r"[ \t\n\r]*")
 _decode = json.JSONDecoder().raw_decode
 
@@ -126,19 +133,96 @@ class File:
 
 
 def _index(path: pathlib.Path) -> tuple[np.ndarray, tuple[Flaw, ...]]:
-  """Return int64 [3, N], begin, end and use of each id, and the flaws."""
+  """Return int64 [3, N], begin, end and use of each id, and the flaws.
+
+  A kept index that is not sound is made again.
+  """
   size = path.stat().st_size
   if size < CACHED:
     return _build(path, size)
   cached = _cache(path)
-  if not cached.is_file():
+  if os.path.lexists(cached):
+    try:
+      return _kept(cached, path, size)
+    # Whatever the file holds, numpy and the checks raise one of these.
+    except (OSError, EOFError, ValueError, TypeError, KeyError) as error:
+      LOG.warning(
+        "%s: the kept index is not sound and made again (%s)", cached, error
+      )
+  table, flaws = _build(path, size)
+  try:
     cached.parent.mkdir(parents=True, exist_ok=True)
-    table, flaws = _build(path, size)
-    files.write_text(cached.with_suffix(".json"), json.dumps(flaws))
+    said = {"crc": _crc(table, flaws), "flaws": flaws}
+    files.write_text(cached.with_suffix(".json"), json.dumps(said))
     with files.writing(cached) as aside, aside.open("wb") as file:
       np.save(file, table)
-  flaws = json.loads(cached.with_suffix(".json").read_bytes())
-  return np.load(cached, mmap_mode="r"), tuple(Flaw(*one) for one in flaws)
+  except OSError as error:
+    raise InputError(
+      f"{cached}: cannot be written ({error}); set PIVOT_JAX_CACHE to another"
+      " folder"
+    ) from error
+  return np.load(cached, mmap_mode="r"), flaws
+
+
+def _kept(
+  cached: pathlib.Path, path: pathlib.Path, size: int
+) -> tuple[np.ndarray, tuple[Flaw, ...]]:
+  """Return what `_index` does from its cache; raise if that is not sound."""
+  beside = cached.with_suffix(".json")
+  said = files.read_object(beside, largest=_LARGEST_FLAWS)
+  flaws = tuple(Flaw(*one) for one in said["flaws"])
+  if not cached.is_file():
+    raise ValueError("no regular file")
+  # Not `np.load`, which opens archives as well.
+  table = np.lib.format.open_memmap(cached, mode="r")
+  if table.dtype != np.int64 or table.ndim != 2 or len(table) != 3:
+    raise ValueError(f"a table of {table.dtype}, {table.shape}")
+  _check_places(table, path, size)
+  if _crc(table, flaws) != said["crc"]:
+    raise ValueError("another CRC")
+  # Mapped anew, so that no page of what was looked at counts as held.
+  return np.load(cached, mmap_mode="r"), flaws
+
+
+def _check_places(table: np.ndarray, path: pathlib.Path, size: int) -> None:
+  """Raise unless records lie in order and cover the file to its end."""
+  begins, ends = table[:2]
+  lines = path.suffix == ".jsonl"
+  first, last = (int(begins[0]), int(ends[-1])) if len(begins) else (0, 0)
+  gaps = begins[1:] - ends[:-1]
+  ordered = first >= 0 and last <= size and (table[2] >= 0).all()
+  if not ordered or not (begins < ends).all() or (gaps < (not lines)).any():
+    raise ValueError("places that are no order of the file")
+  if lines and (first or gaps.any()):
+    raise ValueError("lines that are left out")
+  around = ("[", "]") if len(begins) else ("", "[]")
+  if lines:
+    around = ("", "")
+  for begin, end, expected in zip((0, last), (first, size), around):
+    if _unblank(path, begin, end) != expected.encode():
+      raise ValueError("records that are left out")
+
+
+def _unblank(path: pathlib.Path, begin: int, end: int) -> bytes:
+  """Return the first bytes of a part of a file that are not blank."""
+  found = b""
+  with path.open("rb") as file:
+    file.seek(begin)
+    while begin < end and len(found) < 9:
+      data = file.read(min(_BLOCK, end - begin))
+      if not data:
+        break
+      if not begin:
+        data = data.removeprefix(codecs.BOM_UTF8)
+      begin = file.tell()
+      found += b"".join(data.split())[:9]
+  return found
+
+
+def _crc(table: np.ndarray, flaws: tuple[Flaw, ...]) -> int:
+  return zlib.crc32(
+    json.dumps(flaws).encode(), zlib.crc32(np.ascontiguousarray(table))
+  )
 
 
 def cache_folder() -> pathlib.Path:
@@ -197,7 +281,13 @@ def _build(path: pathlib.Path, size: int):
           why = str(error)
       hashes.append(hash(name))
       if why:
-        flaws.append(Flaw(index, why))
+        flaws.append(Flaw(index, texts.shown(why)))
+        if len(flaws) > FLAWS:
+          raise InputError(
+            f"{path}: more than {FLAWS} of its lines or elements are no"
+            f" records, the first is {flaws[0].index + 1}: {flaws[0].why}",
+            kind="schema",
+          )
       if not index % 4096:
         bar.update(one.end - bar.n)
     bar.update(size - bar.n)
@@ -242,12 +332,21 @@ def _holds(ordered: np.ndarray, value: int) -> bool:
 def _lines(path: pathlib.Path) -> Iterator[_Found]:
   """Find lines; blank ones at the end do not count."""
   blank: list[_Found] = []
-  begin = 0
+  begin = index = 0
   with path.open("rb") as file:
-    for line in file:
+    # A hole in a file is a line of any length.
+    for line in iter(functools.partial(file.readline, LONGEST + 1), b""):
+      index += 1
       end = begin + len(line)
+      if len(line) > LONGEST:
+        raise InputError(
+          f"{path}:{index}: the line has more than {LONGEST} bytes",
+          kind="bad_json",
+        )
       if not line.removeprefix(codecs.BOM_UTF8).strip():
-        blank.append(_Found(begin, end, None, "the line is blank; remove it"))
+        # More of them are flaws of too many lines, or stand at the end.
+        if len(blank) <= FLAWS:
+          blank.append(_Found(begin, end, None, "the line is blank; remove it"))
       else:
         yield from blank
         blank = []
@@ -326,6 +425,8 @@ class _Text:
         continue
       break
     begin, self._at = self._at, end
+    if end - begin > LONGEST:
+      self.fail(f"the record has more than {LONGEST} bytes", begin)
     found = _Found(self._before + begin, self._before + end, record)
     if isinstance(record, dict) and not str(record.get("id", "")).isascii():
       data = self._text[begin:end].encode("latin-1")
