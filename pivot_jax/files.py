@@ -46,6 +46,12 @@ def local_path(path: str | os.PathLike, name: str) -> pathlib.Path:
   return pathlib.Path(text)
 
 
+def is_inside(path: str | os.PathLike, folder: str | os.PathLike) -> bool:
+  """Return whether a path, all links followed, lies in a folder."""
+  real = pathlib.Path(os.path.realpath(path))
+  return real.is_relative_to(os.path.realpath(folder))
+
+
 def check_named(path: pathlib.Path) -> None:
   """Raise InputError for a folder without a name of its own: `.`, `/`, `..`."""
   if path.name in ("", ".."):
@@ -195,7 +201,7 @@ def read_json(path: pathlib.Path, *, largest: int = LARGEST_JSON) -> Any:
   data = read_bytes(path, largest=largest)
   try:
     return json.loads(
-      data.decode("utf-8"), parse_constant=_not_finite, parse_float=_finite
+      data.decode("utf-8-sig"), parse_constant=_not_finite, parse_float=_finite
     )
   except (ValueError, RecursionError) as error:
     why = "nested too deeply" if isinstance(error, RecursionError) else error

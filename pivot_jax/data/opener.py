@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from pivot_jax import names, texts
+from pivot_jax import files, names, texts
 from pivot_jax.data import grouping, images, rows
 from pivot_jax.data.scenes import scenes
 from pivot_jax.data.sources import (
@@ -310,7 +310,8 @@ def _listed(source: rows.Source, path: pathlib.Path) -> list[int]:
   listed = json_index.File(path)
   faults = [listed.record(i) for i in range(len(listed))]
   for number, one in enumerate(faults, 1):
-    if not {"file", "row"} <= set(one):
+    file, row = one.get("file"), one.get("row", "")
+    if not isinstance(file, str) or not isinstance(row, int | None):
       raise InputError(f"{path}:{number}: is no fault that `data check` wrote")
   named = {
     (_real(one["file"]), one["row"])
@@ -342,7 +343,8 @@ def _is_meta(place: pathlib.Path) -> bool:
     if file.read(64).lstrip(b"\xef\xbb\xbf \t\r\n")[:1] != b"{":
       return False
   try:
-    found = json.loads(place.read_bytes())
+    # Opening says what is wrong with its numbers.
+    found = json.loads(files.read_bytes(place, largest=mmpr.LARGEST))
   except (ValueError, RecursionError):
     return False
   return isinstance(found, dict) and all(

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from pivot_jax import files, texts
 from pivot_jax.data import images, rows
 from pivot_jax.data.sources import json_records, records
 from pivot_jax.errors import InputError
@@ -30,7 +31,12 @@ from pivot_jax.errors import InputError
 LOG = logging.getLogger("pivot_jax")
 
 _KEYS = {"json_path", "sampling_strategy", "expected", "epochs", "weight"}
-_STRATEGY = re.compile(r"(first|end|random):(\d+|\d+(?:\.\d+)?%)")
+# Python reads no number of 5,000 digits.
+_STRATEGY = re.compile(
+  r"(first|end|random):([0-9]{1,15}|[0-9]{1,15}(?:\.[0-9]{1,15})?%)"
+)
+LARGEST = 2**20  # Bytes of a mixture's file.
+EPOCHS = 1000  # Times that the rows of an entry may come.
 
 
 class Entry(NamedTuple):
@@ -83,16 +89,9 @@ def read(path: str | os.PathLike) -> tuple[Entry, ...]:
     InputError: no such file, no YAML, or an entry that is none.
   """
   path = pathlib.Path(path)
-  if not path.is_file():
+  if not os.path.lexists(path):
     raise InputError(f"{path}: no such file")
-  # Only where a mixture is read: sources of other formats do without.
-  import yaml
-
-  try:
-    found = yaml.safe_load(path.read_bytes())
-  except yaml.YAMLError as error:
-    said = " ".join(str(error).split())
-    raise InputError(f"{path}: not valid YAML: {said}") from None
+  found = _yaml(path)
   listed = found.get("datasets") if isinstance(found, dict) else None
   if not isinstance(listed, list) or not listed:
     raise InputError(f"{path}: datasets: must be a list of entries")
@@ -233,6 +232,35 @@ class _Part(rows.View):
     return row | {"id": f"{self.title}/{row['id']}"}
 
 
+def _yaml(path: pathlib.Path) -> Any:
+  """Return the content of a YAML file whose aliases are texts or numbers."""
+  # Only where a mixture is read: sources of other formats do without.
+  import yaml
+
+  class Loader(yaml.SafeLoader):
+    def compose_node(self, parent, index):
+      alias = self.check_event(yaml.AliasEvent)
+      node = super().compose_node(parent, index)
+      # Of lists of aliases of lists, 1 kB spells out 10^9 elements.
+      if alias and not isinstance(node, yaml.ScalarNode):
+        line = node.start_mark.line + 1
+        raise yaml.YAMLError(
+          f"an alias of the list or mapping of line {line}; write it out"
+        )
+      return node
+
+  data = files.read_bytes(path, largest=LARGEST)
+  try:
+    return yaml.load(data, Loader)
+  # The last four are PyYAML's for a tag that does not fit its text (!!int "").
+  except (
+    yaml.YAMLError, RecursionError, ValueError, LookupError, AttributeError,
+    TypeError, OverflowError,
+  ) as error:  # fmt: skip
+    said = " ".join(str(error).split()) or type(error).__name__
+    raise InputError(f"{path}: not valid YAML: {said}") from None
+
+
 def _entry(found: Any, where: str) -> Entry:
   """Return a checked entry of the YAML file."""
   if not isinstance(found, Mapping) or "json_path" not in found:
@@ -246,14 +274,15 @@ def _entry(found: Any, where: str) -> Entry:
     path = records.text(found, "json_path")
   if not path.endswith((".json", ".jsonl")):
     raise InputError(f"{where}: json_path: must name a .json or .jsonl file")
-  strategy = str(found.get("sampling_strategy", "all"))
-  if strategy != "all" and not _STRATEGY.fullmatch(strategy):
+  strategy = found.get("sampling_strategy", "all")
+  known = isinstance(strategy, str) and _STRATEGY.fullmatch(strategy)
+  if strategy != "all" and not known:
     raise InputError(
-      f"{where}: sampling_strategy: {strategy!r} is none of all, first:N,"
+      f"{where}: sampling_strategy: {_shown(strategy)} is none of all, first:N,"
       " end:N, random:N, where N is a number or p%"
     )
   _check_number(found, "expected", where, of=int)
-  _check_number(found, "epochs", where, of=int)
+  _check_number(found, "epochs", where, of=int, most=EPOCHS)
   _check_number(found, "weight", where, of=(int, float))
   if "epochs" in found and "weight" in found:
     raise InputError(f"{where}: give epochs or weight, not both")
@@ -272,19 +301,27 @@ def _check_number(
   where: str,
   *,
   of: type | tuple[type, ...],
+  most: int = 2**63 - 1,
 ) -> None:
   if key not in found:
     return
   value = found[key]
   number = isinstance(value, of) and not isinstance(value, bool)
-  if not number or not 0 < value < math.inf:
-    raise InputError(f"{where}: {key}: {value!r} is no number over 0")
+  if not number or not 0 < value <= most:
+    raise InputError(
+      f"{where}: {key}: {_shown(value)} is no number over 0 and up to {most}"
+    )
+
+
+def _shown(value: Any) -> str:
+  return texts.shown(repr(value), longest=80)
 
 
 def _check_there(
   path: pathlib.Path, root: pathlib.Path, entries: Sequence[Entry]
 ) -> None:
-  missing = [e for e in entries if not (root / e.json_path).is_file()]
+  """Raise unless the entries are files, all links followed, below `root`."""
+  missing = [e for e in entries if not os.path.isfile(root / e.json_path)]
   if missing:
     more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
     first = ", ".join(entry.json_path for entry in missing[:3])
@@ -292,6 +329,13 @@ def _check_there(
       f"{path}: {len(missing)} of {len(entries)} files are not in {root}:"
       f" {first}{more}"
     )
+  for entry in entries:
+    if not files.is_inside(root / entry.json_path, root):
+      raise InputError(
+        f"{path}: json_path: {entry.json_path} is not below {root}; move the"
+        " file there, or name a folder that holds it as `root` of the source"
+        " (--root of `data convert`)"
+      )
 
 
 def _check_lengths(
@@ -331,6 +375,11 @@ def _parts(
   ]
   parts, uses = [], {}
   for i, total in enumerate(_totals(path, entries, chosen)):
+    if total > EPOCHS * len(chosen[i]):
+      raise InputError(
+        f"{path}: {entries[i].json_path}: weight: {len(chosen[i])} rows would"
+        f" come more than {EPOCHS} times; lower it"
+      )
     for first in range(0, total, max(1, len(chosen[i]))):
       numbers = chosen[i]
       if total - first < len(numbers):

@@ -13,6 +13,7 @@ import zlib
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
+from pivot_jax import files
 from pivot_jax.data import images
 from pivot_jax.data.sources import json_index, records
 from pivot_jax.errors import InputError
@@ -22,6 +23,7 @@ LOG = logging.getLogger("pivot_jax")
 Row = dict[str, Any]
 
 _MOST = 1000  # Times that rows may come.
+LARGEST = 2**24  # Bytes of a `meta.json`.
 # Fields of a config's entry that would choose some of the rows.
 _CHOOSING = (
   "set", "select", "selection", "size", "seed", "tokenizer", "new_fraction",
@@ -80,11 +82,13 @@ class Mmpr:
 
     Annotations are looked for beside `meta.json`, then beside its folder (the
     published paths start with the folder's name), then by their name alone in
-    `annotations/`: some were published with the path of another machine.
+    `annotations/`: some were published with the path of another machine. They
+    lie in the folder of `meta.json`, whatever links lead to.
 
     Args:
       image_root: the folder that holds each entry's `root`; if not given,
-        `meta.json`'s own or the one above, whichever has one of them.
+        `meta.json`'s own or the one above, whichever has one of them; then
+        they all lie in the folder of `meta.json`.
       as_released: as in the released script, `image` alone is read, and a
         `.gif` as the `.jpg` beside it, but no `.GIF`; otherwise `images`, too,
         and as `.jpg` only one that is not there.
@@ -93,7 +97,6 @@ class Mmpr:
     """
     self.path = pathlib.Path(path)
     entries = _read_meta(self.path)
-    folder = self.path.parent
     self.parts = _open_parts(
       self.path, entries, repeated=repeated, flawed=flawed
     )
@@ -102,7 +105,7 @@ class Mmpr:
     self._as_released = as_released
     roots = [part.root for part in self.parts]
     self._pictures = images.Pictures(
-      _image_root(folder, roots) if image_root is None else image_root,
+      _image_root(self.path, roots) if image_root is None else image_root,
       image_spec,
     )
     self.root = self._pictures.root
@@ -207,10 +210,9 @@ def check_entry(path: str, fields: Iterable[str]) -> None:
 
 def _read_meta(path: pathlib.Path) -> Mapping[str, Mapping[str, Any]]:
   """Return the entries of a `meta.json`, checked for what is used of them."""
-  if not path.is_file():
+  if not os.path.lexists(path):
     raise InputError(f"{path}: no such file")
-  with records.located(str(path)):
-    entries = records.parse(path.read_bytes())
+  entries = files.read_object(path, largest=LARGEST)
   if not entries:
     raise InputError(f"{path}: lists no annotations")
   for name, entry in entries.items():
@@ -234,7 +236,8 @@ def _open_parts(
   paths: dict[str, pathlib.Path] = {}
   missing = []
   for name, entry in entries.items():
-    found = _annotation(folder, entry["annotation"])
+    with records.located(f"{meta}: {name}"):
+      found = _annotation(folder, entry["annotation"])
     if found is None:
       missing.append(entry["annotation"])
     else:
@@ -302,9 +305,17 @@ def _check_apart(name: str, times: int, entries: Iterable[str]) -> None:
 
 
 def _annotation(folder: pathlib.Path, path: str) -> pathlib.Path | None:
+  """Return an annotation's file, None if there is none."""
   name = posixpath.basename(path)
   places = (folder / path, folder.parent / path, folder / "annotations" / name)
-  return next((place for place in places if place.is_file()), None)
+  there = [place for place in places if os.path.isfile(place)]
+  inside = [place for place in there if files.is_inside(place, folder)]
+  if there and not inside:
+    raise InputError(
+      f"annotation: {path} is not below {folder}; put the file into"
+      f" {folder / 'annotations'}"
+    )
+  return inside[0] if inside else None
 
 
 def _has_ids(file: json_index.File) -> bool:
@@ -314,8 +325,17 @@ def _has_ids(file: json_index.File) -> bool:
   return "id" in file.record(0)
 
 
-def _image_root(folder: pathlib.Path, roots: Iterable[str]) -> pathlib.Path:
+def _image_root(meta: pathlib.Path, roots: Iterable[str]) -> pathlib.Path:
+  """Return the folder that roots are in; raise for one outside of meta's."""
+  folder = meta.parent
   for place in (folder, folder.parent):
-    if any((place / root).is_dir() for root in roots):
+    there = [root for root in roots if os.path.isdir(place / root)]
+    for root in there:
+      if not files.is_inside(place / root, folder):
+        raise InputError(
+          f"{meta}: root: {root} is not below {folder}; if its images are to be"
+          " read, name the folder that it is in as image_root (--images)"
+        )
+    if there:
       return place
   return folder
