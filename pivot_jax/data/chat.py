@@ -210,7 +210,7 @@ def _read_turn(index: int, turn) -> tuple[str, str]:
     raise InputError(f"{where}: must have the keys from and value")
   role = turn.get("from", turn.get("role"))
   content = turn.get("value", turn.get("content"))
-  if role not in _ROLES:
+  if not isinstance(role, str) or role not in _ROLES:
     raise InputError(f"{where}: unknown role {role!r}; use human or gpt")
   if not isinstance(content, str):
     raise InputError(f"{where}: value must be text, not {content!r}")

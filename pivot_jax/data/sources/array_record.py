@@ -10,7 +10,6 @@ packing) does not read all images. `data convert` is the command that writes.
 
 import functools
 import io
-import json
 import os
 import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -29,6 +28,16 @@ NAME = "dataset.json"
 FORMAT, VERSION = "pivot_jax rows in ArrayRecord", 1
 KINDS = ("conversation", "preference", "eval", "classify", "segment")
 PARTS = ("rows", "texts")
+# Fields of a row of each kind; texts where no type is named.
+_FIELDS = {
+  "conversation": ("conversations",),
+  "preference": ("question", "chosen", "rejected"),
+  "eval": ("question", "answer"),
+  "classify": ("label",),
+  "segment": (),
+}
+_TYPES = {"conversations": list, "label": int}
+_MOST_IMAGES = 10_000  # Of a row.
 # One record a group, so that a random read decompresses no other.
 _OPTIONS = "group_size:1"
 
@@ -58,7 +67,7 @@ class Written(NamedTuple):
 class ArrayRecord:
   """Rows of a folder that `write` made, in the order of their source.
 
-  Threads may read at once; opening reads `dataset.json` alone. `name` is
+  Threads may read at once; opening reads `dataset.json` and the shards' counts. `name` is
   SHARD:ROW, counted from 0 in the shard.
 
   Attributes:
@@ -136,13 +145,29 @@ class ArrayRecord:
     kept = self._rows if part == "rows" else self._texts
     try:
       found = msgpack.unpackb(kept[index])
-      return {**found["row"]}, found["images"]
+      row, held = {**found["row"]}, found["images"]
+      _check_record(row, held, self.kind, whole=part == "rows")
+      return row, held
     # What array_record and msgpack raise; TypeError is for another content.
     except (RuntimeError, ValueError, TypeError, KeyError) as error:
       why = " ".join(str(error).split())
       raise InputError(
         f"{name}: the record cannot be unpacked ({why}); convert the data again"
       ) from None
+
+
+def _check_record(row: rows.Row, held: Any, kind: str, *, whole: bool) -> None:
+  """Raise for a record without what a row of a kind has."""
+  for field in ("id", *_FIELDS[kind]):
+    # Of text, or a list of turns, which coders look at.
+    if not isinstance(row[field], _TYPES.get(field, str)):
+      raise TypeError(f"{field} of type {type(row[field]).__name__}")
+  if "image" in row:
+    raise TypeError("an image among the fields")
+  if whole and not all(isinstance(one, bytes) for one in held):
+    raise TypeError("images that are no bytes")
+  if not whole and not (_is_count(held) and held <= _MOST_IMAGES):
+    raise TypeError("no number of images")
 
 
 class _Instruction(NamedTuple):
@@ -156,10 +181,26 @@ class _Instruction(NamedTuple):
 
 def _opened(folder: pathlib.Path, part: str, shards: Sequence[Shard]) -> Any:
   # Only where such files are read or written: sources of other formats do
-  # without.
-  from array_record.python import array_record_data_source
+  # without. The module is compiled and has no stubs.
+  from array_record.python import (
+    array_record_data_source,
+    array_record_module,  # pyright: ignore[reportAttributeAccessIssue]
+  )
 
   name = functools.partial(file_name, part)
+  for number, shard in enumerate(shards):
+    path = folder / name(number, len(shards))
+    try:
+      reader = array_record_module.ArrayRecordReader(str(path))
+      rows = reader.num_records()
+      reader.close()
+    except RuntimeError as error:
+      raise InputError(f"{path}: cannot be read: {error}") from None
+    if rows != shard.rows:
+      raise InputError(
+        f"{path}: has {rows} rows, but {NAME} says {shard.rows}; convert the"
+        " data again"
+      )
   # It reads the fields of a FileInstruction and asks for no class of its own.
   files: Any = [
     _Instruction(
@@ -432,11 +473,8 @@ def _read(path: pathlib.Path) -> Mapping[str, Any]:
         " convert again"
       )
     raise InputError(f"{folder}: no {NAME} in it; make it by converting")
-  try:
-    said = json.loads(path.read_text(encoding="utf-8"))
-    found = said["format"], said["version"]
-  except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
-    raise InputError(f"{path}: cannot be read: {error!r}") from None
+  said = files.read_object(path)
+  found = said.get("format"), said.get("version")
   if found != (FORMAT, VERSION):
     raise InputError(
       f"{path}: is {found[0]}, version {found[1]}, not {FORMAT}, version"

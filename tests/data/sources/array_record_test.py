@@ -67,9 +67,9 @@ def test_text_rows_and_several_images_come_back(tmp_path):
 
 
 def test_texts_are_read_without_the_images(captions, folder):
+  source = array_record.ArrayRecord(folder)
   for file in folder.glob("rows-*"):
     file.write_bytes(bytes(file.stat().st_size))
-  source = array_record.ArrayRecord(folder)
   for index, row in enumerate(captions[0].rows):
     assert source.text(index) == {**row, "image": True}
   with pytest.raises(
@@ -293,13 +293,13 @@ def test_a_folder_without_its_description_was_written_in_part(folder, tmp_path):
   with pytest.raises(InputError, match="set: was written only in part, it has"):
     array_record.ArrayRecord(folder)
   path.write_text("{")
-  with pytest.raises(InputError, match="dataset.json: cannot be read"):
+  with pytest.raises(InputError, match="dataset.json: .*JSON"):
     array_record.ArrayRecord(folder)
   path.write_text("[]")
-  with pytest.raises(InputError, match="dataset.json: cannot be read"):
+  with pytest.raises(InputError, match="dataset.json: .*JSON"):
     array_record.ArrayRecord(folder)
   path.write_text("[" * 10**6)
-  with pytest.raises(InputError, match="dataset.json: cannot be read"):
+  with pytest.raises(InputError, match="dataset.json: .*JSON"):
     array_record.ArrayRecord(folder)
   path.write_text(json.dumps(told | {"version": 2}))
   with pytest.raises(InputError, match="version 2, not .*, version 1; convert"):
@@ -393,3 +393,50 @@ def test_a_record_of_other_content_is_named(folder, record, part):
     InputError, match=f"{part}-00002-of-.*:1: the record canno"
   ):
     read(7)
+
+
+@pytest.mark.parametrize("rows", [10**12, 2, 4])
+def test_a_shard_has_the_rows_that_the_description_says(folder, rows):
+  path = folder / "dataset.json"
+  told = json.loads(path.read_text())
+  own = told["shards"][0]["rows"]
+  told["shards"][0]["rows"] = rows if rows != own else own + 1
+  path.write_text(json.dumps(told))
+  with pytest.raises(InputError, match=f"rows-00000-of-.*has {own} rows, but"):
+    array_record.ArrayRecord(folder)
+
+
+def test_a_shard_of_zeros_is_named(folder):
+  shard = folder / "texts-00000-of-00003.array_record"
+  shard.write_bytes(bytes(shard.stat().st_size))
+  with pytest.raises(InputError, match="texts-00000-of-00003"):
+    array_record.ArrayRecord(folder)
+
+
+TURNS = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
+
+
+@pytest.mark.parametrize("row, images, message", [
+  ({"conversations": TURNS}, 0, "'id'"),
+  ({"id": 5, "conversations": TURNS}, 0, "id of type int"),
+  ({"id": "1"}, 0, "'conversations'"),
+  ({"id": "1", "conversations": "hi"}, 0, "conversations of type str"),
+  ({"id": "1", "conversations": TURNS, "image": "/x"}, 0, "image among"),
+  ({"id": "1", "conversations": TURNS}, 10**12, "no number of images"),
+  ({"id": "1", "conversations": TURNS}, -1, "no number of images"),
+  ({"id": "1", "conversations": TURNS}, [b""], "no number of images"),
+])  # fmt: skip
+def test_a_record_without_a_rows_fields_is_named(folder, row, images, message):
+  name = "texts-00002-of-00003.array_record"
+  writer = array_record_module.ArrayRecordWriter(
+    str(folder / name), "group_size:1"
+  )
+  for _ in range(2):
+    writer.write(msgpack.packb({"row": row, "images": images}))
+  writer.close()
+  told = json.loads((folder / "dataset.json").read_text())
+  told["shards"][2]["bytes"][name] = (folder / name).stat().st_size
+  (folder / "dataset.json").write_text(json.dumps(told))
+  source = array_record.ArrayRecord(folder)
+  with pytest.raises(InputError, match=f"{name}:1: .*{message}"):
+    source.text(7)
