@@ -11,12 +11,13 @@ import json
 import logging
 import os
 import pathlib
+import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 import tqdm
 
-from pivot_jax import files
 from pivot_jax.data import coders, layouts, packing, pool, rows
 from pivot_jax.data.sources import json_index
 from pivot_jax.errors import InputError
@@ -66,9 +67,16 @@ def measure(
   place = _cache(key, coder) if key else None
   size = len(source)
   if place is not None and place.is_file():
-    found = _read(place)
-    if len(found.sizes) == size:
-      return found
+    try:
+      return _read(place, size)
+    # Whatever the file holds, the archive and the checks raise one of these.
+    except (
+      OSError, EOFError, ValueError, TypeError, LookupError,
+      NotImplementedError, zipfile.BadZipFile, zlib.error,
+    ) as error:  # fmt: skip
+      LOG.warning(
+        "%s: the kept lengths are not sound and made again (%s)", place, error
+      )
   workers = processes or os.cpu_count() or 1
   chunks = [range(i, min(i + _CHUNK, size)) for i in range(0, size, _CHUNK)]
   sizes = np.zeros((size, len(_FIELDS)), np.int32)
@@ -150,13 +158,28 @@ def _cache(key: str, coder: coders.Coder) -> pathlib.Path:
 
 
 def _write(place: pathlib.Path, table: Table) -> None:
-  place.parent.mkdir(parents=True, exist_ok=True)
   said = json.dumps([list(table.long.items()), list(table.bad.items())])
-  with files.writing(place) as aside, aside.open("wb") as file:
+  with json_index.keeping(place) as file:
     np.savez(file, sizes=table.sizes, said=np.frombuffer(said.encode(), "u1"))
 
 
-def _read(place: pathlib.Path) -> Table:
+def _read(place: pathlib.Path, size: int) -> Table:
+  """Return a kept table; raise unless it is whole and of so many rows."""
+  with zipfile.ZipFile(place) as archive:
+    # It has a CRC of each part, and numpy believes a header before its CRC.
+    damaged = archive.testzip()
+  if damaged:
+    raise ValueError(f"{damaged} has another CRC")
   with np.load(place, allow_pickle=False) as found:
-    long, bad = json.loads(found["said"].tobytes())
-    return Table(found["sizes"], dict(long), dict(bad))
+    sizes = found["sizes"]
+    long, bad = map(dict, json.loads(found["said"].tobytes()))
+  if sizes.dtype != np.int32 or sizes.shape != (size, len(_FIELDS)):
+    raise ValueError(f"a table of {sizes.dtype}, {sizes.shape}")
+  rows = range(size)
+  said = [*long.items(), *bad.items()]
+  kinds = {(type(i), type(why)) for i, why in said}
+  if not kinds <= {(int, str)} or not all(i in rows for i, _ in said):
+    raise ValueError("reasons of no rows")
+  if (sizes < 0).any():
+    raise ValueError("sizes under 0")
+  return Table(sizes, long, bad)

@@ -11,6 +11,7 @@ list (`.json`) or one a line (`.jsonl`).
 
 import array
 import codecs
+import contextlib
 import functools
 import json
 import logging
@@ -20,7 +21,7 @@ import re
 import weakref
 import zlib
 from collections.abc import Iterator
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, BinaryIO, NamedTuple, NoReturn
 
 import numpy as np
 import tqdm
@@ -150,17 +151,10 @@ def _index(path: pathlib.Path) -> tuple[np.ndarray, tuple[Flaw, ...]]:
         "%s: the kept index is not sound and made again (%s)", cached, error
       )
   table, flaws = _build(path, size)
-  try:
-    cached.parent.mkdir(parents=True, exist_ok=True)
-    said = {"crc": _crc(table, flaws), "flaws": flaws}
+  said = {"crc": _crc(table, flaws), "flaws": flaws}
+  with keeping(cached) as file:
     files.write_text(cached.with_suffix(".json"), json.dumps(said))
-    with files.writing(cached) as aside, aside.open("wb") as file:
-      np.save(file, table)
-  except OSError as error:
-    raise InputError(
-      f"{cached}: cannot be written ({error}); set PIVOT_JAX_CACHE to another"
-      " folder"
-    ) from error
+    np.save(file, table)
   return np.load(cached, mmap_mode="r"), flaws
 
 
@@ -230,6 +224,20 @@ def cache_folder() -> pathlib.Path:
   given = os.environ.get("PIVOT_JAX_CACHE")
   home = pathlib.Path.home() / ".cache" / "pivot_jax"
   return pathlib.Path(given) if given else home
+
+
+@contextlib.contextmanager
+def keeping(place: pathlib.Path) -> Iterator[BinaryIO]:
+  """Give a file to write, which becomes one of the cache when it is done."""
+  try:
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with files.writing(place) as aside, aside.open("wb") as file:
+      yield file
+  except OSError as error:
+    raise InputError(
+      f"{place}: cannot be written ({error}); set PIVOT_JAX_CACHE to another"
+      " folder"
+    ) from error
 
 
 def stamp(path: pathlib.Path) -> str:
