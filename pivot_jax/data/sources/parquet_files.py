@@ -21,6 +21,7 @@ import tqdm
 from jaxtyping import Int32, Int64
 
 from pivot_jax import output
+from pivot_jax.data.sources import parquet_sizes
 from pivot_jax.errors import InputError
 
 # Row groups are kept up to so many bytes. Of images, with 100 rows or more, one
@@ -86,6 +87,7 @@ class Files:
     self._footers = []
     for file in self.paths:
       with _reading(f"{file}: "), pyarrow().parquet.ParquetFile(file) as opened:
+        parquet_sizes.check_rows(file, opened.metadata)
         self._footers.append(opened.metadata)
         schema = opened.schema_arrow.remove_metadata()
       if self.schema is None:
@@ -106,6 +108,7 @@ class Files:
       collections.OrderedDict()
     )
     self._lock = threading.Lock()
+    self._checked: set[tuple[int, tuple[str, ...]]] = set()
 
   def __len__(self) -> int:
     return int(self._starts[-1])
@@ -160,14 +163,29 @@ class Files:
       return self._cache[key]
 
   def read_group(self, group: int, columns: Sequence[Column]) -> Any:
-    """Return columns of a row group, which is counted over all files."""
-    file = int(self._file[group])
-    leaves = [_leaf(self._footers[file].schema, column) for column in columns]
+    """Return columns of a row group, which is counted over all files.
+
+    Raises:
+      InputError: it cannot be read, or as `parquet_sizes.check_group`.
+    """
+    file, own = int(self._file[group]), int(self._group[group])
+    leaves = tuple(
+      _leaf(self._footers[file].schema, column) for column in columns
+    )
     with _reading(), self._open(file) as opened:
+      if (group, leaves) not in self._checked:
+        parquet_sizes.check_group(self.paths[file], opened, own, leaves)
+        self._checked.add((group, leaves))
       # Other threads of the caller decode other groups meanwhile.
-      return opened.read_row_group(
-        int(self._group[group]), columns=leaves, use_threads=False
+      found = opened.read_row_group(
+        own, columns=list(leaves), use_threads=False
       )
+    rows = self._footers[file].row_group(own).num_rows
+    if leaves and found.num_rows != rows:
+      raise InputError(
+        f"parquet that cannot be read: {found.num_rows} of {rows} rows"
+      )
+    return found
 
   def _open(self, file: int) -> Any:
     return pyarrow().parquet.ParquetFile(
@@ -307,6 +325,9 @@ def _reading(place: str = "") -> Iterator[None]:
   """Turn pyarrow's errors into an InputError that starts with `place`."""
   try:
     yield
+  except MemoryError:
+    # One of pyarrow's own, too, and no fault of a row.
+    raise
   # pyarrow opens no file whose name is not UTF-8.
   except (OSError, UnicodeEncodeError, pyarrow().ArrowException) as error:
     why = " ".join(str(error).split())
