@@ -33,6 +33,9 @@ def main(argv: Sequence[str]) -> int:
   except InputError as error:
     output.complain(str(error))
     return 2
+  except MemoryError as error:
+    output.complain(f"too little memory: {error or 'no more can be had'}")
+    return 2
   except BrokenPipeError:
     # The reader, as `head`, has seen enough.
     sys.stderr.close()

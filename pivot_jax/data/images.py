@@ -16,14 +16,14 @@ import os
 import pathlib
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int32, UInt8
 from PIL import Image
 
-from pivot_jax.data import framing
+from pivot_jax.data import framing, rows
 from pivot_jax.errors import InputError
 
 MAX_PIXELS = 50_000_000
@@ -231,7 +231,7 @@ class Pictures:
   def read_many(self, relatives: Sequence[str]) -> list[np.ndarray]:
     """Read the images of a row; of several each is padded to a square."""
     pad = len(relatives) > 1
-    return [self._read(relative, pad=pad) for relative in relatives]
+    return self._held(self._read(one, pad=pad) for one in relatives)
 
   def read_row(self, image: str | list[str] | None) -> Any:
     """Read what a row shows: nothing, one image, or a list of several."""
@@ -248,6 +248,11 @@ class Pictures:
   def read_bytes(self, relative: str) -> bytes:
     """Return an image's file as it is on disk."""
     return _read_bytes(resolve(self.root, relative))
+
+  def read_files(self, relatives: Sequence[str]) -> tuple[bytes, ...]:
+    """Return the files of a row's images, of `rows.BYTES` at most."""
+    found = map(self.read_bytes, relatives)
+    return tuple(rows.bounded(found, len, rows.BYTES, "bytes"))
 
   def decode(self, data: bytes, *, name: str, pad: bool = False) -> np.ndarray:
     """Decode an image's file as `read` does, padded to a square or not."""
@@ -271,10 +276,10 @@ class Pictures:
     """
     if len(files) < 2:
       return self.decode(files[0], name="image") if files else None
-    return [
+    return self._held(
       self.decode(data, name=f"image[{i}]", pad=True)
       for i, data in enumerate(files)
-    ]
+    )
 
   def decode_native(self, data: bytes, *, name: str) -> np.ndarray:
     """Decode an image's file at its own size."""
@@ -307,6 +312,11 @@ class Pictures:
       resize(image, size, resample=resample),
       resize_labels(labels, size, resample=resample),
     )
+
+  def _held(self, decoded: Iterable[np.ndarray]) -> list[np.ndarray]:
+    """Return a row's images, which are held at once."""
+    most = rows.IMAGES * self.spec.max_pixels
+    return rows.bounded(decoded, lambda x: x.size // 3, most, "pixels")
 
   def _read(self, relative: str, *, pad: bool) -> np.ndarray:
     path = resolve(self.root, relative)

@@ -9,14 +9,19 @@ source is an index into it. This file opens nothing and knows no kind by name.
 
 import re
 import zlib
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 
 from pivot_jax.errors import InputError
 
 Row = dict[str, Any]
+# Bytes of the image files of a row, and its pixels in images of the largest size
+# allowed. All of a row are held at once.
+BYTES = 2**30
+IMAGES = 4
+_Part = TypeVar("_Part")
 _NAME = re.compile(r"(.+)([:#])(\d+)", re.DOTALL)
 
 
@@ -196,6 +201,23 @@ def parse_name(name: str) -> RowName:
   file, mark, number = found[1], found[2], int(found[3])
   lines = mark == ":" and file.endswith(".jsonl")
   return RowName(file, number - 1 if lines else number)
+
+
+def bounded(
+  parts: Iterable[_Part], size: Callable[[_Part], int], most: int, unit: str
+) -> list[_Part]:
+  """Return the parts of a row; raise for more than `most` bytes or pixels."""
+  found, total = [], 0
+  for part in parts:
+    total += size(part)
+    if total > most:
+      raise InputError(
+        f"image: {len(found) + 1} images of the row have more than {most}"
+        f" {unit} together; make it several rows, or shrink them",
+        kind="too_many_pixels",
+      )
+    found.append(part)
+  return found
 
 
 def unreadable(

@@ -73,7 +73,7 @@ class _Records:
     """Return the bytes of the row's image files."""
     paths = records.listed(self.text(index)["image"])
     with records.located(self.name(index)):
-      return tuple(self._pictures.read_bytes(path) for path in paths)
+      return self._pictures.read_files(paths)
 
   def check_row(self, index: int) -> None:
     """Raise for a wrong field, or an image that is not in place."""

@@ -10,13 +10,13 @@ Images are taken undecoded (`tfds.decode.SkipDecoding`), so that their pixels
 are those of every other source.
 """
 
-import json
 import os
 import pathlib
 from typing import Any
 
 import numpy as np
 
+from pivot_jax import files
 from pivot_jax.data import images, rows
 from pivot_jax.data.sources import records
 from pivot_jax.errors import InputError
@@ -146,7 +146,10 @@ class Tfds:
 
   def _row(self, record: dict[str, Any], index: int, image: Any) -> rows.Row:
     file = record.get("file_name")
-    name = f"{self._split}-{index}" if file is None else file.decode()
+    name = f"{self._split}-{index}"
+    if file is not None:
+      # A name that is no UTF-8 stays one of a row.
+      name = file.decode("utf-8", "backslashreplace")
     row: rows.Row = {"id": name, "image": image}
     if self.kind == "segment":
       return row | {"labels": True}
@@ -189,9 +192,12 @@ def _package() -> Any:
 
 
 def _builder(tfds: Any, path: pathlib.Path) -> Any:
+  # The package reports a file that is no JSON in its own ways, and waits at a
+  # pipe.
+  for name in ("dataset_info.json", "features.json"):
+    if os.path.lexists(path / name):
+      files.read_object(path / name)
   try:
-    # The package reports a file that is no JSON in its own ways.
-    json.loads((path / "dataset_info.json").read_text(encoding="utf-8"))
     return tfds.builder_from_directory(path)
   except (OSError, ValueError) as error:
     why = " ".join(str(error).split())
