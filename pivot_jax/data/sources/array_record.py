@@ -28,16 +28,6 @@ NAME = "dataset.json"
 FORMAT, VERSION = "pivot_jax rows in ArrayRecord", 1
 KINDS = ("conversation", "preference", "eval", "classify", "segment")
 PARTS = ("rows", "texts")
-# Fields of a row of each kind; texts where no type is named.
-_FIELDS = {
-  "conversation": ("conversations",),
-  "preference": ("question", "chosen", "rejected"),
-  "eval": ("question", "answer"),
-  "classify": ("label",),
-  "segment": (),
-}
-_TYPES = {"conversations": list, "label": int}
-_MOST_IMAGES = 10_000  # Of a row.
 # One record a group, so that a random read decompresses no other.
 _OPTIONS = "group_size:1"
 
@@ -67,8 +57,8 @@ class Written(NamedTuple):
 class ArrayRecord:
   """Rows of a folder that `write` made, in the order of their source.
 
-  Threads may read at once; opening reads `dataset.json` and the shards' counts. `name` is
-  SHARD:ROW, counted from 0 in the shard.
+  Threads may read at once; opening reads `dataset.json` and the shards' counts.
+  `name` is SHARD:ROW, counted from 0 in the shard.
 
   Attributes:
     path: the folder.
@@ -84,7 +74,7 @@ class ArrayRecord:
 
     Raises:
       InputError: no such folder, one that was written in part or by a later
-        version, or a shard that is missing or cut.
+        version, or a shard that is missing, cut or of another number of rows.
     """
     self.path = pathlib.Path(path)
     self._pictures = images.Pictures(self.path, image_spec)
@@ -146,7 +136,7 @@ class ArrayRecord:
     try:
       found = msgpack.unpackb(kept[index])
       row, held = {**found["row"]}, found["images"]
-      _check_record(row, held, self.kind, whole=part == "rows")
+      records.check_packed(row, held, self.kind, whole=part == "rows")
       return row, held
     # What array_record and msgpack raise; TypeError is for another content.
     except (RuntimeError, ValueError, TypeError, KeyError) as error:
@@ -154,20 +144,6 @@ class ArrayRecord:
       raise InputError(
         f"{name}: the record cannot be unpacked ({why}); convert the data again"
       ) from None
-
-
-def _check_record(row: rows.Row, held: Any, kind: str, *, whole: bool) -> None:
-  """Raise for a record without what a row of a kind has."""
-  for field in ("id", *_FIELDS[kind]):
-    # Of text, or a list of turns, which coders look at.
-    if not isinstance(row[field], _TYPES.get(field, str)):
-      raise TypeError(f"{field} of type {type(row[field]).__name__}")
-  if "image" in row:
-    raise TypeError("an image among the fields")
-  if whole and not all(isinstance(one, bytes) for one in held):
-    raise TypeError("images that are no bytes")
-  if not whole and not (_is_count(held) and held <= _MOST_IMAGES):
-    raise TypeError("no number of images")
 
 
 class _Instruction(NamedTuple):

@@ -214,9 +214,8 @@ def _unblank(path: pathlib.Path, begin: int, end: int) -> bytes:
 
 
 def _crc(table: np.ndarray, flaws: tuple[Flaw, ...]) -> int:
-  return zlib.crc32(
-    json.dumps(flaws).encode(), zlib.crc32(np.ascontiguousarray(table))
-  )
+  crc = zlib.crc32(np.ascontiguousarray(table).data)
+  return zlib.crc32(json.dumps(flaws).encode(), crc)
 
 
 def cache_folder() -> pathlib.Path:

@@ -242,7 +242,7 @@ def _yaml(path: pathlib.Path) -> Any:
       alias = self.check_event(yaml.AliasEvent)
       node = super().compose_node(parent, index)
       # Of lists of aliases of lists, 1 kB spells out 10^9 elements.
-      if alias and not isinstance(node, yaml.ScalarNode):
+      if alias and node and not isinstance(node, yaml.ScalarNode):
         line = node.start_mark.line + 1
         raise yaml.YAMLError(
           f"an alias of the list or mapping of line {line}; write it out"

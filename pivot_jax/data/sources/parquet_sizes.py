@@ -135,8 +135,11 @@ def _counted(
 
 def _size(found: Any) -> int:
   """Return the bytes of the texts of an Arrow array of dictionaries."""
-  from pyarrow import compute, types
+  import pyarrow.compute
 
+  # It makes its functions when it is loaded, and has no stubs.
+  compute: Any = pyarrow.compute
+  types = pyarrow.types
   if types.is_dictionary(found.type):
     lengths = compute.binary_length(found.dictionary).cast("int64")
     return compute.sum(lengths.take(found.indices)).as_py() or 0

@@ -24,6 +24,16 @@ Shown = None | bool | str | np.ndarray | Sequence[Any]
 PICTURES = ("image", "images")
 QUESTIONS = ("question", "prompt")
 
+# Fields of a row of each kind; texts where no type is named.
+_FIELDS = {
+  "conversation": ("conversations",),
+  "preference": ("question", "chosen", "rejected"),
+  "eval": ("question", "answer"),
+  "classify": ("label",),
+  "segment": (),
+}
+_TYPES = {"conversations": list, "label": int}
+_MOST_IMAGES = 10_000  # Of a row.
 # Keys that hold a picture, as `img`, `image_path`, `input_images`, `video2`.
 _PICTURE = (
   "(?:image|img|picture|pic|photo|photograph|video|frame|screenshot"
@@ -274,6 +284,29 @@ def _has_suffix(path: str) -> bool:
 def _stem(path: str) -> str:
   name = path.replace("\\", "/").rpartition("/")[2]
   return name.rpartition(".")[0] or name
+
+
+def check_packed(row: Record, held: Any, kind: str, *, whole: bool) -> None:
+  """Raise unless a stored record has what a row of a kind has.
+
+  Args:
+    row: its fields.
+    held: its images' files, or, unless it is the `whole` row, their number.
+
+  Raises:
+    KeyError: a field that is missing.
+    TypeError: one of another type.
+  """
+  for field in ("id", *_FIELDS[kind]):
+    # Of text, or a list of turns, which coders look at.
+    if not isinstance(row[field], _TYPES.get(field, str)):
+      raise TypeError(f"{field} of type {type(row[field]).__name__}")
+  if "image" in row:
+    raise TypeError("an image among the fields")
+  if whole and not all(isinstance(one, bytes) for one in held):
+    raise TypeError("images that are no bytes")
+  if not whole and not (type(held) is int and 0 <= held <= _MOST_IMAGES):
+    raise TypeError("no number of images")
 
 
 def listed(image: Shown) -> list[Any]:
