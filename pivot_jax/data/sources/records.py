@@ -286,7 +286,9 @@ def _stem(path: str) -> str:
   return name.rpartition(".")[0] or name
 
 
-def check_packed(row: Record, held: Any, kind: str, *, whole: bool) -> None:
+def check_packed(
+  row: Record, held: Json | bytes, kind: str, *, whole: bool
+) -> None:
   """Raise unless a stored record has what a row of a kind has.
 
   Args:
@@ -303,7 +305,8 @@ def check_packed(row: Record, held: Any, kind: str, *, whole: bool) -> None:
       raise TypeError(f"{field} of type {type(row[field]).__name__}")
   if "image" in row:
     raise TypeError("an image among the fields")
-  if whole and not all(isinstance(one, bytes) for one in held):
+  packed = held if isinstance(held, list) else [held]
+  if whole and not all(isinstance(one, bytes) for one in packed):
     raise TypeError("images that are no bytes")
   if not whole and not (type(held) is int and 0 <= held <= _MOST_IMAGES):
     raise TypeError("no number of images")
