@@ -21,9 +21,9 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Int32, UInt8
-from PIL import Image
+from PIL import Image, ImageFile
 
-from pivot_jax.data import framing, rows
+from pivot_jax.data import framing, rows, wholeness
 from pivot_jax.errors import InputError
 
 MAX_PIXELS = 50_000_000
@@ -54,7 +54,7 @@ resize_labels = framing.resize_labels
 _BOMB = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 _UNREADABLE = (
   OSError, SyntaxError, ValueError, TypeError, IndexError, KeyError,
-  OverflowError, struct.error, zlib.error, MemoryError, *_BOMB,
+  OverflowError, struct.error, zlib.error, *_BOMB,
 )  # fmt: skip
 
 
@@ -95,7 +95,7 @@ def decode(
     pad: whether to pad to a square before it is resized, if there is a `size`.
   """
   check_decoder(decoder)
-  image = _open(data, name=name, formats=FORMATS, max_pixels=max_pixels)
+  image, parts = _open(data, name=name, formats=FORMATS, max_pixels=max_pixels)
   of, times = image.size, 1
   # MPO is a JPEG with others behind it; the first is the picture.
   jpeg = image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L")
@@ -103,7 +103,11 @@ def decode(
     times = framing.shrinkage(of, size, resample=resample, pad=pad)
   if times > 1:
     image.draft(None, (of[0] // times, of[1] // times))
-  _load(image, name=name, length=len(data))
+  with _refusing(name, len(data), ()):
+    if parts:
+      wholeness.load_jpeg(image, data, parts)
+    else:
+      image.load()
   image = _rgb(image, name)
   if size is None:
     return np.array(image)
@@ -139,7 +143,8 @@ def decode_labels(
 ) -> Int32[np.ndarray, "H W"]:
   """Decode the bytes of a label map; see `read_labels`."""
   image = _open_labels(data, name=name, max_pixels=max_pixels)
-  _load(image, name=name, length=len(data))
+  with _refusing(name, len(data), ()):
+    image.load()
   return np.asarray(image).astype(np.int32)
 
 
@@ -397,9 +402,10 @@ def _read_bytes(path: str | os.PathLike) -> bytes:
 
 def _open(
   data: bytes, *, name: str, formats: tuple[str, ...], max_pixels: int
-) -> Image.Image:
-  """Read the header alone and look at the size in it."""
+) -> tuple[ImageFile.ImageFile, wholeness.Jpeg | None]:
+  """Read the header and the parts alone and look at the size in it."""
   with _refusing(name, len(data), formats):
+    parts = wholeness.check(data)
     image = Image.open(io.BytesIO(data), formats=formats)
   width, height = image.size
   if width * height > max_pixels:
@@ -408,12 +414,12 @@ def _open(
       " shrink the image or raise max_pixels",
       kind="too_many_pixels",
     )
-  return image
+  return image, parts
 
 
 def _open_labels(data: bytes, *, name: str, max_pixels: int) -> Image.Image:
   """Read the header of a label map, whose pixels must be plain indices."""
-  image = _open(data, name=name, formats=("PNG",), max_pixels=max_pixels)
+  image, _ = _open(data, name=name, formats=("PNG",), max_pixels=max_pixels)
   if image.mode not in ("L", "P", "1") and not image.mode.startswith("I"):
     raise InputError(
       f"{name}: a label map must hold one index a pixel (grey or palette PNG),"
@@ -426,11 +432,6 @@ def _open_labels(data: bytes, *, name: str, max_pixels: int) -> Image.Image:
       f"{name}: label maps with {data[24]}-bit grey are ambiguous; save 8 bits"
     )
   return image
-
-
-def _load(image: Image.Image, *, name: str, length: int) -> None:
-  with _refusing(name, length, ()):
-    image.load()
 
 
 @contextlib.contextmanager
@@ -450,6 +451,9 @@ def _refusing(name: str, length: int, formats: tuple[str, ...]):
     raise InputError(
       f"{name}: cannot decode the image ({length} bytes): {reason(error)}"
     ) from None
+  except MemoryError:
+    # The machine's fault and not the file's, whose row must not be skipped.
+    raise MemoryError(f"{name}: no memory to decode the image") from None
 
 
 def _pixels(
