@@ -11,6 +11,7 @@ Not found: bytes exchanged for others that decode to as many pixels, the last
 `_SLACK` bytes, and anything inside WebP, BMP and PPM data that is long enough.
 """
 
+import bisect
 import dataclasses
 import struct
 import zlib
@@ -24,6 +25,8 @@ from PIL import Image, ImageFile
 MAX_SCANS = 100
 # Segments of a JPEG's header, chunks of a PNG; the longest have some thousands.
 MAX_PARTS = 50_000
+# Bytes between two segments of a JPEG, which Pillow reads one by one.
+MAX_STRAY = 2**16
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 # All ones is no code of any table. libjpeg reads up to eight bytes ahead.
@@ -45,13 +48,14 @@ _CUT = "truncated or overwritten"
 class Part(NamedTuple):
   """Entropy-coded bytes of a JPEG between two markers.
 
-  probes: how many pairs of bytes tell that the decoder is through with it; 0 if
-  nothing can.
+  fixed: it has one bit a block, and nothing tells when the decoder is through.
+  runs: corrections without codes may be at its end.
   """
 
   begin: int
   end: int
-  probes: int
+  fixed: bool = False
+  runs: bool = False
 
 
 @dataclasses.dataclass
@@ -107,6 +111,8 @@ def check(data: bytes) -> Jpeg | None:
     _check_png(data)
   elif data.startswith(b"RIFF") and data[8:12] == b"WEBP":
     _check_webp(data)
+  elif data.startswith((b"GIF87a", b"GIF89a")):
+    _check_gif(data)
   elif data[:2] in (b"P1", b"P2", b"P3"):
     raise ValueError("PPM in ASCII is not read; save it as binary")
   return None
@@ -171,6 +177,21 @@ def _check_webp(data: bytes) -> None:
     raise ValueError(f"the WebP has more than {MAX_PARTS} chunks")
 
 
+def _check_gif(data: bytes) -> None:
+  """Raise for more blocks before the first frame than can be skipped fast."""
+  if len(data) < 13:
+    raise ValueError("the GIF is truncated")
+  at = 13 + (3 << (data[10] & 7) + 1 if data[10] & 0x80 else 0)
+  inside = False
+  for _ in range(MAX_PARTS):
+    size = 1 + data[at] if inside and at < len(data) else 2
+    if not inside and data[at : at + 1] != b"\x21":
+      return
+    inside = size > 1
+    at += size
+  raise ValueError(f"the GIF has more than {MAX_PARTS} blocks before a frame")
+
+
 def _read_jpeg(data: bytes) -> Jpeg:
   """Walk the markers of a JPEG up to its end."""
   try:
@@ -185,10 +206,12 @@ def _walk(data: bytes) -> Jpeg:
   markers, header, parts, scans, single = _markers(data), _Header(), [], 0, True
   at = 2
   for _ in range(MAX_PARTS):
-    place = int(np.searchsorted(markers, at))
+    place = bisect.bisect_left(markers, at)
     if place == len(markers):
       raise ValueError("the JPEG is truncated: its end marker is missing")
-    at = int(markers[place])
+    if markers[place] > at + MAX_STRAY:
+      raise ValueError(f"the JPEG has over {MAX_STRAY} bytes between segments")
+    at = markers[place]
     code = data[at + 1]
     at += 2
     if code == 0xD9:
@@ -219,15 +242,16 @@ def _walk(data: bytes) -> Jpeg:
         alone = len(components) == len(header.factors)
         single = alone and not header.progressive
         parts += _parts(data, markers, at, header, components, body)
+        at = parts[-1].end
   raise ValueError(f"the JPEG has more than {MAX_PARTS} segments")
 
 
-def _markers(data: bytes) -> np.ndarray:
+def _markers(data: bytes) -> list[int]:
   """Return where a byte 255 stands that neither 0 nor 255 follows."""
   values = np.frombuffer(data, np.uint8)
   places = np.flatnonzero(values[:-1] == 0xFF)
   code = values[places + 1]
-  return places[(code != 0) & (code != 0xFF)]
+  return places[(code != 0) & (code != 0xFF)].tolist()
 
 
 def _missing(header: _Header) -> bool:
@@ -236,7 +260,7 @@ def _missing(header: _Header) -> bool:
 
 def _parts(
   data: bytes,
-  markers: np.ndarray,
+  markers: list[int],
   begin: int,
   header: _Header,
   components: list[int],
@@ -251,12 +275,11 @@ def _parts(
   units, blocks = header.blocks(components)
   ends = _restarts(data, markers, begin, header, units)
   refines = header.progressive and bits >> 4 > 0
-  probes = _AHEAD + _PROBES + (_CORRECTIONS if refines else 0)
   parts, refines_dc = [], refines and not first
   if first and data.find(_HOLE, begin, ends[-1]) >= 0:
     raise ValueError(f"the JPEG is {_CUT}: {len(_HOLE)} zeros in a scan")
   for end in ends:
-    parts.append(Part(begin, end, 0 if refines_dc else probes))
+    parts.append(Part(begin, end, fixed=refines_dc, runs=refines))
     begin = end + 2
   if refines_dc and len(ends) == 1:
     # Each block has one bit.
@@ -269,13 +292,13 @@ def _parts(
 
 
 def _restarts(
-  data: bytes, markers: np.ndarray, begin: int, header: _Header, units: int
+  data: bytes, markers: list[int], begin: int, header: _Header, units: int
 ) -> list[int]:
   """Return where the parts of a scan end; raise unless they are all there."""
   ends = []
-  for at in markers[np.searchsorted(markers, begin) :]:
+  for at in markers[bisect.bisect_left(markers, begin) :]:
     code = data[at + 1]
-    ends.append(int(at))
+    ends.append(at)
     if not 0xD0 <= code < 0xD8:
       break
     if code != 0xD0 + (len(ends) - 1) % 8:
@@ -303,7 +326,7 @@ class _Decoder:
     self.left, self.done = b"", False
 
   def feed(self, data: bytes) -> None:
-    if self.done:
+    if self.done or not data:
       return
     self.left += data
     taken, error = self._codec.decode(self.left)
@@ -312,11 +335,30 @@ class _Decoder:
     self.done = taken < 0
     self.left = self.left[taken:] if taken > 0 else self.left
 
-  def wants_more(self, probes: int) -> bool:
-    """Return whether a scan, or its part, lacks data; destroys what it lacks."""
-    for i in range(probes):
+  def feed_bytewise(self, data: bytes) -> bool:
+    """Feed data; return True if the decoder surely waited for it."""
+    for i in range(len(data)):
+      self.feed(data[i : i + 1])
+      if self.left not in (b"", b"\xff"):
+        self.feed(data[i + 1 :])
+        return True
+    return False
+
+  def wants_more(self, part: Part) -> bool:
+    """Return whether a part lacks data, of which all was fed; adds some."""
+    if part.fixed:
+      return False
+    waits = self._waits()
+    if part.runs and not waits:
+      self.feed(_ONES * _CORRECTIONS)
+      waits = self._waits()
+    return waits
+
+  def _waits(self) -> bool:
+    self.feed(_ONES * _AHEAD)
+    for _ in range(_PROBES):
       self.feed(_ONES)
-      if i >= _AHEAD and self.left:
+      if self.left:
         return True
     return False
 
@@ -344,13 +386,9 @@ def _decode(image: ImageFile.ImageFile, data: bytes, jpeg: Jpeg) -> list[Part]:
       if jpeg.single and part is jpeg.parts[-1]:
         decoder.feed(data[held : part.end] + _ONES * _AHEAD)
         break
-      waited = not part.probes
-      for i in range(held, part.end):
-        decoder.feed(data[i : i + 1])
-        waited = waited or decoder.left not in (b"", b"\xff")
-      if not waited and held > part.begin:
+      if not decoder.feed_bytewise(data[held : part.end]) and held > part.begin:
         doubtful.append(part)
-      if decoder.wants_more(part.probes):
+      if decoder.wants_more(part):
         raise ValueError(f"the JPEG is {_CUT}: it has less data than pixels")
       at = part.end
     else:
@@ -372,10 +410,10 @@ def _decode_until(
       if part is doubtful:
         break
       decoder.feed(data[at : part.end])
-      decoder.wants_more(part.probes)
+      decoder.wants_more(part)
       at = part.end
     decoder.feed(data[at : _held(data, doubtful)])
-    if not decoder.wants_more(doubtful.probes):
+    if not decoder.wants_more(doubtful):
       raise ValueError(f"the JPEG is {_CUT}: it has more data than pixels")
   finally:
     decoder.close()
