@@ -84,6 +84,8 @@ def main(argv: Sequence[str]) -> None:
     plan.run(planned, workdir, config, _RERUN.value)
   except InputError as error:
     _leave(f"error: {error}", EXIT_INPUT)
+  except MemoryError as error:
+    _leave(f"error: out of memory: {error or 'free some'}", EXIT_INPUT)
   except loop.Stopped as stopped:
     _leave(str(stopped), EXIT_STOPPED)
   except loop.NonFiniteError as error:

@@ -36,6 +36,9 @@ def main(argv: Sequence[str]) -> int:
   except MemoryError as error:
     output.complain(f"too little memory: {error or 'no more can be had'}")
     return 2
+  except MemoryError as error:
+    sys.stderr.write(f"out of memory: {error or 'free some'}\n")
+    return 2
   except BrokenPipeError:
     # The reader, as `head`, has seen enough.
     sys.stderr.close()

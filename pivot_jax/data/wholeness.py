@@ -25,6 +25,9 @@ from PIL import Image, ImageFile
 MAX_SCANS = 100
 # Segments of a JPEG's header, chunks of a PNG; the longest have some thousands.
 MAX_PARTS = 50_000
+# Bytes 255 with others behind, as they also are in profiles and thumbnails, and
+# restart markers.
+MAX_MARKERS, MAX_RESTARTS = 2_000_000, 500_000
 # Bytes between two segments of a JPEG, which Pillow reads one by one.
 MAX_STRAY = 2**16
 
@@ -33,12 +36,14 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 _ONES, _AHEAD, _PROBES = b"\xff\x00", 8, 4
 # Corrections that may follow one code of a refining scan (libjpeg's limit).
 _CORRECTIONS = 1000 // 8
-# No scan of coefficients has so many zeros in sequence, as long runs have codes.
-_HOLE = bytes(512)
+# No scan has so many zeros in sequence: the first unless they mean a flat area,
+# the second in a progressive scan of coefficients, where a code is for many.
+_HOLE, _LONG_HOLE = bytes(64), bytes(512)
 # Parts that a second pass looks at; each takes as long as the first.
 _DOUBTFUL = 4
 # Bytes that the data of a scan may have too many, as some cameras write.
 _SLACK = 16
+_PIECE = 2**24
 _SOF = (0xC0, 0xC1, 0xC2)
 _OTHER_SOF = (0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF)
 _BARE = (0x01, *range(0xD0, 0xD8))
@@ -72,6 +77,7 @@ class _Header:
   """The numbers in a JPEG's markers that stand before a scan.
 
   levels: of each component, the lowest bit that each coefficient has so far.
+  zeros: the meaning of zero bits by each Huffman table; 0: the block is flat.
   """
 
   width: int = 0
@@ -79,6 +85,7 @@ class _Header:
   progressive: bool = False
   factors: dict[int, tuple[int, int]] = dataclasses.field(default_factory=dict)
   levels: dict[int, list[int]] = dataclasses.field(default_factory=dict)
+  zeros: dict[int, int] = dataclasses.field(default_factory=dict)
   interval: int = 0
 
   def read_frame(self, body: bytes, progressive: bool) -> None:
@@ -87,6 +94,12 @@ class _Header:
     for i in range(6, 6 + 3 * count, 3):
       self.factors[body[i]] = max(1, body[i + 1] >> 4), max(1, body[i + 1] & 15)
       self.levels[body[i]] = [99] * 64
+
+  def read_tables(self, body: bytes) -> None:
+    at = 0
+    while at < len(body):
+      self.zeros[body[at]] = body[at + 17]
+      at += 17 + sum(body[at + 1 : at + 17])
 
   def blocks(self, components: list[int]) -> tuple[int, int]:
     """Return a scan's number of units, and of blocks in each."""
@@ -230,6 +243,8 @@ def _walk(data: bytes) -> Jpeg:
         "JPEG with arithmetic or lossless coding is not read; save it as"
         " baseline or progressive"
       )
+    elif code == 0xC4:
+      header.read_tables(body)
     elif code == 0xDD:
       (header.interval,) = struct.unpack_from(">H", body)
     elif code == 0xDA:
@@ -248,10 +263,15 @@ def _walk(data: bytes) -> Jpeg:
 
 def _markers(data: bytes) -> list[int]:
   """Return where a byte 255 stands that neither 0 nor 255 follows."""
-  values = np.frombuffer(data, np.uint8)
-  places = np.flatnonzero(values[:-1] == 0xFF)
-  code = values[places + 1]
-  return places[(code != 0) & (code != 0xFF)].tolist()
+  values, found = np.frombuffer(data, np.uint8), []
+  for begin in range(0, len(values), _PIECE):
+    piece = values[begin : begin + _PIECE + 1]
+    places = np.flatnonzero(piece[:-1] == 0xFF)
+    code = piece[places + 1]
+    found += (begin + places[(code != 0) & (code != 0xFF)]).tolist()
+    if len(found) > MAX_MARKERS:
+      raise ValueError(f"the JPEG has more than {MAX_MARKERS} markers")
+  return found
 
 
 def _missing(header: _Header) -> bool:
@@ -276,8 +296,12 @@ def _parts(
   ends = _restarts(data, markers, begin, header, units)
   refines = header.progressive and bits >> 4 > 0
   parts, refines_dc = [], refines and not first
-  if first and data.find(_HOLE, begin, ends[-1]) >= 0:
-    raise ValueError(f"the JPEG is {_CUT}: {len(_HOLE)} zeros in a scan")
+  hole = _LONG_HOLE if first else None if header.progressive else _HOLE
+  tables = {0x10 | one & 15 for one in body[2 : 2 + 2 * body[0] : 2]}
+  if not header.progressive and not any(map(header.zeros.get, tables)):
+    hole = None
+  if hole and data.find(hole, begin, ends[-1]) >= 0:
+    raise ValueError(f"the JPEG is {_CUT}: {len(hole)} zeros in a scan")
   for end in ends:
     parts.append(Part(begin, end, fixed=refines_dc, runs=refines))
     begin = end + 2
@@ -301,6 +325,8 @@ def _restarts(
     ends.append(at)
     if not 0xD0 <= code < 0xD8:
       break
+    if len(ends) > MAX_RESTARTS:
+      raise ValueError(f"the JPEG has more than {MAX_RESTARTS} restarts a scan")
     if code != 0xD0 + (len(ends) - 1) % 8:
       raise ValueError(f"the JPEG is {_CUT}: restart markers are not in order")
   else:
@@ -369,7 +395,7 @@ class _Decoder:
 def _held(data: bytes, part: Part) -> int:
   """Return from where the end of a part is fed bytewise."""
   end = part.end
-  while end > part.begin and data[end - 1] in (0x00, 0xFF):
+  while end > part.begin and data[end - 1] == 0xFF:
     end -= 1
   return max(part.begin, end - _SLACK)
 

@@ -42,8 +42,9 @@ KINDS = {
     "put the file there, correct the path, or give the folder by --images",
   ),
   "undecodable_image": Kind(
-    "An image file that is empty, no image, or cut short; or an image too"
-    " elongated to be cropped as a stage of the config does.",
+    "An image file that is empty, no image, cut short, overwritten, or slow to"
+    " decode (a JPEG of more than 100 scans, ASCII PPM, too many chunks); or an"
+    " image too elongated to be cropped as a stage of the config does.",
     "get the file again, or skip the row",
   ),
   "too_many_pixels": Kind(
