@@ -6,7 +6,7 @@ In reading order:
   opener       an entry of a config, or a path, to a source
   grouping     preference pairs that share image and question, as one row
   tokenizer    words to tokens; chat: conversations and pairs to tokens
-  framing      squares; images: files to pixels
+  framing      squares; wholeness: damage to files; images: files to pixels
   coders       rows to examples, the limit of tokens included
   lengths      the size of every row, measured once
   layouts      sizes of rows that fit a run; packing: examples to batches

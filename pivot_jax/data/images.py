@@ -104,10 +104,7 @@ def decode(
   if times > 1:
     image.draft(None, (of[0] // times, of[1] // times))
   with _refusing(name, len(data), ()):
-    if parts:
-      wholeness.load_jpeg(image, data, parts)
-    else:
-      image.load()
+    wholeness.load(image, data, parts)
   image = _rgb(image, name)
   if size is None:
     return np.array(image)
@@ -403,7 +400,7 @@ def _read_bytes(path: str | os.PathLike) -> bytes:
 def _open(
   data: bytes, *, name: str, formats: tuple[str, ...], max_pixels: int
 ) -> tuple[ImageFile.ImageFile, wholeness.Jpeg | None]:
-  """Read the header and the parts alone and look at the size in it."""
+  """Read the header alone and look at the size in it."""
   with _refusing(name, len(data), formats):
     parts = wholeness.check(data)
     image = Image.open(io.BytesIO(data), formats=formats)

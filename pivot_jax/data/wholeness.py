@@ -116,7 +116,7 @@ class _Header:
 def check(data: bytes) -> Jpeg | None:
   """Raise ValueError for a file that is cut or takes too long to decode.
 
-  Returns the parts of a JPEG, for `load_jpeg`.
+  Returns the parts of a JPEG, for `load`.
   """
   if data.startswith(b"\xff\xd8\xff"):
     return _read_jpeg(data)
@@ -131,13 +131,16 @@ def check(data: bytes) -> Jpeg | None:
   return None
 
 
-def load_jpeg(image: ImageFile.ImageFile, data: bytes, jpeg: Jpeg) -> None:
-  """Decode a JPEG that `check` has read, as its own `load` does.
+def load(image: ImageFile.ImageFile, data: bytes, jpeg: Jpeg | None) -> None:
+  """Decode an image whose bytes `check` has read, as its own `load` does.
 
   Raises:
     OSError: data that cannot be decoded.
-    ValueError: less data than pixels, or more.
+    ValueError: a JPEG with less data than pixels, or more.
   """
+  if jpeg is None:
+    image.load()
+    return
   image.load_prepare()
   doubtful = _decode(image, data, jpeg)
   doubtful.sort(key=lambda part: part.begin - part.end)

@@ -294,7 +294,7 @@ def test_no_memory_is_not_called_a_bad_picture(tmp_path, monkeypatch, capsys):
   def fail(*args):
     raise MemoryError
 
-  monkeypatch.setattr(wholeness, "load_jpeg", fail)
+  monkeypatch.setattr(wholeness, "load", fail)
   with pytest.raises(MemoryError, match="x: no memory to decode"):
     images.decode(_scans(0), name="x")
   argv = [f"--images={tmp_path / 'images'}", f"--out={tmp_path / 'out'}"]
