@@ -43,7 +43,8 @@ _HOLE, _LONG_HOLE = bytes(64), bytes(512)
 _DOUBTFUL = 4
 # Bytes that the data of a scan may have too many, as some cameras write.
 _SLACK = 16
-_PIECE = 2**24
+# A piece stays in the processor's cache.
+_PIECE = 2**17
 _SOF = (0xC0, 0xC1, 0xC2)
 _OTHER_SOF = (0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF)
 _BARE = (0x01, *range(0xD0, 0xD8))
@@ -352,12 +353,13 @@ class _Decoder:
     name, extents, _, args = image.tile[0]
     self._codec = Image._getdecoder(image.mode, name, args, image.decoderconfig)
     self._codec.setimage(into.im, extents)
-    self.left, self.done = b"", False
+    self.left: bytes | memoryview = b""
+    self.done = False
 
-  def feed(self, data: bytes) -> None:
+  def feed(self, data: bytes | memoryview) -> None:
     if self.done or not data:
       return
-    self.left += data
+    self.left = b"".join((self.left, data)) if self.left else data
     taken, error = self._codec.decode(self.left)
     if error < 0:
       raise OSError("the JPEG's data stream is broken")
@@ -406,10 +408,11 @@ def _held(data: bytes, part: Part) -> int:
 def _decode(image: ImageFile.ImageFile, data: bytes, jpeg: Jpeg) -> list[Part]:
   """Decode all pixels; return the parts that may have more data than pixels."""
   decoder, doubtful, at = _Decoder(image, image), [], 0
+  view = memoryview(data)
   try:
     for part in jpeg.parts:
       held = _held(data, part)
-      decoder.feed(data[at:held])
+      decoder.feed(view[at:held])
       if decoder.done:
         raise ValueError(f"the JPEG is {_CUT}: it has more data than pixels")
       if jpeg.single and part is jpeg.parts[-1]:
