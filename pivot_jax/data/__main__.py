@@ -34,10 +34,7 @@ def main(argv: Sequence[str]) -> int:
     output.complain(str(error))
     return 2
   except MemoryError as error:
-    output.complain(f"too little memory: {error or 'no more can be had'}")
-    return 2
-  except MemoryError as error:
-    sys.stderr.write(f"out of memory: {error or 'free some'}\n")
+    output.complain(f"out of memory: {error or 'free some'}")
     return 2
   except BrokenPipeError:
     # The reader, as `head`, has seen enough.
