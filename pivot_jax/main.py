@@ -21,7 +21,6 @@ import time
 from collections.abc import Mapping, Sequence
 
 from absl import app, flags
-from absl import logging as absl_logging
 from ml_collections import config_flags
 
 from pivot_jax import output
@@ -52,7 +51,7 @@ EXIT_INPUT, EXIT_STOPPED, EXIT_NON_FINITE = 2, 75, 1
 def main(argv: Sequence[str]) -> None:
   """Run the recipe that the flags describe."""
   del argv
-  _setup_logging()
+  output.log()
   # Imported here so that a wrong flag is answered at once.
   from pivot_jax import files
   from pivot_jax.recipe import plan, preflight, run_folder
@@ -112,14 +111,6 @@ def _check_sizes(config) -> None:
 def _overrides() -> Mapping[str, object]:
   """Return what the command line set in the config, by dotted key."""
   return config_flags.get_override_values(flags.FLAGS["config"])
-
-
-def _setup_logging() -> None:
-  """Show the project's own lines, and of libraries only warnings."""
-  absl_logging.set_verbosity(absl_logging.WARNING)
-  LOG.setLevel(logging.INFO)
-  LOG.propagate = False
-  LOG.addHandler(output.handler())
 
 
 def _setup_jax() -> None:

@@ -10,6 +10,8 @@ import logging
 import sys
 from collections.abc import Iterable
 
+from absl import logging as absl_logging
+
 from pivot_jax import texts
 
 
@@ -26,6 +28,15 @@ def handler() -> logging.Handler:
   found = logging.StreamHandler(sys.stderr)
   found.setFormatter(Formatter("%(message)s"))
   return found
+
+
+def log() -> None:
+  """Show the project's own lines, and of libraries only warnings."""
+  absl_logging.set_verbosity(absl_logging.WARNING)
+  own = logging.getLogger("pivot_jax")
+  own.setLevel(logging.INFO)
+  own.propagate = False
+  own.addHandler(handler())
 
 
 def show(lines: Iterable[str]) -> None:

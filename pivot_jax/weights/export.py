@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from absl import app, flags, logging
+from absl import app, flags
 
 from pivot_jax import addresses, files, output
 from pivot_jax.errors import InputError
@@ -258,9 +258,7 @@ def main(argv: Sequence[str]) -> None:
   """Export what the flags say."""
   del argv
   os.environ.setdefault("JAX_PLATFORMS", "cpu")
-  logging.set_verbosity(logging.WARNING)
-  # It says what is read beside --from.
-  logging.logging.getLogger("pivot_jax").setLevel("INFO")
+  output.log()
   given = {flag: flags.FLAGS[flag].value for flag in _FLAGS}
   try:
     out = export(given.pop("from"), given.pop("to"), **given)

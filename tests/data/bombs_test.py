@@ -2,7 +2,6 @@
 
 import json
 import os
-import resource
 import subprocess
 import sys
 
@@ -19,8 +18,10 @@ pq = pytest.importorskip("pyarrow.parquet")
 
 MEMORY, SECONDS = 2 << 30, 60
 TURNS = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
-READ = """
+READ = f"""
+import resource
 import sys
+resource.setrlimit(resource.RLIMIT_AS, ({MEMORY}, {MEMORY}))
 from pivot_jax.data import opener
 from pivot_jax.errors import InputError
 for path in sys.argv[1:]:
@@ -75,7 +76,6 @@ def test_small_files_that_ask_for_all_memory_are_refused(tmp_path):
     [sys.executable, "-c", READ, *names],
     cwd=tmp_path,
     env=os.environ | {"PIVOT_JAX_CACHE": str(tmp_path / "cache")},
-    preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY)),
     timeout=SECONDS,
     capture_output=True,
     text=True,

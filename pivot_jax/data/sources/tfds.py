@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from pivot_jax import files
+from pivot_jax import files, texts
 from pivot_jax.data import images, rows
 from pivot_jax.data.sources import records
 from pivot_jax.errors import InputError
@@ -26,6 +26,7 @@ _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 # Byte 25 of a PNG: how its samples make colours.
 _GREY, _RGB = 0, 2
 
+_BYTES = {"image", "annotation", "file_name"}
 _NEEDED = {
   "classify": {"image", "label"},
   "segment": {"image", "annotation"},
@@ -139,10 +140,15 @@ class Tfds:
   def _record(self, index: int) -> dict[str, Any]:
     with records.located(self.name(index)):
       try:
-        return self._records[index]
-      except (RuntimeError, KeyError, ValueError) as error:
+        record = self._records[index]
+      except (RuntimeError, KeyError, ValueError, TypeError) as error:
         why = " ".join(str(error).split())
         raise InputError(f"cannot be read: {why}") from None
+      # What is left of a damaged record lacks a field, and tells no one.
+      for name in sorted(_BYTES & (_NEEDED[self.kind] | {"file_name"})):
+        if not isinstance(record.get(name, b""), bytes):
+          raise InputError(f"{name}: is empty; the file is damaged")
+      return record
 
   def _row(self, record: dict[str, Any], index: int, image: Any) -> rows.Row:
     file = record.get("file_name")
@@ -199,8 +205,9 @@ def _builder(tfds: Any, path: pathlib.Path) -> Any:
       files.read_object(path / name)
   try:
     return tfds.builder_from_directory(path)
-  except (OSError, ValueError) as error:
-    why = " ".join(str(error).split())
+  # Of fields of other types the package and protobuf say so in any way.
+  except Exception as error:  # noqa: BLE001
+    why = texts.shown(" ".join(str(error).split()), longest=300)
     raise InputError(f"{path}: cannot be opened: {why}") from None
 
 
@@ -217,8 +224,8 @@ def _opened(tfds: Any, builder: Any, split: str, kind: str) -> Any:
       f"{path}: is in the format {builder.info.file_format.value}, which cannot"
       " be read at random; prepare it by tfds build --file_format=array_record"
     ) from None
-  except ValueError as error:
-    why = str(error).splitlines()[0]
+  except Exception as error:  # noqa: BLE001
+    why = texts.shown(" ".join(str(error).split()), longest=300)
     raise InputError(f"{path}: split {split!r}: {why}") from None
   missing = [str(file) for file in files if not file.exists()]
   if missing:
