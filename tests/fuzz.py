@@ -2,7 +2,8 @@
 
   python -m tests.fuzz CASE [--count=2000] [--seed=0]
 
-Each of `count` mutations changes one file of a good set: bits flipped, bytes cut
+Each of `count` mutations, for a run and an artifact of each name of a file in them,
+changes one file of a good set: bits flipped, bytes cut
 out, repeated, exchanged or overwritten, the file cut short; in JSON, fields
 swapped, left out, or given huge, negative, endless, nested and hostile values.
 What is read must end well or in an InputError: not in another exception, in over
@@ -46,7 +47,10 @@ def main(argv: list[str]) -> int:
     case = fuzz_cases.CASES[asked.case](folder)
     found = run(case, folder, count=asked.count, seed=asked.seed)
   sys.stdout.write("".join(f"{line}\n" for line in found))
-  sys.stdout.write(f"{asked.count} mutations, {len(found)} ended badly\n")
+  names = len({path.name for path in case.files}) if case.each else 1
+  sys.stdout.write(
+    f"{asked.count * names} mutations, {len(found)} ended badly\n"
+  )
   return 1 if found else 0
 
 
@@ -59,8 +63,11 @@ def run(
   for read in case.reads:
     read()
   found = []
-  for number in range(count):
-    path = case.files[int(rng.integers(len(case.files)))]
+  names = sorted({path.name for path in case.files}) if case.each else [""]
+  asked = [name for name in names for _ in range(count)]
+  for number, name in enumerate(asked):
+    among = [path for path in case.files if not name or path.name == name]
+    path = among[int(rng.integers(len(among)))]
     good = path.read_bytes()
     change, bad = mutations.mutated(good, rng)
     _write(path, bad, 2 * number)
