@@ -155,23 +155,30 @@ class _Instruction(NamedTuple):
   examples_in_shard: int
 
 
+def count(path: pathlib.Path) -> int:
+  """Return how many records a shard says it has; raise InputError if damaged."""
+  from array_record.python import (
+    array_record_module,  # pyright: ignore[reportAttributeAccessIssue]
+  )
+
+  try:
+    reader = array_record_module.ArrayRecordReader(str(path))
+    held = reader.num_records()
+    reader.close()
+  except RuntimeError as error:
+    raise InputError(f"{path}: cannot be read: {error}") from None
+  return held
+
+
 def _opened(folder: pathlib.Path, part: str, shards: Sequence[Shard]) -> Any:
   # Only where such files are read or written: sources of other formats do
   # without. The module is compiled and has no stubs.
-  from array_record.python import (
-    array_record_data_source,
-    array_record_module,  # pyright: ignore[reportAttributeAccessIssue]
-  )
+  from array_record.python import array_record_data_source
 
   name = functools.partial(file_name, part)
   for number, shard in enumerate(shards):
     path = folder / name(number, len(shards))
-    try:
-      reader = array_record_module.ArrayRecordReader(str(path))
-      rows = reader.num_records()
-      reader.close()
-    except RuntimeError as error:
-      raise InputError(f"{path}: cannot be read: {error}") from None
+    rows = count(path)
     if rows != shard.rows:
       raise InputError(
         f"{path}: has {rows} rows, but {NAME} says {shard.rows}; convert the"

@@ -18,7 +18,7 @@ import numpy as np
 
 from pivot_jax import files, texts
 from pivot_jax.data import images, rows
-from pivot_jax.data.sources import records
+from pivot_jax.data.sources import array_record, records
 from pivot_jax.errors import InputError
 
 _FOLDER = "~/tensorflow_datasets"  # Where tfds itself looks.
@@ -233,7 +233,22 @@ def _opened(tfds: Any, builder: Any, split: str, kind: str) -> Any:
       f"{path}: {len(missing)} shards of {split} are missing, the first is"
       f" {pathlib.Path(missing[0]).name}"
     )
+  # A part, as train[:10%], is of a split that has shards.
+  known = builder.info.splits.get(split.partition("[")[0])
+  if known is not None:
+    _check_counts(known)
   return found
+
+
+def _check_counts(split: Any) -> None:
+  """Raise for a shard that has not as many records as dataset_info.json says."""
+  for file, said in zip(split.filepaths, split.shard_lengths, strict=True):
+    held = array_record.count(pathlib.Path(file))
+    if held != said:
+      raise InputError(
+        f"{file}: holds {held} records, dataset_info.json says {said}: the set"
+        " is damaged; prepare it again"
+      )
 
 
 def _find(name: str, data_dir: str | os.PathLike | None) -> pathlib.Path:

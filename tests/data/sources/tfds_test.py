@@ -1,4 +1,5 @@
 import concurrent.futures
+import json
 import pickle
 import subprocess
 import sys
@@ -214,3 +215,36 @@ def test_a_missing_package_is_named_with_its_command(imagenet, monkeypatch):
   monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
   with pytest.raises(InputError, match=r'pip install "pivot_jax\[tfds\]"'):
     tfds.Tfds("imagenet2012", "train", imagenet.path)
+
+
+def _told(made, change):
+  path = made.path / "imagenet2012" / "5.1.0" / "dataset_info.json"
+  told = json.loads(path.read_text("utf-8"))
+  change(told)
+  path.write_text(json.dumps(told), encoding="utf-8")
+
+
+def test_shards_hold_what_the_set_says(imagenet):
+  def shorten(told):
+    for split in told["splits"]:
+      split["shardLengths"][1] = "1"
+
+  _told(imagenet, shorten)
+  for split in ("train", "train[1:4]"):
+    with pytest.raises(InputError, match=r"00001-of.*records.*says 1: "):
+      tfds.Tfds("imagenet2012", split, imagenet.path)
+
+
+def test_a_set_of_other_types_is_named(imagenet):
+  _told(imagenet, lambda told: told.update(splits=[{"name": {}}]))
+  with pytest.raises(InputError, match="5.1.0: cannot be opened"):
+    tfds.Tfds("imagenet2012", "train", imagenet.path)
+
+
+def test_a_record_without_its_picture_is_named(imagenet):
+  source = tfds.Tfds("imagenet2012", "train", imagenet.path)
+  record = source._records[2] | {"image": None}
+  source._records = {2: record}
+  source.name = lambda index: f"train:{index}"
+  with pytest.raises(InputError, match="train:2.*image: is empty"):
+    source.text(2)
