@@ -58,7 +58,8 @@ def get_config(name: str = "") -> ConfigDict:
     "files": files,
   }
   if name not in kinds:
-    raise ValueError(f"configs/pivot.py:{name}: choose one of {sorted(kinds)}")
+    known = ", ".join(sorted(kinds)[1:])
+    raise ValueError(f"no variant {name!r}: choose one of {known}, or none")
   return kinds[name](toy())
 
 

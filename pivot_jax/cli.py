@@ -9,8 +9,12 @@ Each says more with --help. `run RECIPE` is `python -m pivot_jax.main
 """
 
 import sys
+from typing import TYPE_CHECKING
 
 import pivot_jax
+
+if TYPE_CHECKING:
+  from absl import flags
 
 WORDS = ("run", "data", "export")
 
@@ -35,19 +39,34 @@ def main() -> None:
 
 
 def _run() -> None:
+  from absl import flags
+
   from pivot_jax import main as command
 
-  # As `python -m` has it: modules of the current folder are found, and absl
-  # lists the flags of the module that has them.
+  # As `python -m` has it: modules of the current folder are found.
   sys.path.insert(0, "")
-  sys.argv[0] = command.__name__
-  for place in range(1, len(sys.argv)):
-    before, text = sys.argv[place - 1], sys.argv[place]
-    value = place > 1 and before.startswith("-") and "=" not in before
-    if not text.startswith("-") and not value:
-      sys.argv[place] = f"--config={text}"
-      break
-  command.run()
+  words = sys.argv[1:]
+  named = [word for word in words if word.split("=")[0].lstrip("-") == "config"]
+  places = [
+    place
+    for place, word in enumerate(words)
+    if not word.startswith("-")
+    and not _takes_a_word(words[place - 1] if place else "", flags.FLAGS)
+  ]
+  if places and not named:
+    # Settings of the recipe may stand before it.
+    recipe = words.pop(places[0])
+    sys.argv[1:] = [f"--config={recipe}", *words]
+  command.run("pivot-jax run RECIPE")
+
+
+def _takes_a_word(text: str, known: "flags.FlagValues") -> bool:
+  """Return whether the word after this one is the value of a flag."""
+  if not text.startswith("-") or "=" in text:
+    return False
+  name = text.lstrip("-")
+  switches = [x for x in (name, name.removeprefix("no")) if x in known]
+  return not any(known[x].boolean for x in switches)
 
 
 def _data() -> None:
@@ -59,7 +78,7 @@ def _data() -> None:
 def _export() -> None:
   from pivot_jax.weights import export
 
-  export.run()
+  export.run("pivot-jax export")
 
 
 _WORDS = {"run": _run, "data": _data, "export": _export}

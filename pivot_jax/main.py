@@ -12,7 +12,6 @@ with 75 (run the same command again to continue); a non-finite loss exits
 with 1.
 """
 
-import importlib.util
 import logging
 import os
 import pathlib
@@ -23,11 +22,12 @@ from collections.abc import Mapping, Sequence
 from absl import app, flags
 from ml_collections import config_flags
 
-from pivot_jax import output
+from pivot_jax import command_line, output, recipes
 from pivot_jax.errors import InputError
 
-_CONFIG = config_flags.DEFINE_config_file(
-  "config", None, "The recipe, e.g. configs/pivot.py or configs/pivot.py:debug."
+_CONFIG = recipes.define(
+  "The recipe, as pivot:debug or configs/pivot.py:debug; --config.KEY=VALUE "
+  "sets a value of it, as --config.seeds=3."
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "The folder of the run.")
 _DRY_RUN = flags.DEFINE_bool(
@@ -45,7 +45,19 @@ _OTHER_SIZE = (
   " (another image size is asked for in the address, as"
   " hf:DIR?image_size=378&positions=dinov2)"
 )
-EXIT_INPUT, EXIT_STOPPED, EXIT_NON_FINITE = 2, 75, 1
+EXIT_INPUT = command_line.EXIT_INPUT
+EXIT_STOPPED, EXIT_NON_FINITE = 75, 1
+_FLAGS = ("config", "workdir", "dry_run", "rerun")
+_HELP = """usage: {command} [flags]
+
+Run the stages of RECIPE: a name of the package's ({known}) or a file, each with
+:VARIANT where it has some. The same command again continues or corrects a run.
+
+  {example}
+
+Exit code 2: a mistake, in one line; 75: stopped and saved; 1: a loss that is not
+finite.
+"""
 
 
 def main(argv: Sequence[str]) -> None:
@@ -82,13 +94,14 @@ def main(argv: Sequence[str]) -> None:
       LOG.warning("%s", line)
     plan.run(planned, workdir, config, _RERUN.value)
   except InputError as error:
-    _leave(f"error: {error}", EXIT_INPUT)
+    command_line.leave(f"error: {error}", EXIT_INPUT)
   except MemoryError as error:
-    _leave(f"error: out of memory: {error or 'free some'}", EXIT_INPUT)
+    said = f"error: out of memory: {error or 'free some'}"
+    command_line.leave(said, EXIT_INPUT)
   except loop.Stopped as stopped:
-    _leave(str(stopped), EXIT_STOPPED)
+    command_line.leave(str(stopped), EXIT_STOPPED)
   except loop.NonFiniteError as error:
-    _leave(f"error: {error}", EXIT_NON_FINITE)
+    command_line.leave(f"error: {error}", EXIT_NON_FINITE)
   _farewell(workdir, time.monotonic() - began)
 
 
@@ -133,55 +146,25 @@ def _farewell(workdir: pathlib.Path, seconds: float) -> None:
   LOG.info("finished in %.0f s%s", seconds, place)
 
 
-def _leave(message: str, code: int) -> None:
-  output.complain(message)
-  sys.exit(code)
+def run(command: str = "python -m pivot_jax.main --config=RECIPE") -> None:
+  """Parse flags, answering a wrong one in a line, and run `main`.
 
+  `command` is how the command line begins, for messages.
+  """
+  example = f"{command.replace('RECIPE', 'pivot:debug')} --workdir=runs/debug"
+  known = ", ".join(recipes.known())
+  text = _HELP.format(command=command, example=example, known=known)
+  command_line.answer_help(sys.argv, text, _FLAGS)
+  recipe = "--config" if "--config" in command else "a RECIPE"
+  missing = {
+    "config": f"{recipe} is missing; give it as in: {example}",
+    "workdir": "--workdir is missing: give the folder of the run",
+  }
 
-def run() -> None:
-  """Parse flags, answering a wrong one in a line, and run `main`."""
-  flags.mark_flags_as_required(["config", "workdir"])
-  app.run(main, flags_parser=_parse)
+  def parse(argv: Sequence[str]) -> list[str]:
+    return command_line.parse(argv, missing=missing)
 
-
-def _parse(argv: Sequence[str]) -> Sequence[str]:
-  try:
-    left = flags.FLAGS(_with_recipe(argv))
-    # A config file that is not there is answered here, too.
-    _CONFIG.value.keys()
-    return left
-  # A config file is a program and may raise anything.
-  except Exception as error:
-    text = str(error).replace("\\n", " ").replace("\\'", "'").strip("\"'")
-    if "Traceback" in text:
-      # A config file that raises: its last line is the reason.
-      text = text.strip().splitlines()[-1]
-    _leave(f"error: {text or type(error).__name__} (see --help)", EXIT_INPUT)
-    raise
-
-
-def _with_recipe(argv: Sequence[str]) -> list[str]:
-  """Return the arguments with the file of a recipe that is named without one."""
-  found = list(argv)
-  for place, text in enumerate(found):
-    for flag in ("--config=", "-config="):
-      if text.startswith(flag):
-        found[place] = flag + _recipe(text.removeprefix(flag))
-    if text in ("--config", "-config") and place + 1 < len(found):
-      found[place + 1] = _recipe(found[place + 1])
-  return found
-
-
-def _recipe(value: str) -> str:
-  """Return the file of `NAME[:VARIANT]`, one of pivot_jax.configs."""
-  name, colon, variant = value.partition(":")
-  if not name.isidentifier():
-    return value
-  place = importlib.util.find_spec("pivot_jax.configs")
-  path = pathlib.Path(place.origin).with_name(f"{name}.py")
-  if not path.is_file():
-    return value
-  return f"{path}{colon}{variant}"
+  app.run(main, flags_parser=parse)
 
 
 if __name__ == "__main__":

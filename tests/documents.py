@@ -39,7 +39,7 @@ _OWN = {
   for own in ("mine.py", "mine/config.py")
 }
 # An answer to a command that is named without all that it needs.
-_LACKS = re.compile(r"are required|must have a value other than None")
+_LACKS = re.compile(r"are required|is missing")
 
 
 class Parsed(Exception):
@@ -191,7 +191,7 @@ def parse(module: str, argv: Sequence[str]) -> None:
   """
   said = io.StringIO()
   with (
-    _started(argv),
+    started(argv),
     contextlib.redirect_stderr(said),
     warnings.catch_warnings(),
   ):
@@ -306,7 +306,7 @@ def _flags(recipe: str, *more: str) -> list[str]:
 
 
 @contextlib.contextmanager
-def _started(argv: Sequence[str]) -> Iterator[None]:
+def started(argv: Sequence[str]) -> Iterator[None]:
   """Make the process look like a new one that was started with arguments."""
   before = sys.argv, pathlib.Path.cwd(), app.run
   methods = argparse.ArgumentParser.parse_args

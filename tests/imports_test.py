@@ -14,6 +14,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 ORDER = (
   ("errors", "texts"),
   ("names", "output"),
+  ("command_line", "recipes"),
   ("trees", "files", "addresses"),
   ("sharding", "metrics"),
   ("models.*",),

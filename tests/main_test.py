@@ -68,7 +68,7 @@ def wait_for(path, process):
 @pytest.mark.parametrize(
   ("flag", "says"),
   [
-    ("--config.stage1_proj.btach=3", 'Did you mean "batch"'),
+    ("--config.stage1_proj.btach=3", "did you mean 'batch'"),
     ("--config.vision.init=hf:nowhere", "nowhere: no such folder"),
     (
       "--config.llm.hidden_size=64",

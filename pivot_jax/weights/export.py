@@ -14,11 +14,11 @@ import os
 import pathlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from absl import app, flags
 
-from pivot_jax import addresses, files, output
+from pivot_jax import addresses, command_line, files, output
 from pivot_jax.errors import InputError
 
 if TYPE_CHECKING:
@@ -263,12 +263,15 @@ def main(argv: Sequence[str]) -> None:
   try:
     out = export(given.pop("from"), given.pop("to"), **given)
   except (InputError, OSError) as error:
-    _leave(error)
+    command_line.leave(f"error: {error}", command_line.EXIT_INPUT)
   output.show([f"wrote {out}"])
 
 
-def run() -> None:
-  """Parse flags, answer a wrong one in a line, and run `main`."""
+def run(command: str = "python -m pivot_jax.export") -> None:
+  """Parse flags, answer a wrong one in a line, and run `main`.
+
+  `command` is how the command line begins, for messages.
+  """
   # Not when the module is imported: a program that calls `pivot_jax.load` may
   # have flags of these names.
   for flag, text in _FLAGS.items():
@@ -277,17 +280,14 @@ def run() -> None:
       flags.DEFINE_enum(flag, choices[0], choices, text)
     else:
       flags.DEFINE_string(flag, None, text)
-  flags.mark_flags_as_required(["from", "to"])
-  app.run(main, flags_parser=_parse)
+  text = f"usage: {command} --from=ADDRESS --to=DIR [flags]\n\n{__doc__}"
+  command_line.answer_help(sys.argv, text, list(_FLAGS))
+  missing = {
+    "from": "--from is missing: give the address of the weights",
+    "to": "--to is missing: give the folder to write",
+  }
 
+  def parse(argv: Sequence[str]) -> list[str]:
+    return command_line.parse(argv, missing=missing)
 
-def _parse(argv: Sequence[str]) -> Sequence[str]:
-  try:
-    return flags.FLAGS(list(argv))
-  except flags.Error as error:
-    _leave(error)
-
-
-def _leave(error: Exception) -> NoReturn:
-  output.complain(f"error: {error}")
-  sys.exit(2)
+  app.run(main, flags_parser=parse)

@@ -15,14 +15,13 @@ import contextlib
 import json
 import os
 import pathlib
-import re
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TextIO
 
 import tqdm
 
-from pivot_jax import addresses, files, output
+from pivot_jax import addresses, files, output, recipes
 from pivot_jax.data import chat, coders, pool
 from pivot_jax.data.tokenizer import load_tokenizer
 from pivot_jax.data.tools import check_files, check_rows, faults
@@ -153,7 +152,7 @@ def _wanted(
   args: argparse.Namespace, overrides: Sequence[str]
 ) -> check_rows.Wanted:
   """Return the entries of the command line, a config's own values filled in."""
-  configs = [path for path in args.what if is_config(path)]
+  configs = [path for path in args.what if recipes.is_recipe(path)]
   strange = [text for text in overrides if not text.startswith("--config.")]
   if strange or overrides and not configs:
     raise InputError(f"{(strange or overrides)[0]}: unknown; see --help")
@@ -165,11 +164,6 @@ def _wanted(
     unlimited = tuple(entry.limited(0) for entry in wanted.entries)
     wanted = wanted._replace(entries=unlimited)
   return wanted
-
-
-def is_config(text: str) -> bool:
-  """Return whether an argument names a config, as configs/pivot.py:files."""
-  return re.fullmatch(r".+\.py(:.*)?", text, re.DOTALL) is not None
 
 
 def _of_config(

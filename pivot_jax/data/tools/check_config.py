@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
-from pivot_jax import addresses, files
+from pivot_jax import addresses, command_line, files, recipes
 from pivot_jax.data import chat, coders, framing, images, opener
 from pivot_jax.data.tokenizer import load_tokenizer
 from pivot_jax.data.tools import check_rows
@@ -33,11 +33,6 @@ from pivot_jax.weights.convert import hf_config
 _SIDE = 384
 # Of an entry: how its rows are used, and not what they are.
 _USE = ("given_by", "max_bad", "bad", "group", "image_size", "resample")
-# What a config file may raise, as a program of somebody else's.
-_BROKEN = (
-  ArithmeticError, AssertionError, ImportError, LookupError, NameError,
-  OSError, RuntimeError, SyntaxError, TypeError, ValueError,
-)  # fmt: skip
 
 
 class Overrides(NamedTuple):
@@ -101,7 +96,7 @@ def read(
     entries[entry.spec] = _joined(same, entry) if same else entry
   kept = _without_texts(list(entries.values()))
   if not kept:
-    raise InputError(f"{config}: its sources name no files")
+    raise InputError(f"{config}: its sources name no files, so none is checked")
   return check_rows.Wanted(kept, address, patches, skipped)
 
 
@@ -292,25 +287,12 @@ def _without_texts(
 
 def _load(config: str, values: Sequence[str]) -> ConfigDict:
   """Run a config file and set its values."""
-  file = re.sub(r"(?<=\.py):.*", "", config, flags=re.DOTALL)
-  if not pathlib.Path(file).is_file():
-    raise InputError(f"{file}: no such config")
   argv = ["check", f"--config={config}", *values]
   defined = flags.FlagValues()
-  config_flags.DEFINE_config_file("config", flag_values=defined, sys_argv=argv)
-  try:
-    defined(argv)
-    found = defined["config"].value
-  except AttributeError as error:
-    raise InputError(f"{config}: {_lacks(error)}") from None
-  except flags.Error as error:
-    last = str(error).strip().splitlines()[-1]
-    raise InputError(f"{config}: {last}") from None
-  except _BROKEN as error:
-    words = " ".join(f"{type(error).__name__}: {error}".split())
-    raise InputError(f"{config}: {words}") from None
-  if not isinstance(found, ConfigDict):
-    raise InputError(f"{config}: its get_config returns no ConfigDict")
+  recipes.define("The config.", flag_values=defined, argv=argv)
+  command_line.read(argv, defined)
+  found = defined["config"].value
+  assert found is not None
   return found
 
 

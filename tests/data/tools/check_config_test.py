@@ -373,15 +373,18 @@ def test_an_entry_that_cannot_be_opened_is_one_fault(folder):
 @pytest.mark.parametrize(
   "given, said",
   [
-    (["recipe.py", "--config.nothing=1"], "recipe.py: has no value nothing"),
+    (
+      ["recipe.py", "--config.nothing=1"],
+      "--config.nothing: the recipe has no 'nothing'",
+    ),
     (["recipe.py", "--other=1"], "--other=1: unknown"),
     (["recipe.py", "rows.jsonl"], "recipe.py: give one config, or files"),
     (["recipe.py", "--template=plain"], "--template=plain: is for files"),
-    (["absent.py:files"], "absent.py: no such config"),
-    (["broken.py"], "broken.py: ZeroDivisionError: division"),
-    (["typo.py"], "typo.py: SyntaxError: "),
-    (["lacks.py"], "lacks.py: ModuleNotFoundError: No module named 'absent'"),
-    (["refuses.py:x"], "refuses.py:x: ValueError: no x"),
+    (["absent.py:files"], "absent.py: no such recipe or file"),
+    (["broken.py"], "broken.py:1: ZeroDivisionError: division"),
+    (["typo.py"], "typo.py:1: SyntaxError: "),
+    (["lacks.py"], "lacks.py:1: ModuleNotFoundError: No module named 'absent'"),
+    (["refuses.py:x"], "refuses.py:2: ValueError: no x"),
     (["recipe.py"], "rows.jsonl: no such file"),
   ],
 )
@@ -397,18 +400,11 @@ def test_a_config_that_cannot_be_used_is_said_in_a_line(folder, given, said):
   assert "\n" not in str(error.value)
 
 
-def test_only_a_path_to_python_is_a_config():
-  assert check.is_config("configs/pivot.py:files")
-  assert check.is_config("configs/pivot.py")
-  assert not check.is_config("a.python/b.json")
-
-
 def test_the_recipe_of_given_files_can_be_checked(folder):
   _write("rows.jsonl", ROW, _long(id="b"))
   given = dict(pretrain="rows.jsonl", images="images", max_bad=0.5)
   keys = [f"--config.files.{key}={value}" for key, value in given.items()]
-  config = f"{ROOT / 'configs' / 'pivot.py'}:files"
-  assert check.main([config, *keys, "--out=out"]) == 0
+  assert check.main(["pivot:files", *keys, "--out=out"]) == 0
   assert _report()["files"][0]["max_bad"] == 0.5
   assert _report()["settings"]["max_length"] == {"rows.jsonl": 2048}
   assert _report()["not_looked_at"]["eval"] == "set --config.files.eval"
