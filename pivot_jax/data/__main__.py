@@ -22,9 +22,13 @@ COMMANDS = ("check", "show", "convert", "select-mmpr")
 
 def main(argv: Sequence[str]) -> int:
   """Run a command; return the exit status."""
+  if argv and argv[0] in ("-h", "--help"):
+    sys.stdout.write(f"{__doc__}\n")
+    return 0
   if not argv or argv[0] not in COMMANDS:
-    sys.stderr.write(f"{__doc__}\n")
-    return 0 if argv and argv[0] in ("-h", "--help") else 2
+    said = f"no command {argv[0]!r}" if argv else "a command is missing"
+    output.complain(f"error: {said}; use one of {', '.join(COMMANDS)}")
+    return 2
   logging.basicConfig(level=logging.INFO, handlers=[output.handler()])
   module = argv[0].replace("-", "_")
   command = importlib.import_module(f"pivot_jax.data.tools.{module}")
