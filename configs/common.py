@@ -110,6 +110,11 @@ def stage(kind: str, *, inputs: dict | None = None, **fields) -> ConfigDict:
     **fields: what differs from the defaults of the kind.
   """
   own = ":" in kind
+  if not own and kind not in _DEFAULTS:
+    raise ValueError(
+      f"stage({kind!r}): choose one of {', '.join(_DEFAULTS)}, or name your own "
+      'as "my.module:function" or "my/file.py:function"'
+    )
   defaults = dict(data="", arm="", measure="") if own else _DEFAULTS[kind]
   known = {*defaults, *("only_if_used", "shipped", "seed", "data_seed", "llm")}
   unknown = set(fields) - known

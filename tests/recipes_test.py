@@ -6,6 +6,7 @@ import pytest
 from absl import flags
 
 from pivot_jax import command_line, recipes
+from pivot_jax.configs import common
 from pivot_jax.errors import InputError
 
 CONFIG = """
@@ -110,3 +111,11 @@ def test_a_variant_is_given_where_one_is_taken(
   pathlib.Path("mine.py").write_text(text)
   with pytest.raises(InputError, match=says):
     read(recipe)
+
+
+@pytest.mark.parametrize("kind", ["evaluat", "ok.py"])
+def test_a_kind_of_stage_that_is_nobody_s_is_answered_with_the_kinds(kind):
+  with pytest.raises(ValueError) as error:
+    common.stage(kind)
+  for part in (repr(kind), "train, score", "evaluate", '"my/file.py:function"'):
+    assert part in str(error.value)
