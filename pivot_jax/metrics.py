@@ -13,7 +13,7 @@ import pathlib
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -84,6 +84,55 @@ def _check_measured(value: Any, where: str) -> None:
         number(value[name], f"{where}.{name}")
 
 
+def numbers(returned: Mapping[str, Any] | None, who: str) -> dict[str, Any]:
+  """Return what a stage returned as JSON has it, arrays without an axis too.
+
+  Raises InputError, which begins with `who`, for anything else.
+  """
+  if not isinstance(returned, Mapping):
+    raise InputError(
+      f"{who}: returned {type(returned).__name__}, not a mapping of its numbers"
+    )
+  return _plain(returned, "", who)
+
+
+def _plain(value: Any, place: str, who: str) -> Any:
+  if isinstance(value, Mapping):
+    for key in value:
+      if not isinstance(key, str):
+        where = f" in {place!r}" if place else ""
+        raise InputError(f"{who}: the key {key!r}{where} is no text; use str()")
+    return {
+      key: _plain(inner, f"{place}/{key}".lstrip("/"), who)
+      for key, inner in value.items()
+    }
+  if isinstance(value, (list, tuple)):
+    return [_plain(inner, place, who) for inner in value]
+  arrays = (np.generic, np.ndarray, jax.Array)
+  if isinstance(value, arrays) and value.ndim == 0:
+    value = value.item()
+  if value is None or isinstance(value, (str, int, float)):
+    return value
+  shape = f" of shape {value.shape}" if isinstance(value, arrays) else ""
+  raise InputError(
+    f"{who}: {place!r} is a {type(value).__name__}{shape}; return numbers, "
+    "texts or lists of them, and write the rest to a file in the folder `out`"
+  )
+
+
+@runtime_checkable
+class MetricWriter(Protocol):
+  """Takes metrics: what an entry of `WRITERS` or of your own makes."""
+
+  def write(self, step: int, metrics: Mapping[str, float]) -> None:
+    """Take the metrics of a step."""
+    ...
+
+  def close(self) -> None:
+    """Write out what is still held."""
+    ...
+
+
 class Writer:
   """Appends metrics of a run to `metrics.jsonl`, and to other writers.
 
@@ -100,9 +149,8 @@ class Writer:
       folder: of the stage.
       step: the last update that is kept.
       writers: names of `WRITERS`, or of your own (`pivot_jax.names`): functions
-        of folder and step that return what has `write(step, metrics)` and
-        `close()`. Yours have a folder `writers/`, which stays when a run
-        resumes.
+        of folder and step that return a `MetricWriter`. Yours have a folder
+        `writers/`, which stays when a run resumes.
     """
     self._path = folder / "metrics.jsonl"
     self._others = []
@@ -118,7 +166,7 @@ class Writer:
     for name in writers:
       place = folder / "writers" if names.is_own(name) else folder
       files.make_folder(place)
-      self._others.append(named_writer(name)(place, step))
+      self._others.append(_open(name, place, step))
 
   def write(self, step: int, metrics: Mapping[str, float]) -> None:
     """Append one line `{"step": step, name: value, ...}`."""
@@ -262,9 +310,24 @@ class Board:
 WRITERS = {"tensorboard": Board}
 
 
-def named_writer(name: str) -> Callable[[pathlib.Path, int], Any]:
-  """Return what opens a writer; raise InputError for an unknown name."""
-  return names.named(name, WRITERS, "writers")
+def named_writer(name: str) -> Callable[[pathlib.Path, int], MetricWriter]:
+  """Return what opens a writer; raise InputError if nothing of the name does."""
+  found = names.named(name, WRITERS, "writers")
+  names.check_call(f"writers={name!r}", found, ("folder", "step"))
+  return found
+
+
+def _open(name: str, folder: pathlib.Path, step: int) -> MetricWriter:
+  """Return a writer, which is one."""
+  found, who = named_writer(name)(folder, step), f"writers={name!r}"
+  if not isinstance(found, MetricWriter):
+    raise InputError(
+      f"{who}: made a {type(found).__name__}, which has no write(step, metrics) "
+      "and close()"
+    )
+  names.check_call(f"{who}: its write", found.write, ("step", "metrics"))
+  names.check_call(f"{who}: its close", found.close, ())
+  return found
 
 
 def check_writers(writers: Sequence[str]) -> None:

@@ -9,13 +9,14 @@ import functools
 import hashlib
 import importlib
 import importlib.util
+import inspect
 import pathlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import ModuleType
 from typing import TypeVar
 
-from pivot_jax.errors import InputError
+from pivot_jax.errors import InputError, raised_by
 
 T = TypeVar("T")
 
@@ -49,12 +50,39 @@ def named(name: str, table: Mapping[str, T], what: str) -> T:
   return found
 
 
+def check_call(
+  who: str, called: Callable, given: Sequence[str], fields: Iterable[str] = ()
+) -> None:
+  """Raise InputError unless a user's function takes what it is called with.
+
+  An error inside of the function keeps its traceback: somebody debugs it.
+
+  Args:
+    who: the setting and its value, which begin the message.
+    called: the function.
+    given: names of the arguments by place.
+    fields: names of the arguments by name.
+  """
+  try:
+    signature = inspect.signature(called)
+  except (TypeError, ValueError):
+    # A function of C may not tell what it takes.
+    return
+  try:
+    signature.bind(*given, **dict.fromkeys(fields))
+  except TypeError as error:
+    raise InputError(
+      f"{who}: takes {signature}, but is called with "
+      f"({', '.join((*given, *fields))}): {error}"
+    ) from None
+
+
 def file_of(name: str) -> pathlib.Path:
   """Return the file that a name of a user's own lies in."""
   place = name.rpartition(":")[0]
   if place.endswith(".py"):
     return pathlib.Path(place)
-  return pathlib.Path(_module(place, name).__file__ or place)
+  return pathlib.Path(str(_module(place, name).__file__))
 
 
 def is_own(name: str) -> bool:
@@ -68,11 +96,16 @@ def _module(place: str, what: str) -> ModuleType:
   if in_file and not pathlib.Path(place).is_file():
     raise InputError(f"{what}: {place}: no such file")
   try:
-    return _from_file(place) if in_file else importlib.import_module(place)
-  # A user's module is a program and may raise anything.
-  except Exception as error:
-    said = f"{type(error).__name__}: {error}"
-    raise InputError(f"{what}: {place} cannot be imported ({said})") from error
+    found = _from_file(place) if in_file else importlib.import_module(place)
+  # A user's module is a program, may raise anything and end the process.
+  except (Exception, SystemExit) as error:
+    file = str(pathlib.Path(place).resolve()) if in_file else place
+    said = raised_by(error, file)
+    raise InputError(f"{what}: cannot be imported: {said}") from error
+  if not vars(found).get("__file__"):
+    # A stage is made again where the file of its code has changed.
+    raise InputError(f"{what}: {place} is in no file; name code of a file")
+  return found
 
 
 def _from_file(place: str) -> ModuleType:

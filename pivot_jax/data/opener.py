@@ -238,7 +238,14 @@ def _open(
     raise InputError(f"{_place(spec)}: a {kind} is no {asked} data")
   if kind == "mmpr":
     mmpr.check_entry(str(_place(spec)), spec)
-  source = build(**_arguments(spec, kind, flawed=flawed))
+  fields, who = _arguments(spec, kind, flawed=flawed), f"kind={kind!r}"
+  names.check_call(f"{who} of a source", build, (), fields)
+  source = build(**fields)
+  if not isinstance(source, rows.Source):
+    raise InputError(
+      f"{who} of a source: returned {type(source).__name__}, not a rows.Source "
+      "(rows.Made is one)"
+    )
   if logged and isinstance(source, mixtures.Mixture):
     mixtures.log(source)
   if len(source) == 0:

@@ -16,13 +16,10 @@ import pathlib
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
-import jax
-import numpy as np
 from ml_collections import ConfigDict
 
-from pivot_jax import addresses, files, names, texts
+from pivot_jax import addresses, files, metrics, names, texts
 from pivot_jax.errors import InputError
 from pivot_jax.recipe import run_folder, sections, shipped
 from pivot_jax.recipe.inputs import Inputs, Step
@@ -62,7 +59,9 @@ def runner(kind: str, what: str = "kind") -> Callable:
   """
   if kind in KINDS:
     return importlib.import_module(f"pivot_jax.stages.{kind}").run
-  return names.named(kind, dict.fromkeys(KINDS), what)
+  found = names.named(kind, dict.fromkeys(KINDS), what)
+  names.check_call(f"{what}={kind!r}", found, ("config", "inputs", "out"))
+  return found
 
 
 def resolve(config: ConfigDict) -> ConfigDict:
@@ -295,13 +294,9 @@ def _make(step: Step, inputs: Inputs, place: str, *, may: bool) -> None:
   began = time.monotonic()
   run_stage = runner(step.kind, f"{step.name}.kind")
   measured = run_stage(step.config, step.inputs, step.folder)
-  if not isinstance(measured, Mapping):
-    raise InputError(
-      f"{step.name}.kind={step.kind!r}: returned {type(measured).__name__}, not "
-      "a mapping of its numbers"
-    )
+  numbers = metrics.numbers(measured, f"{step.name}.kind={step.kind!r}")
   seconds = time.monotonic() - began
-  run_folder.finish(step, inputs, _numbers(measured), seconds)
+  run_folder.finish(step, inputs, numbers, seconds)
   run_folder.discard_old(step)
 
 
@@ -311,16 +306,6 @@ def _show(report: Step) -> None:
     made, shown = report.folder / name, report.folder.parent / name
     if made.exists() and not shown.exists():
       files.write_text(shown, made.read_text("utf-8"))
-
-
-def _numbers(measured: Any) -> Any:
-  """Return numbers as Python's own, arrays without an axis among them."""
-  if isinstance(measured, Mapping):
-    return {key: _numbers(value) for key, value in measured.items()}
-  arrays = (np.generic, np.ndarray, jax.Array)
-  if isinstance(measured, arrays) and measured.ndim == 0:
-    return measured.item()
-  return measured
 
 
 def describe(plan: Plan) -> str:

@@ -14,11 +14,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from pivot_jax import names, trees
 from pivot_jax.data import packing
+from pivot_jax.errors import InputError
 from pivot_jax.models import mllm
 from pivot_jax.training import losses
 
@@ -56,10 +58,77 @@ def needs(*, pairs: bool = False, reference: bool = False):
 def named(name: str, what: str = "objective") -> Objective:
   """Return the objective of a name of `TABLE`, or of a user's own.
 
-  Raises InputError for a name that is neither.
+  Raises InputError for a name that is neither, and where one's own is called:
+  for a loss that is none.
   """
   found = names.named(name, TABLE, what)
-  return found if isinstance(found, Objective) else Objective(found)
+  if name in TABLE:
+    return found
+  if not isinstance(found, Objective):
+    found = Objective(found)
+  who = f"{what}={name!r}"
+  names.check_call(who, found.build, ("model", "config"))
+  return dataclasses.replace(found, build=_checked(found.build, who))
+
+
+def _checked(
+  build: Callable[[mllm.MLLM, ConfigDict], LossFn], who: str
+) -> Callable[[mllm.MLLM, ConfigDict], LossFn]:
+  """Return a user's builder, the results of whose loss are looked at."""
+
+  def build_checked(model: mllm.MLLM, config: ConfigDict) -> LossFn:
+    loss_fn = build(model, config)
+    if not callable(loss_fn):
+      raise InputError(
+        f"{who}: returned {type(loss_fn).__name__}, not a function loss_fn("
+        "params, batch, rng) -> (loss, metrics)"
+      )
+    names.check_call(f"{who}: its loss_fn", loss_fn, ("params", "batch", "rng"))
+
+    def checked(
+      params: trees.Params, batch: packing.Batch, rng: jax.Array | None
+    ) -> Any:
+      # While it is traced, so that it costs nothing.
+      found = loss_fn(params, batch, rng)
+      wrong = _fault(found)
+      if wrong:
+        raise InputError(f"{who}: its loss_fn returned {wrong}")
+      return found
+
+    return checked
+
+  return build_checked
+
+
+def _fault(found: Any) -> str:
+  """Return in which way a loss_fn's result is no loss with metrics, or ""."""
+  if not isinstance(found, tuple) or len(found) != 2:
+    return f"{_shown(found)}, not (loss, metrics)"
+  loss, metrics = found
+  number = isinstance(loss, jax.Array) and loss.shape == ()
+  if not number or not jnp.issubdtype(loss.dtype, jnp.floating):
+    return f"as loss {_shown(loss)}, not one float, as of a sum"
+  if not isinstance(metrics, dict):
+    return f"as metrics {_shown(metrics)}, not a dict"
+  for name, value in metrics.items():
+    pair = isinstance(value, (tuple, list)) and len(value) == 2
+    if not pair or not all(map(_is_number, value)):
+      return f"as metric {name!r} {_shown(value)}, not numbers (sum, count)"
+  return ""
+
+
+def _is_number(value: Any) -> bool:
+  kinds = (jax.Array, np.ndarray, np.generic, int, float)
+  return isinstance(value, kinds) and np.shape(value) == ()
+
+
+def _shown(value: Any) -> str:
+  """Return the type of a value, and its shape or its parts'."""
+  if isinstance(value, jax.Array):
+    return f"an array {value.dtype}{list(value.shape)}"
+  if isinstance(value, (tuple, list)):
+    return f"({', '.join(map(_shown, value))})"
+  return type(value).__name__
 
 
 # Rows of logits that exist at a time, unless a config says otherwise.
