@@ -4,6 +4,9 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+# Letters of a value that are shown.
+_LONGEST = 40
+
 
 def deciding(fields: Mapping[str, Any], free: Sequence[str]) -> dict[str, Any]:
   """Return the settings that count, as they are read back from JSON."""
@@ -26,7 +29,7 @@ def difference(
   was = _leaves(_without(before, free))
   new = _leaves(_without(json.loads(json.dumps(now, default=list)), free))
   changed = [
-    f"{key}: {was.get(key)!r} -> {new.get(key)!r}"
+    f"{key}: {_short(was.get(key))} -> {_short(new.get(key))}"
     for key in sorted(was.keys() | new.keys())
     if was.get(key) != new.get(key)
   ]
@@ -34,9 +37,25 @@ def difference(
 
 
 def _leaves(node: Any, prefix: str = "") -> dict[str, Any]:
+  """Return each single setting by its key; a list of arms has their names."""
+  found: dict[str, Any] = {}
+  if isinstance(node, list) and all(isinstance(x, Mapping) for x in node):
+    names = [x.get("name", place) for place, x in enumerate(node)]
+    if len(set(map(str, names))) < len(names):
+      names = list(range(len(names)))
+    # Their order may be all that differs.
+    found[prefix] = names
+    node = dict(zip(names, node))
   if not isinstance(node, Mapping):
     return {prefix: node}
-  found: dict[str, Any] = {}
   for key, value in node.items():
     found |= _leaves(value, f"{prefix}.{key}" if prefix else str(key))
   return found
+
+
+def _short(value: Any) -> str:
+  """Return a value as a line shows it."""
+  if isinstance(value, str) and len(value) > _LONGEST:
+    value = value[:_LONGEST] + "..."
+  text = repr(value)
+  return text if len(text) <= 2 * _LONGEST else text[:_LONGEST] + " ..."
