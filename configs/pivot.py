@@ -2,7 +2,7 @@
 
   python -m pivot_jax.main --config=configs/pivot.py --workdir=runs/pivot
 
-  configs/pivot.py               from shipped weights, 15 min on 2 cores
+  configs/pivot.py               from shipped weights, 7 min on 2 cores
   configs/pivot.py:debug         the same stages, tiny: does it run?
   configs/pivot.py:from_scratch  makes the shipped weights again, too
   configs/pivot.py:sweep         learning rates of SFT and DPO on a split that
@@ -354,7 +354,7 @@ def from_scratch(c: ConfigDict) -> ConfigDict:
 
 
 def debug(c: ConfigDict) -> ConfigDict:
-  """Keep every stage and make it tiny: two cores, three minutes, cold."""
+  """Keep every stage and make it tiny: one to two minutes on two cores."""
   c.report.title = "PIVOT, debug run"
   c.report.caution = ""
   c.report.lead = (
