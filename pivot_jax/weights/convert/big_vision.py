@@ -7,6 +7,7 @@ bfloat16 is stored as two void bytes. An npz file is read member by member.
 
 import math
 import re
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -58,10 +59,12 @@ _BLOCK = {
   "mlp/fc1": "MlpBlock_0/Dense_0",
   "mlp/fc2": "MlpBlock_0/Dense_1",
 }
-# RuntimeError: a member is encrypted, or compressed as zipfile cannot.
+# RuntimeError: a member is encrypted, or compressed as zipfile cannot. Of a
+# header that is no literal numpy raises what Python's own reader does.
 _PROBLEMS = (
   *(zipfile.BadZipFile, zlib.error, OSError, ValueError, EOFError),
   *(RuntimeError, KeyError, MemoryError, TypeError),
+  *(SyntaxError, tokenize.TokenError),
 )
 _LAYERS = "encoder/layers/"
 _OURS = "Transformer/encoderblock"

@@ -221,7 +221,9 @@ def test_an_encrypted_npz_is_refused(npz):
   _refused(f"bv:{npz}", "cannot be read as npz", "encrypted")
 
 
-@pytest.mark.parametrize("shape", ["(-1,)", "(True,)", f"({10**12},)", "((),)"])
+@pytest.mark.parametrize(
+  "shape", ["(-1,)", "(True,)", f"({10**12},)", "((),)", "(1", "(1 2)"]
+)
 def test_a_misshapen_member_of_an_npz_is_refused(npz, tmp_path, shape):
   with zipfile.ZipFile(npz) as archive:
     members = {name: archive.read(name) for name in archive.namelist()}
