@@ -1,12 +1,11 @@
 """Command lines as a new user types them: help, stray words, wrong flags."""
 
-import importlib
 import sys
 
 import pytest
 
 import pivot_jax
-from pivot_jax import cli
+from pivot_jax import cli, main
 from tests import documents
 
 
@@ -18,9 +17,9 @@ def command(monkeypatch, capsys):
   """
 
   def run(*words):
-    # Its flags are defined where it is imported.
-    monkeypatch.delitem(sys.modules, "pivot_jax.main", raising=False)
-    monkeypatch.delattr(pivot_jax, "main", raising=False)
+    # Its flags are defined where it is imported, and are here for this once.
+    monkeypatch.delitem(sys.modules, "pivot_jax.main")
+    monkeypatch.delattr(pivot_jax, "main")
     monkeypatch.setattr(sys, "path", list(sys.path))
     with documents.started(words):
       try:
@@ -32,9 +31,7 @@ def command(monkeypatch, capsys):
         return left.code, said.out + said.err
     raise AssertionError("it neither runs nor ends")
 
-  yield run
-  monkeypatch.undo()
-  importlib.import_module("pivot_jax.main")
+  return run
 
 
 RUN = ("run", "pivot:debug", "--workdir=W")
@@ -79,7 +76,9 @@ def test_a_wrong_command_line_is_one_line_that_names_the_word(
     # It parses no flags of absl, and ends by itself.
     monkeypatch.setattr(documents, "_stopping", lambda method: method)
   code, said = command(*words)
-  assert code == 2 and says in said and said.count("\n") == 1, said
+  assert code == main.EXIT_INPUT and says in said and said.count("\n") == 1, (
+    said
+  )
   assert said.count("'") % 2 == 0
 
 
