@@ -25,7 +25,7 @@ from pivot_jax.data.sources import folders
 from pivot_jax.data.tokenizer import load_tokenizer
 from pivot_jax.errors import InputError
 from pivot_jax.models import attention, layers
-from pivot_jax.recipe import plan
+from pivot_jax.recipe import given_weights, plan
 from pivot_jax.recipe.inputs import Step
 from pivot_jax.stages import detach, train
 from pivot_jax.training import (
@@ -95,7 +95,7 @@ def check(steps: Iterable[Step]) -> None:
     )
     monitor.window_of(step.config.profile)
   _check_sources(steps)
-  _check_weights(steps)
+  given_weights.check(steps)
 
 
 def describe(planned: plan.Plan) -> str:
@@ -241,28 +241,6 @@ def _check_objective(step: Step) -> None:
       f"{step.name}: {name} needs reference log-probabilities: give the score "
       'stage in inputs, as reference="@reference"'
     )
-
-
-def _check_weights(steps: Iterable[Step]) -> None:
-  """Open the weights that no earlier stage makes, before the first stage runs."""
-  steps = list(steps)
-  made = {step.folder for step in steps}
-  seen = set()
-  for step in steps:
-    for name, address in step.inputs.items():
-      read = step.kind == "train" and name in ("init", *checkpoint.PARTS)
-      if not read or (name, address) in seen:
-        continue
-      if addresses.parse(address).path in made:
-        continue
-      seen.add((name, address))
-      loaded = checkpoint.load(address, deferred=True)
-      folder = addresses.tokenizer_folder(step.config.tokenizer)
-      tokenizer = load_tokenizer(folder)
-      starting_model.check_given(name, address, loaded, step.config, tokenizer)
-      if "vision" in loaded.params:
-        # What is given back at the end must be there, and not only then.
-        checkpoint.unread(loaded.meta)
 
 
 def _check_sources(steps: Iterable[Step]) -> None:

@@ -20,6 +20,9 @@ from pivot_jax.errors import InputError
 from pivot_jax.weights import artifacts, checkpoint
 from pivot_jax.weights.convert import hf
 
+# Parts that the model must have; looked for before anything runs.
+NEEDS = ("vision",)
+
 
 def address_of(name: str, inputs: Mapping[str, str]) -> str:
   """Return where the encoder comes from; raise InputError if nothing says."""
@@ -39,8 +42,7 @@ def run(
   del config
   address = address_of(out.name, inputs)
   loaded = checkpoint.load(address)
-  if "vision" not in loaded.params:
-    raise InputError(f"{address}: holds no vision encoder to detach")
+  checkpoint.check_parts(address, loaded, NEEDS)
   kept = {
     part: loaded.params[part]
     for part in ("vision", "projector")

@@ -26,6 +26,9 @@ from pivot_jax.models import layers
 from pivot_jax.training import loop
 from pivot_jax.weights import checkpoint
 
+# Parts that the model must have; looked for before anything runs.
+NEEDS = (*checkpoint.PARTS, "tokenizer")
+
 _generate = jax.jit(
   generate.generate,
   static_argnums=0,
@@ -38,9 +41,7 @@ def run(
 ) -> dict[str, Any]:
   """Answers every question; returns accuracies per category and overall."""
   compute = layers.Compute(**config.compute.to_dict())
-  model = checkpoint.load_model(
-    inputs["init"], needs=(*checkpoint.PARTS, "tokenizer"), compute=compute
-  )
+  model = checkpoint.load_model(inputs["init"], needs=NEEDS, compute=compute)
   source = opener.open_source(config.sources[config.data].to_dict())
   _check_rows(source, model.tokenizer, config)
   mesh = sharding.make_mesh(config.mesh)

@@ -27,6 +27,9 @@ from pivot_jax.models import layers
 from pivot_jax.training import loop
 from pivot_jax.weights import checkpoint
 
+# Parts that the model must have; looked for before anything runs.
+NEEDS = (*checkpoint.PARTS, "tokenizer")
+
 
 class Scene(NamedTuple):
   """One question laid out as three examples, and where its object is."""
@@ -62,9 +65,7 @@ def run(
   `examples.json` (their texts).
   """
   compute = layers.Compute(**config.compute.to_dict())
-  model = checkpoint.load_model(
-    inputs["init"], needs=(*checkpoint.PARTS, "tokenizer"), compute=compute
-  )
+  model = checkpoint.load_model(inputs["init"], needs=NEEDS, compute=compute)
   source = opener.open_source(config.sources[config.data].to_dict())
   scenes, empty = read_scenes(config, model, source)
   mesh = sharding.make_mesh(config.mesh)

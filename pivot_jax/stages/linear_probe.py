@@ -30,6 +30,8 @@ from pivot_jax.models import layers
 from pivot_jax.weights import checkpoint
 
 LOG = logging.getLogger("pivot_jax")
+# Parts that the model must have; looked for before anything runs.
+NEEDS = ("vision",)
 
 
 def prototypes(
@@ -147,7 +149,7 @@ def run(
   """
   model = checkpoint.load_model(
     inputs["init"],
-    needs=("vision",),
+    needs=NEEDS,
     compute=layers.Compute(**config.compute.to_dict()),
   )
   mesh = sharding.make_mesh(config.mesh)

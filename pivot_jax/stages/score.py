@@ -23,15 +23,16 @@ from pivot_jax.models import layers
 from pivot_jax.training import loop, objectives, reference_logps
 from pivot_jax.weights import checkpoint
 
+# Parts that the model must have; looked for before anything runs.
+NEEDS = (*checkpoint.PARTS, "tokenizer")
+
 
 def run(
   config: ConfigDict, inputs: Mapping[str, str], out: pathlib.Path
 ) -> dict[str, Any]:
   """Score all rows and return their number and mean log-probabilities."""
   compute = layers.Compute(**config.compute.to_dict())
-  model = checkpoint.load_model(
-    inputs["init"], needs=(*checkpoint.PARTS, "tokenizer"), compute=compute
-  )
+  model = checkpoint.load_model(inputs["init"], needs=NEEDS, compute=compute)
   spec = config.sources[config.data].to_dict()
   coder = coders.coder_of(
     config.to_dict(),

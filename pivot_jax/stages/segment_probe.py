@@ -30,6 +30,8 @@ from pivot_jax.training import loop
 from pivot_jax.weights import checkpoint
 
 LOG = logging.getLogger("pivot_jax")
+# Parts that the model must have; looked for before anything runs.
+NEEDS = ("vision",)
 
 
 class Split(NamedTuple):
@@ -68,7 +70,7 @@ def run(
   config = _counted(config)
   model = checkpoint.load_model(
     inputs["init"],
-    needs=("vision",),
+    needs=NEEDS,
     compute=layers.Compute(**config.compute.to_dict()),
   )
   mesh = sharding.make_mesh(config.mesh)

@@ -42,6 +42,13 @@ def write(
   files.write_json(folder / "reference.json", dict(made) | {"rows": rows})
 
 
+def check_there(folder: pathlib.Path) -> None:
+  """Raise InputError unless a folder holds what `write` leaves."""
+  for name in ("reference.json", "reference.npz"):
+    if not (folder / name).is_file():
+      raise InputError(f"{folder / name}: not found; run the score stage again")
+
+
 def read(
   folder: pathlib.Path, made: Mapping[str, str]
 ) -> dict[str, tuple[tuple[float, float], str]]:
@@ -49,6 +56,7 @@ def read(
 
   Raises InputError if they were made with anything else than `made`.
   """
+  check_there(folder)
   head = files.read_json(folder / "reference.json")
   wrong = [name for name in made if head[name] != made[name]]
   if wrong:
@@ -57,10 +65,7 @@ def read(
       f"{wrong[0]} ({head[wrong[0]]}, here {made[wrong[0]]}): run the score "
       "stage on the checkpoint that this stage starts from"
     )
-  table = folder / "reference.npz"
-  if not table.exists():
-    raise InputError(f"{table}: not found; run the score stage again")
-  columns = np.load(table, allow_pickle=False)
+  columns = np.load(folder / "reference.npz", allow_pickle=False)
   return {
     str(name): ((float(pair[0]), float(pair[1])), str(crc))
     for name, pair, crc in zip(

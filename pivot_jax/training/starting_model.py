@@ -34,7 +34,7 @@ def assemble(
   """
   found = {
     name: checkpoint.load(inputs[name], deferred=True)
-    for name in _weights(inputs)
+    for name in weights_of(inputs)
   }
   vision = llm = unread = None
   for name, loaded in found.items():
@@ -49,11 +49,7 @@ def assemble(
     llm = llm or _new_llm(config, tokenizer)
   given: dict[str, Any] = {}
   for name, loaded in found.items():
-    wanted = config.parts if name == "init" else (name,)
-    absent = [part for part in wanted if part not in loaded.params]
-    if absent:
-      raise InputError(f"{inputs[name]}: holds no {absent[0]!r}")
-    given |= {part: loaded.params[part] for part in wanted}
+    given |= {part: loaded.params[part] for part in _wanted(name, config)}
   model = mllm.MLLM(
     llm=llm if "llm" in config.parts else None,
     vision=vision if "vision" in config.parts else None,
@@ -76,6 +72,11 @@ def assemble(
   return checkpoint.Model(model, params, tokenizer, meta)
 
 
+def weights_of(inputs: Mapping[str, str]) -> list[str]:
+  """Return the inputs of a training that give weights."""
+  return [n for n in inputs if n in ("init", *checkpoint.PARTS)]
+
+
 def log_start(
   config: ConfigDict, start: checkpoint.Model, prints: Mapping[str, str]
 ) -> None:
@@ -91,8 +92,9 @@ def log_start(
     LOG.info("%s", line)
 
 
-def _weights(inputs: Mapping[str, str]) -> list[str]:
-  return [n for n in inputs if n in ("init", *checkpoint.PARTS)]
+def _wanted(name: str, config: ConfigDict) -> tuple[str, ...]:
+  """Return the parts that a training takes from an input."""
+  return tuple(config.parts) if name == "init" else (name,)
 
 
 def _fields(section: ConfigDict) -> dict[str, Any]:
@@ -113,7 +115,11 @@ def check_given(
   config: ConfigDict,
   tokenizer: chat.Tokenizer,
 ) -> None:
-  """Raise InputError for given weights that do not go with the settings."""
+  """Raise InputError for given weights that do not go with the settings.
+
+  Nor may a part be absent that the training takes from them.
+  """
+  checkpoint.check_parts(address, loaded, _wanted(name, config))
   if name in ("init", "vision") and "vision" in loaded.params:
     _check_resample(address, loaded, config)
   if name in ("init", "llm") and "llm" in loaded.params:

@@ -314,17 +314,25 @@ def load_model(
   "llm" and "tokenizer"; raises InputError for the first that is not there.
   """
   loaded = load(address, deferred=True)
+  check_parts(address, loaded, needs)
+  folder = addresses.tokenizer_folder(address)
+  wanted = "tokenizer" in needs or folder.name == "tokenizer"
+  tokenizer = load_tokenizer(folder) if wanted else None
+  return Model(loaded.model(compute), loaded.params, tokenizer, loaded.meta)
+
+
+def check_parts(address: str, loaded: Loaded, needs: Sequence[str]) -> None:
+  """Raise InputError for the first part of `needs` that is not there.
+
+  A tokenizer among them is not looked for.
+  """
   parts = set(loaded.params)
   absent = [n for n in needs if n != "tokenizer" and n not in parts]
   if absent:
     raise InputError(
       f"{address}: holds no {absent[0]!r}, only {', '.join(sorted(parts))}; "
-      "give the output of a train stage"
+      "give a model that has it, as the output of a train stage"
     )
-  folder = addresses.tokenizer_folder(address)
-  wanted = "tokenizer" in needs or folder.name == "tokenizer"
-  tokenizer = load_tokenizer(folder) if wanted else None
-  return Model(loaded.model(compute), loaded.params, tokenizer, loaded.meta)
 
 
 def configs(

@@ -83,7 +83,7 @@ def test_the_vision_input_does_where_there_is_no_init(init, finished, tmp_path):
 
 def test_a_model_without_an_encoder_is_refused(init, tmp_path):
   address = f"{init}:llm"
-  with pytest.raises(InputError, match=f"{address}: holds no vision encoder"):
+  with pytest.raises(InputError, match=f"{address}: holds no 'vision'"):
     detach.run(None, {"init": address}, tmp_path / "out")
   assert not (tmp_path / "out").exists()
 
