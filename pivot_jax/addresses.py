@@ -104,6 +104,16 @@ def parse(address: str) -> Address:
   return Address(kind, path, part, options, inside, origin)
 
 
+def is_there(address: str) -> bool:
+  """Return whether an address names a file, a folder or a model of the hub.
+
+  The hub is not asked.
+  """
+  kind, name, _, _ = _split(address)
+  path = _path(kind, name)
+  return bool(name) and (path.exists() or _is_hub(kind, name, path))
+
+
 def tokenizer_folder(address: str) -> pathlib.Path:
   """Return the tokenizer folder of an artifact, or the folder itself."""
   folder = parse(address).path

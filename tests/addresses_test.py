@@ -78,6 +78,17 @@ def test_wrong_choices_are_refused(address, said):
     addresses.parse(address)
 
 
+def test_an_address_is_there_or_is_one_of_the_hub(tmp_path):
+  (tmp_path / "x.npz").touch()
+  for address in (
+    *(str(tmp_path), f"hf:{tmp_path}:vision", f"bv:{tmp_path}/x.npz:img"),
+    *("package:toy/stage1", "hf:org/name?image_size=3"),
+  ):
+    assert addresses.is_there(address)
+  for address in ("", "stage2_dop", "hf:gone", "org/name", "package:tyo"):
+    assert not addresses.is_there(address)
+
+
 def _cache(folder):
   """A cached model, as huggingface_hub lays it out."""
   model = folder / "hub" / "models--someone--tiny"

@@ -1,12 +1,13 @@
 """The section of a stage in a config, what all share, and the arms."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from pivot_jax import names
+from pivot_jax import addresses, names
 from pivot_jax.errors import InputError
+from pivot_jax.report import compare
 
 # What the kinds of the package measure of an arm.
 MEASURES = {
@@ -50,12 +51,13 @@ def design(config: ConfigDict) -> dict[str, Any]:
   """Return the arms, the pairs that are compared, and what measures an arm.
 
   `measuring` has by stage its arm and what it measures of it. Raises InputError
-  for an arm that the config does not have, two of one name, a stage that
+  for an arm or a pair that is none, an arm that the config does not have, two
+  of one name, a model that is neither a stage nor an address, a stage that
   measures what its kind does not, or pairs of the same rows without trainings.
   """
-  arms = [dict(arm) for arm in config.get("arms", ())]
-  pairs = [dict(pair) for pair in config.get("compared", ())]
-  _check_arms(arms, pairs)
+  arms = _entries(config, "arms", ("name", "model", "label", "short"))
+  pairs = _entries(config, "compared", ("one", "other", "same_rows"))
+  _check_arms(arms, config)
   models = {arm["name"]: arm["model"] for arm in arms}
   measuring: dict[str, tuple[str, str]] = {}
   for name in config.order:
@@ -68,10 +70,10 @@ def design(config: ConfigDict) -> dict[str, Any]:
     for side in ("one", "other"):
       if pair[side] not in models:
         raise InputError(
-          f"compared: {pair[side]!r} is no arm; the arms are {', '.join(models)}"
+          f"compared: {pair[side]!r} is no arm; {_listed(models)}"
         )
       model = models[pair[side]]
-      trained = model in config and config[model].kind == "train"
+      trained = _is_stage(model, config) and config[model].kind == "train"
       if pair["same_rows"] and not trained:
         raise InputError(
           f"compared: {pair[side]!r} has the model {model!r}, which is no "
@@ -80,24 +82,62 @@ def design(config: ConfigDict) -> dict[str, Any]:
   return {"arms": arms, "compared": pairs, "measuring": measuring}
 
 
-def _check_arms(
-  arms: list[dict[str, Any]], pairs: list[dict[str, Any]]
-) -> None:
-  """Raise for an arm or a pair that lacks a field, and for names given twice."""
-  wanted = (
-    ("arms", arms, ("name", "model", "label", "short")),
-    ("compared", pairs, ("one", "other", "same_rows")),
-  )
-  for what, entries, fields in wanted:
-    for entry in entries:
-      missing = [field for field in fields if field not in entry]
-      if missing:
-        raise InputError(f"{what}: {entry} has no {missing[0]!r}")
+def _entries(
+  config: ConfigDict, what: str, fields: Sequence[str]
+) -> list[dict[str, Any]]:
+  """Return the arms or pairs of a config; raise for one that is none."""
+  made = {"arms": "common.arm(...)", "compared": "common.pair(...)"}[what]
+  given = config.get(what, ())
+  if not isinstance(given, (tuple, list)):
+    raise InputError(f"{what}={given!r}: give a tuple, as ({made},)")
+  for entry in given:
+    if not isinstance(entry, (Mapping, ConfigDict)):
+      raise InputError(f"{what}: {entry!r} is none: give {made}")
+    for field in fields:
+      if field not in entry:
+        raise InputError(f"{what}: {entry} has no {field!r}")
+      value = entry[field]
+      if field == "same_rows" and not isinstance(value, bool):
+        raise InputError(f"{what}: {field}={value!r}: give True or False")
+      text = isinstance(value, str) and value.strip()
+      if field != "same_rows" and not text:
+        raise InputError(f"{what}: {entry}: {field}={value!r}: give a text")
+  return [dict(entry) for entry in given]
+
+
+def _check_arms(arms: list[dict[str, Any]], config: ConfigDict) -> None:
+  """Raise for names given twice, and for a model that is nowhere."""
   for field in ("name", "label", "short"):
     values = [arm[field] for arm in arms]
     twice = [value for value in values if values.count(value) > 1]
     if twice:
       raise InputError(f"arms: two have the {field} {twice[0]!r}")
+  for arm in arms:
+    name, label, model = arm["name"], arm["label"], arm["model"]
+    if label in compare.BASELINES.values():
+      raise InputError(
+        f"arms: {name!r} has the label {label!r}, by which the report calls a "
+        "baseline: choose another"
+      )
+    if not _is_stage(model, config) and not addresses.is_there(model):
+      raise InputError(
+        f"arms: {name!r} has the model {model!r}, which is no stage of the "
+        "config, and no file or folder: give one of them"
+      )
+
+
+def _is_stage(name: str, config: ConfigDict) -> bool:
+  """Return whether a config has a stage of a name, whether or not it runs."""
+  return (
+    name in config
+    and isinstance(config[name], ConfigDict)
+    and "kind" in config[name]
+  )
+
+
+def _listed(arms: Iterable[str]) -> str:
+  names = ", ".join(arms)
+  return f"the arms are {names}" if names else "the config has no arms (c.arms)"
 
 
 def _check_measuring(
@@ -109,7 +149,7 @@ def _check_measuring(
 ) -> None:
   arm, measure = measures
   if arm not in arms:
-    raise InputError(f"{name}.arm={arm!r}: the arms are {', '.join(arms)}")
+    raise InputError(f"{name}.arm={arm!r}: {_listed(arms)}")
   every = [x for known in MEASURES.values() for x in known]
   known = MEASURES.get(kind, ())
   wrong = measure in every if names.is_own(kind) else measure not in known

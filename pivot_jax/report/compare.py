@@ -36,6 +36,8 @@ HEADLINES = {
     "gradient localisation at the projector (DPO loss)"
   ),
 }
+# Rows of the tables beside the arms, by their key in the results.
+BASELINES = {"majority": "majority answer", "blind": "question alone"}
 RESAMPLES = 500
 # Bytes of a file of predictions.
 _LARGEST = 2**30

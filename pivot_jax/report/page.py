@@ -108,11 +108,8 @@ def _named(found, design: compare.Design) -> dict[str, Any]:
 
 def _baselines(found) -> dict[str, Any]:
   """Return the rows of what needs no image; those without numbers are absent."""
-  rows = {
-    "majority answer": found["majority"],
-    "question alone": found["blind"],
-  }
-  return {name: measures for name, measures in rows.items() if measures}
+  names = compare.BASELINES
+  return {names[key]: found[key] for key in names if found[key]}
 
 
 def _pairs(found, design: compare.Design) -> dict[str, Any]:
@@ -138,7 +135,7 @@ def _mllms(found: Mapping[str, Any], design: compare.Design) -> Markup:
     name.replace("vqa/", "mllm/", 1): value
     for name, value in found["blind"].items()
   }
-  baseline = {"question alone": blind} if blind else {}
+  baseline = {compare.BASELINES["blind"]: blind} if blind else {}
   return markup.section(
     "The MLLMs before their encoders are cut out",
     tables.measures(_named(found["mllms"], design) | baseline, columns),

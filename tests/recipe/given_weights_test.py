@@ -8,7 +8,7 @@ import pytest
 import pivot_jax
 from pivot_jax.configs import common, pivot
 from pivot_jax.errors import InputError
-from pivot_jax.recipe import given_weights, plan, preflight, run_folder
+from pivot_jax.recipe import given_weights, plan, preflight
 from pivot_jax.weights import checkpoint
 
 FULL = ("score", "gradcam", "evaluate")
@@ -27,7 +27,7 @@ def theirs(tmp_path_factory):
 def one(kind, tmp_path, **inputs):
   """Return the steps of a run of a single stage."""
   config = common.ConfigDict(dict(tokenizer="package:toy"))
-  return [run_folder.Step("mine", kind, config, inputs, tmp_path / "mine")]
+  return [Step("mine", kind, config, inputs, tmp_path / "mine")]
 
 
 def with_arm(address, tmp_path):

@@ -133,6 +133,16 @@ def test_sources_that_are_not_looked_at_are_named(folder, capsys):
   assert "tfds: not looked at (kind='tfds' names no path)\n" in said
 
 
+def test_the_weights_of_an_arm_may_be_elsewhere(folder):
+  _recipe(
+    'c.arms = (common.arm("x", model="/elsewhere/llava", label="x"),)',
+    'c.report, c.compared = common.stage("report"), ()',
+    'c.order = (*c.order, "report")',
+  )
+  _write("rows.jsonl", ROW)
+  assert _check() == 0
+
+
 @pytest.mark.parametrize("long", ["drop", "truncate_answer"])
 def test_rows_that_are_dropped_or_cut_are_noted(folder, capsys, long):
   _recipe(f'c.train.long = c.later.long = "{long}"')
