@@ -9,6 +9,7 @@ import pivot_jax
 from pivot_jax.configs import common, pivot
 from pivot_jax.errors import InputError
 from pivot_jax.recipe import given_weights, plan, preflight
+from pivot_jax.recipe.inputs import Step
 from pivot_jax.weights import checkpoint
 
 FULL = ("score", "gradcam", "evaluate")
@@ -107,7 +108,7 @@ def test_an_arm_that_is_measured_alone_is_looked_at_first(theirs, tmp_path):
   address = f"hf:{theirs}:vision"
   with pytest.raises(InputError, match=f"gradcam_theirs: {address}: holds no"):
     preflight.check(with_arm(address, tmp_path))
-  with pytest.raises(InputError, match="detach_theirs: gone: no such folder"):
+  with pytest.raises(InputError, match="'theirs' has the model 'gone'"):
     preflight.check(with_arm("gone", tmp_path))
 
 
