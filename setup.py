@@ -27,7 +27,10 @@ setuptools.setup(
     "pivot_jax.configs",
   ],
   package_dir={"pivot_jax.configs": "configs"},
-  package_data={"pivot_jax": ["assets/**/*", "**/templates/*", "py.typed"]},
+  package_data={
+    "pivot_jax": ["assets/**/*", "**/templates/*", "py.typed"],
+    "pivot_jax.configs": ["data/*.yaml"],
+  },
   entry_points={"console_scripts": ["pivot-jax = pivot_jax.cli:main"]},
   install_requires=[
     "absl-py>=2.1",

@@ -4,7 +4,8 @@
   c.sources.preference = paper_data.mmpr("data/under30", image_root="datasets")
 
 The lists of files are in `configs/data/`; their heads say what is known of them.
-Paths are relative to where a run starts: the repository's root, for the lists.
+An entry names its list as `package:configs/data/NAME.yaml`: the one that ships with
+the package, wherever a run starts. Other paths are relative to where it starts.
 """
 
 # The lists: paper.md 4.2, 4.3 and 4.4.
@@ -38,7 +39,7 @@ def mixture(
     raise ValueError(f"mixture {name!r}: choose one of {MIXTURES}")
   return dict(
     kind="mixture",
-    path=f"configs/data/{name}.yaml",
+    path=f"package:configs/data/{name}.yaml",
     root=root,
     image_root=image_root,
     strict=strict,

@@ -8,6 +8,7 @@ or filled by others is not written through a link either: that is an error.
 
 import contextlib
 import importlib.metadata
+import importlib.resources
 import json
 import math
 import os
@@ -26,9 +27,10 @@ from pivot_jax.errors import InputError
 
 # Of it, texts and numbers, those of numpy and paths among them.
 Content = Mapping[str, Any] | Sequence[Any]
-# One slash is left of two where an address has already become a path.
+RECIPES = "package:configs/"
 # Of a JSON file; the index of a checkpoint of 100,000 tensors has a tenth of it.
 LARGEST_JSON = 2**26
+# One slash is left of two where an address has already become a path.
 _REMOTE = re.compile(r"[a-z][a-z0-9+.-]+:/", re.IGNORECASE)
 
 
@@ -50,6 +52,19 @@ def is_inside(path: str | os.PathLike, folder: str | os.PathLike) -> bool:
   """Return whether a path, all links followed, lies in a folder."""
   real = pathlib.Path(os.path.realpath(path))
   return real.is_relative_to(os.path.realpath(folder))
+
+
+def input_path(path: str | os.PathLike) -> pathlib.Path:
+  """Return a path to read; `package:configs/FILE` lies beside the recipes.
+
+  So a config names a file that ships with it in one way, wherever it is
+  installed and wherever a run starts.
+  """
+  text = os.fspath(path)
+  if not text.startswith(RECIPES):
+    return pathlib.Path(text)
+  folder = importlib.resources.files("pivot_jax.configs")
+  return pathlib.Path(str(folder)) / text.removeprefix(RECIPES)
 
 
 def check_named(path: pathlib.Path) -> None:

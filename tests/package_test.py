@@ -1,7 +1,10 @@
 """The installed package works away from its checkout."""
 
+import pathlib
 import subprocess
 import sys
+
+ROOT = pathlib.Path(__file__).parents[1]
 
 
 def _run(script, folder):
@@ -25,6 +28,23 @@ def test_load_and_save_are_there_from_any_folder(tmp_path):
     "print(sorted(pivot_jax.load('out')[1]))"
   )
   assert _run(script, tmp_path).endswith("['vision']")
+
+
+def test_the_wheel_holds_the_lists_of_the_papers_data():
+  # Nothing is built: the names are those that a build would copy.
+  script = (
+    "from distutils import core\n"
+    "made = core.run_setup('setup.py', stop_after='init')\n"
+    "command = made.get_command_obj('build_py')\n"
+    "command.ensure_finalized()\n"
+    "for package, _, _, files in command.data_files:\n"
+    "  print(*(f'{package}/{file}' for file in files), sep='\\n')"
+  )
+  found = _run("import setuptools\n" + script, ROOT).splitlines()
+  lists = {path.name for path in (ROOT / "configs" / "data").iterdir()}
+  assert lists and {f"pivot_jax.configs/data/{name}" for name in lists} == {
+    name for name in found if name.startswith("pivot_jax.configs/")
+  }
 
 
 def test_importing_the_package_imports_no_jax(tmp_path):

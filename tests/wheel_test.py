@@ -85,6 +85,19 @@ def test_the_wheel_finds_its_recipes_from_any_folder(installed, elsewhere, way):
   assert place.startswith(str(installed))
 
 
+def test_the_wheel_has_the_lists_of_the_paper_s_data(installed, elsewhere):
+  foreign = elsewhere / "configs" / "data" / "onevision.yaml"
+  foreign.parent.mkdir()
+  foreign.write_text("datasets:\n- json_path: foreign.json\n")
+  script = (
+    "from pivot_jax.configs import paper_data as p;"
+    "from pivot_jax.data.sources import mixtures as m;"
+    "print(*(len(m.read(p.mixture(x, root='')['path'])) for x in p.MIXTURES))"
+  )
+  said = run(installed, elsewhere, sys.executable, "-c", script)
+  assert said.split() == ["1", "87", "4"]
+
+
 def test_a_config_of_the_user_builds_on_the_package_s(installed, elsewhere):
   (_, command) = commands(installed, "mine.py")
   run(installed, elsewhere, *command)

@@ -132,7 +132,7 @@ def open_path(
     return open_source(_scenes(str(path)))
   place = pathlib.Path(path)
   # A pattern names the shards of a split.
-  if "*" not in place.name and not place.exists():
+  if "*" not in place.name and not files.input_path(place).exists():
     raise InputError(f"{place}: no such file or folder")
   spec = _entry(place, image_root)
   if spec["kind"] == "mixture" and root is not None:

@@ -89,9 +89,10 @@ def read(path: str | os.PathLike) -> tuple[Entry, ...]:
     InputError: no such file, no YAML, or an entry that is none.
   """
   path = pathlib.Path(path)
-  if not os.path.lexists(path):
+  file = files.input_path(path)
+  if not os.path.lexists(file):
     raise InputError(f"{path}: no such file")
-  found = _yaml(path)
+  found = _yaml(file)
   listed = found.get("datasets") if isinstance(found, dict) else None
   if not isinstance(listed, list) or not listed:
     raise InputError(f"{path}: datasets: must be a list of entries")
@@ -145,6 +146,8 @@ class Mixture(rows.Derived):
     if seed < 0:
       raise InputError(f"{self.path}: seed={seed}: give 0 or more")
     self.entries = read(self.path)
+    if root is None and str(self.path).startswith(files.RECIPES):
+      raise InputError(f"{self.path}: give root, the folder of its files")
     root = self.path.parent if root is None else pathlib.Path(root)
     _check_there(self.path, root, self.entries)
     self._files = [

@@ -5,6 +5,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from pivot_jax import files
 from pivot_jax.data import opener
 from pivot_jax.data.sources import json_index
 from pivot_jax.errors import InputError
@@ -12,7 +13,7 @@ from pivot_jax.errors import InputError
 
 def is_there(path: str) -> bool:
   """Return whether there is such a file or folder, or one of a pattern."""
-  place = pathlib.Path(path)
+  place = files.input_path(path)
   return place.exists() or ("*" in place.name and _matches(place))
 
 

@@ -388,7 +388,60 @@ def test_every_list_is_an_entry_and_says_what_is_known_of_it():
   assert {path.stem for path in LISTS.iterdir()} == set(paper_data.MIXTURES)
   for name in paper_data.MIXTURES:
     spec = paper_data.mixture(name, root="datasets")
-    assert spec["path"] == f"configs/data/{name}.yaml"
+    entries = mixtures.read(LISTS / f"{name}.yaml")
+    assert mixtures.read(spec["path"]) == entries
     assert (LISTS / f"{name}.yaml").read_text().startswith("# ")
   with pytest.raises(ValueError, match="choose one of"):
     paper_data.mixture("onevison", root="datasets")
+
+
+def captions(folder, rows):
+  """Write a file of the captions' name; returns its path in the list."""
+  (only,) = mixtures.read(LISTS / "llava_pretrain.yaml")
+  talk = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
+  path = folder / only.json_path
+  path.parent.mkdir(parents=True, exist_ok=True)
+  path.write_text(json.dumps([{"conversations": talk}] * rows))
+  return only.json_path
+
+
+def test_a_foreign_list_in_the_current_folder_is_not_read(
+  tmp_path, monkeypatch
+):
+  captions(tmp_path / "datasets", rows=3)
+  foreign = tmp_path / "configs" / "data" / "llava_pretrain.yaml"
+  foreign.parent.mkdir(parents=True)
+  foreign.write_text("datasets:\n- json_path: foreign.json\n")
+  monkeypatch.chdir(tmp_path)
+  spec = paper_data.mixture("llava_pretrain", root="datasets", strict=False)
+  assert len(opener.open_source(spec)) == 3
+  # As a path it is one's own.
+  spec["path"] = "configs/data/llava_pretrain.yaml"
+  with pytest.raises(InputError, match="foreign.json"):
+    opener.open_source(spec)
+
+
+def test_the_recorded_list_is_the_same_text_on_every_machine():
+  spec = paper_data.mixture("onevision", root="datasets")
+  assert spec["path"] == "package:configs/data/onevision.yaml"
+
+
+def test_a_list_is_read_by_its_path_in_a_clone_too(tmp_path, monkeypatch):
+  captions(tmp_path, rows=2)
+  monkeypatch.chdir(LISTS.parents[1])
+  spec = paper_data.mixture("llava_pretrain", root=str(tmp_path), strict=False)
+  stamps = [
+    opener.open_source(spec | {"path": path}).stamp()
+    for path in (spec["path"], spec["path"].removeprefix("package:"))
+  ]
+  assert stamps[0] == stamps[1]
+
+
+def test_a_list_of_the_package_is_opened_by_its_name_alone(tmp_path):
+  path = "package:configs/data/llava_pretrain.yaml"
+  with pytest.raises(InputError, match=f"{path}: give root"):
+    opener.open_path(path)
+  with pytest.raises(InputError, match=f"{path}: 1 of 1 files are not in"):
+    opener.open_path(path, root=str(tmp_path))
+  with pytest.raises(InputError, match="no such file"):
+    opener.open_path("package:configs/data/none.yaml")
