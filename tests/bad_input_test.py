@@ -13,7 +13,7 @@ import safetensors.numpy
 import transformers
 from PIL import Image
 
-from pivot_jax import main
+from pivot_jax import main, output
 from pivot_jax.configs import pivot
 from pivot_jax.training import loop
 from tests.fixtures import tiny_stages
@@ -39,8 +39,8 @@ def command(monkeypatch, tmp_path, capsys):
     for name, value in flags.items():
       monkeypatch.setattr(main, name, types.SimpleNamespace(value=value))
     # What is global to the process belongs to the other tests, too.
-    for name in ("_setup_logging", "_setup_jax"):
-      monkeypatch.setattr(main, name, lambda: None)
+    monkeypatch.setattr(main, "_setup_jax", lambda: None)
+    monkeypatch.setattr(output, "log", lambda: None)
     monkeypatch.setattr(loop, "stop_on_sigterm", lambda: None)
     monkeypatch.setattr(main, "_overrides", dict)
     with pytest.raises(SystemExit) as left:

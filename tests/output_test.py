@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from pivot_jax import main, metrics, output, texts, trees
+from pivot_jax import command_line, metrics, output, texts, trees
 from pivot_jax.data import __main__ as data
 from pivot_jax.data.sources import json_index
 from pivot_jax.data.tools import show, shown_page, shown_rows
@@ -19,7 +19,7 @@ from pivot_jax.errors import InputError
 from pivot_jax.recipe import plan
 from pivot_jax.recipe.inputs import Step
 from pivot_jax.report import charts, compare, tables
-from pivot_jax.weights import card, export
+from pivot_jax.weights import card
 
 CLEAR = "a\x1b[2J\x9b3J\u202ex\r\nerror: all is well"
 SPELT = "\\x1b[2J\\x9b3J\\u202ex"
@@ -57,21 +57,13 @@ def test_the_traceback_of_a_record_keeps_its_lines():
 
 
 @pytest.mark.parametrize("name", [CLEAR, "x" * 99_000_000])
-def test_the_error_that_ends_a_run_is_one_short_line(name, capsys):
+def test_the_error_that_ends_a_command_is_one_short_line(name, capsys):
   with pytest.raises(SystemExit) as left:
-    main._leave(f"error: {name}: bad", 2)
+    command_line.leave(f"error: {name}: bad", 2)
   assert left.value.code == 2
   said = capsys.readouterr().err
   check_calm(said)
   assert said.startswith("error: ") and said.endswith(": bad\n")
-
-
-def test_the_error_that_ends_an_export_is_one_line(capsys):
-  with pytest.raises(SystemExit):
-    export._leave(InputError(CLEAR))
-  said = capsys.readouterr().err
-  check_calm(said)
-  assert SPELT in said
 
 
 def test_data_names_a_hostile_file_in_a_line(tmp_path, capsys):
