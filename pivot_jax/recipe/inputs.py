@@ -81,7 +81,8 @@ class Inputs:
     for name, spec in step.config.get("sources", {}).items():
       for field in ("path", "image_root", "bad", "tokenizer"):
         if spec.get(field):
-          texts[f"{name}.{field}"] = self._files(pathlib.Path(spec[field]))
+          place = files.input_path(spec[field])
+          texts[f"{name}.{field}"] = self._files(place)
       own = names.is_own(spec.get("kind", ""))
       if own or (spec.get("path") and _lists(spec)):
         texts[f"{name}.rows"] = self._listed(spec, 1 if own else rules)

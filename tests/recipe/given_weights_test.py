@@ -108,8 +108,8 @@ def test_an_arm_that_is_measured_alone_is_looked_at_first(theirs, tmp_path):
   address = f"hf:{theirs}:vision"
   with pytest.raises(InputError, match=f"gradcam_theirs: {address}: holds no"):
     preflight.check(with_arm(address, tmp_path))
-  with pytest.raises(InputError, match="'theirs' has the model 'gone'"):
-    preflight.check(with_arm("gone", tmp_path))
+  with pytest.raises(InputError, match="detach_theirs: .*has no model.json"):
+    preflight.check(with_arm(str(tmp_path), tmp_path))
 
 
 def test_an_address_is_opened_once_and_of_a_stage_never(

@@ -90,6 +90,19 @@ def test_files_that_a_list_names_count_by_content(tmp_path, make):
   assert of()["rows.rows"] != before["rows.rows"]
 
 
+def test_a_list_that_ships_counts_by_its_content(tmp_path, monkeypatch):
+  made = published.make_onevision_mixture(tmp_path / "data")
+  monkeypatch.setattr(files, "input_path", lambda _: made.path)
+  spec = dict(kind="llava", path="package:configs/data/some.yaml")
+  spec |= dict(root=str(made.path.parent), image_root="")
+  before = marks(tmp_path, sources={"rows": spec})
+  text = made.path.read_text("utf-8")
+  made.path.write_text(text.replace("first:2", "first:3"), encoding="utf-8")
+  after = marks(tmp_path, sources={"rows": spec})
+  assert after["rows.rows"] == before["rows.rows"]
+  assert after["rows.path"] != before["rows.path"]
+
+
 def result(folder, **model):
   folder.mkdir(exist_ok=True)
   meta = {"llm": {"heads": 4}, "versions": {"jax": "1"}, "unread": None} | model
