@@ -30,6 +30,8 @@ Content = Mapping[str, Any] | Sequence[Any]
 RECIPES = "package:configs/"
 # Of a JSON file; the index of a checkpoint of 100,000 tensors has a tenth of it.
 LARGEST_JSON = 2**26
+# What stands behind the name of a file that is not whole yet.
+_ASIDE = r"(\.[0-9a-f]+)?\.tmp"
 # One slash is left of two where an address has already become a path.
 _REMOTE = re.compile(r"[a-z][a-z0-9+.-]+:/", re.IGNORECASE)
 
@@ -110,9 +112,18 @@ def open_own(path: pathlib.Path, flags: int) -> int:
 
 
 def append_text(path: pathlib.Path, text: str) -> None:
-  """Append a text as UTF-8; raises as `open_own`."""
+  """Append a text as UTF-8.
+
+  Raises as `open_own`, and for a file that has another name besides: what is
+  appended would stand there, too.
+  """
   place = open_own(path, os.O_WRONLY | os.O_APPEND)
   with open(place, "a", encoding="utf-8") as file:
+    if os.fstat(place).st_nlink > 1:
+      raise InputError(
+        f"{path}: is a hard link, so that another file would change with it: "
+        "put a copy in its place"
+      )
     file.write(text)
 
 
@@ -165,7 +176,7 @@ def writing_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
 def is_left_over(path: pathlib.Path, name: str) -> bool:
   """Return whether a killed writer of the file `name` left this file behind."""
-  return path.name.startswith(f"{name}.") and path.name.endswith(".tmp")
+  return bool(re.fullmatch(re.escape(name) + _ASIDE, path.name))
 
 
 def write_text(path: pathlib.Path, text: str) -> None:

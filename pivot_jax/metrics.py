@@ -33,8 +33,12 @@ _LARGEST = 2**30
 
 
 def measured(value: float, n: int, se: float | None) -> Measured:
-  """Return one measured number: value, sample size, standard error."""
-  return {"value": float(value), "n": int(n), "se": se}
+  """Return one measured number: value, sample size, standard error.
+
+  Of a single item no error is known, which is None.
+  """
+  known = se is not None and math.isfinite(se)
+  return {"value": float(value), "n": int(n), "se": se if known else None}
 
 
 def share(hits: float, n: int) -> Measured:
@@ -61,7 +65,10 @@ def read_record(path: pathlib.Path, *needs: str) -> dict[str, Any]:
     InputError: a field of `needs` is absent or of another type, or a measured
       number is none.
   """
-  done = files.read_object(path)
+  try:
+    done = files.read_object(path)
+  except InputError as error:
+    raise InputError(f"{error}: {_DAMAGED}") from error
   for name in needs:
     if name == "seconds":
       number(done.get(name), f"{path}: {name}")
@@ -111,6 +118,11 @@ def _plain(value: Any, place: str, who: str) -> Any:
   arrays = (np.generic, np.ndarray, jax.Array)
   if isinstance(value, arrays) and value.ndim == 0:
     value = value.item()
+  if isinstance(value, float) and not math.isfinite(value):
+    raise InputError(
+      f"{who}: {place!r} is {value}; return a finite number, or None where none "
+      "is known"
+    )
   if value is None or isinstance(value, (str, int, float)):
     return value
   shape = f" of shape {value.shape}" if isinstance(value, arrays) else ""

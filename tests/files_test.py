@@ -145,6 +145,15 @@ def test_nothing_is_appended_through_a_link(tmp_path):
   assert (tmp_path / "new").read_text() == "one\ntwo\n"
 
 
+def test_nothing_is_appended_to_a_file_of_two_names(tmp_path):
+  target = tmp_path / "target"
+  target.write_text("mine")
+  (tmp_path / "metrics.jsonl").hardlink_to(target)
+  with pytest.raises(InputError, match="metrics.jsonl: is a hard link"):
+    files.append_text(tmp_path / "metrics.jsonl", "more")
+  assert target.read_text() == "mine"
+
+
 def test_a_pipe_is_not_waited_for(tmp_path):
   os.mkfifo(tmp_path / "pipe")
   with pytest.raises(InputError, match="pipe: cannot be written"):

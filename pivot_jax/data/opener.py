@@ -147,7 +147,9 @@ def files_of(spec: Mapping[str, Any]) -> list[pathlib.Path]:
   `open_source`.
   """
   use = ("max_bad", "bad", "group")
-  source = _open({name: spec[name] for name in spec if name not in use})
+  kept = {name: spec[name] for name in spec if name not in use}
+  # Rows that cannot be read are in files all the same.
+  source = _open(kept, flawed=True)
   while isinstance(source, rows.View):
     source = source.source
   lists = (mixtures.Mixture, mmpr.Mmpr, parquet.Parquet)

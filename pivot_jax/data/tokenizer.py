@@ -246,11 +246,11 @@ def _convert(folder: pathlib.Path) -> tokenizers.Tokenizer:
     loaded = transformers.AutoTokenizer.from_pretrained(
       folder, local_files_only=True, trust_remote_code=False
     )
+    # A copy, since the loaded one would share the settings made here.
+    return tokenizers.Tokenizer.from_str(loaded.backend_tokenizer.to_str())
   # It raises whatever the fields of its files lead to.
   except Exception as error:
     raise InputError(
       f"{folder}: holds no tokenizer (tokenizer.json, or vocab.json and"
       " merges.txt); put the one of the language model there"
     ) from error
-  # A copy, since the loaded one would share the settings made here.
-  return tokenizers.Tokenizer.from_str(loaded.backend_tokenizer.to_str())

@@ -48,7 +48,7 @@ class Plan:
 
 
 # Why an attempt goes whose settings are taken back.
-_BACK = "the result before it comes back"
+_BACK = "its checkpoints go and the result before it comes back"
 
 
 def runner(kind: str, what: str = "kind") -> Callable:
@@ -121,13 +121,13 @@ def expand(config: ConfigDict, workdir: pathlib.Path) -> Plan:
   return Plan(tuple(steps), left_out)
 
 
-def changes(plan: Plan, inputs: Inputs | None = None) -> dict[str, str]:
+def changes(plan: Plan) -> dict[str, str]:
   """Return the finished or begun stages that would be made again, and why.
 
   A stage that reads one of them is among them: whether its inputs change is
   known once that one is made.
   """
-  inputs = inputs or Inputs()
+  inputs = Inputs()
   making: dict[str, str] = {}
   found: dict[str, str] = {}
   for step in plan.steps:
@@ -216,19 +216,19 @@ def allowed(plan: Plan, rerun: Sequence[str]) -> set[str]:
   return found
 
 
-def check_changes(
-  plan: Plan, rerun: Sequence[str], inputs: Inputs | None = None
-) -> None:
+def check_changes(plan: Plan, rerun: Sequence[str]) -> None:
   """Raise InputError if a stage would be made again that may not be."""
-  may, found = allowed(plan, rerun), changes(plan, inputs)
+  may, found = allowed(plan, rerun), changes(plan)
   lost = {name: why for name, why in found.items() if name not in may}
   if lost:
     roots = [n for n, why in lost.items() if not why.startswith("reads ")]
     said = "; ".join(f"{name} ({why})" for name, why in lost.items())
+    back = _BACK in lost.values()
     raise InputError(
       f"these stages are there and would run again: {said}. Add "
       f"--rerun={','.join(roots)} (or all) to replace them, use another "
-      "--workdir, or take the settings back"
+      f"--workdir, or {'give' if back else 'take'} the settings "
+      f"{'of what is there' if back else 'back'}"
     )
   for step in plan.steps:
     if step.name in found:
@@ -252,8 +252,9 @@ def run(
   except OSError as error:
     raise InputError(f"{workdir}: cannot be made ({error.strerror})") from error
   with run_folder.lock(workdir):
+    check_changes(plan, rerun)
+    # Anew: what stages make is read by later ones, as files and as sources.
     inputs, may = Inputs(), allowed(plan, rerun)
-    check_changes(plan, rerun, inputs)
     now = json.loads(json.dumps(resolve(config).to_dict(), default=list))
     files.write_json(workdir / "config.json", now)
     files.write_text(workdir / "plan.txt", describe(plan) + "\n")
@@ -280,6 +281,7 @@ def _make(step: Step, inputs: Inputs, place: str, *, may: bool) -> None:
       f"--rerun={step.name} to make it again"
     )
   elif why:
+    run_folder.check_whole(step)
     LOG.info("%s %s is made again: %s", place, step.name, why)
     run_folder.set_aside(step)
   run_folder.log_free_changes(step)

@@ -10,7 +10,6 @@ makes a mixture of two runs: `change` tells it, and what is replaced stays as
 import contextlib
 import dataclasses
 import fcntl
-import hashlib
 import json
 import logging
 import os
@@ -87,7 +86,7 @@ def _unused(step: Step) -> tuple[str, ...]:
 def fingerprint(kind: str, fields: Mapping[str, Any]) -> str:
   """Return the hash of the settings that decide a stage's result."""
   text = json.dumps(settings.deciding(fields, free_keys(kind)), sort_keys=True)
-  return hashlib.sha256(text.encode()).hexdigest()[:16]
+  return short_hash(text.encode())
 
 
 def is_done(step: Step) -> bool:
@@ -258,7 +257,10 @@ def check_whole(step: Step) -> None:
   own = {*_RECORDS, _CONFIG, *_CONTINUED, *_FOLDERS}
   own |= metrics.read_record(record, "outputs")["outputs"].keys()
   for path in sorted(step.folder.iterdir()):
-    if path.name not in own and path.suffix != ".tmp":
+    # What file managers and file systems leave is nobody's.
+    hidden = path.name.startswith(".")
+    left = any(files.is_left_over(path, name) for name in own)
+    if path.name not in own and not left and not hidden:
       raise InputError(
         f"{path}: no run wrote it, and {step.name} is made again and would "
         "delete it: move it away"
@@ -278,9 +280,14 @@ def _remove(folder: pathlib.Path) -> None:
   aside = folder.name.endswith(_OLD)
   last = (_ASIDE,) if aside else (_BEGUN, _DONE)
   for path in sorted(folder.iterdir(), key=lambda x: x.name in last):
-    linked = path.is_symlink()
-    shutil.rmtree(path) if path.is_dir() and not linked else path.unlink()
+    _delete(path)
   folder.rmdir()
+
+
+def _delete(path: pathlib.Path) -> None:
+  """Delete a file, a link or a folder; what a link leads to stays."""
+  linked = path.is_symlink()
+  shutil.rmtree(path) if path.is_dir() and not linked else path.unlink()
 
 
 def check_folders(workdir: pathlib.Path, steps: Iterable[Step]) -> None:
@@ -358,14 +365,17 @@ def _check_own(step: Step) -> None:
 
 
 def _is_record(path: pathlib.Path) -> bool:
-  """Return whether a file is begun.json or done.json as a run writes them."""
+  """Return whether a file is a record as a run writes them, of `_RECORDS`."""
   if path.is_symlink() or not path.is_file():
     return False
   try:
     content = files.read_json(path)
   except InputError:
     return False
-  return isinstance(content, dict) and bool({"config", "stage"} & set(content))
+  # A stage that was begun or finished, or one that was set aside.
+  return isinstance(content, dict) and (
+    {"config", "inputs"} <= set(content) or set(content) == {"stage"}
+  )
 
 
 def begin(step: Step, inputs: Inputs) -> None:
@@ -381,10 +391,8 @@ def begin(step: Step, inputs: Inputs) -> None:
   # A run that is killed before it writes the settings anew needs the old ones.
   stays = (_BEGUN, _CONFIG, *(_CONTINUED if is_begun(step) else ()))
   for path in step.folder.iterdir():
-    if path.name in stays:
-      continue
-    linked = path.is_symlink()
-    shutil.rmtree(path) if path.is_dir() and not linked else path.unlink()
+    if path.name not in stays:
+      _delete(path)
   files.write_json(claim, begun)
   files.write_json(step.folder / _CONFIG, step.config.to_dict())
 

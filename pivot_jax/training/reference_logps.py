@@ -57,12 +57,12 @@ def read(
   Raises InputError if they were made with anything else than `made`.
   """
   check_there(folder)
-  head = files.read_json(folder / "reference.json")
-  wrong = [name for name in made if head[name] != made[name]]
+  head = files.read_object(folder / "reference.json")
+  wrong = [name for name in made if head.get(name) != made[name]]
   if wrong:
     raise InputError(
       f"{folder}: the reference log-probabilities were made with another "
-      f"{wrong[0]} ({head[wrong[0]]}, here {made[wrong[0]]}): run the score "
+      f"{wrong[0]} ({head.get(wrong[0])}, here {made[wrong[0]]}): run the score "
       "stage on the checkpoint that this stage starts from"
     )
   columns = np.load(folder / "reference.npz", allow_pickle=False)

@@ -268,8 +268,8 @@ def _named_of(known: Mapping[str, Any]) -> str:
   raise InputError(
     f"what was not trained ({', '.join(known['modules'])}) is said to come from"
     f" {known['address']}, which nobody named, so it is not read: at export say"
-    f" --source={known['address']} if you trust it, in a config name it as an"
-    " input of a stage"
+    f" --source={known['address']} if you trust it, in a config add it to the"
+    f" stage's inputs, as source={known['address']!r}"
   )
 
 

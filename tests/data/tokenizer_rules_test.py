@@ -110,3 +110,10 @@ def test_good_tokenizers_give_the_ids_of_the_library(test_data):
     assert tokenizer.vocab_size == len(vocab) == max(vocab.values()) + 1
     for name in SPECIALS:
       assert tokenizer.acting.isdisjoint(tokenizer.encode(name))
+
+
+def test_a_tokenizer_without_rules_of_the_library_is_refused(tmp_path):
+  text = '{"tokenizer_class": "ByT5Tokenizer"}'
+  (tmp_path / "tokenizer_config.json").write_text(text)
+  with pytest.raises(InputError, match="holds no tokenizer"):
+    load_tokenizer(tmp_path)

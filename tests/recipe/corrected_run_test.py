@@ -140,7 +140,8 @@ def test_settings_are_taken_back_though_the_attempt_has_checkpoints(chain):
     chain(second=9)
   # The checkpoints would go, which only their owner may say.
   with pytest.raises(
-    InputError, match=r"run again: second \(the result before it comes back\)\."
+    InputError,
+    match=r"run again: second \(its checkpoints go and [^;]*give the settings of",
   ):
     chain()
   assert (chain.folder / "second" / "checkpoints" / "1").exists()
@@ -179,3 +180,36 @@ def test_a_stage_deleted_by_hand_is_made_again(chain):
   chain()
   shutil.rmtree(chain.folder / "second")
   assert chain() == ["second"]
+
+
+def test_a_reader_of_files_that_a_stage_makes_sees_the_new_ones(tmp_path):
+  file, ran = tmp_path / "adds.py", tmp_path / "ran"
+  file.write_text(STAGE)
+  workdir = tmp_path / "w"
+
+  def start(*rerun, first):
+    ran.write_text("")
+    config = pivot.get_config()
+    fields = dict(ran=str(ran), note="")
+    config.first = common.stage(f"{file}:run", value=first, **fields)
+    # No edge, but a folder that the stage before it makes.
+    made = dict(kind="classify", path=str(workdir / "first"))
+    config.sources.made = made
+    config.second = common.stage(f"{file}:run", value=1, data="made", **fields)
+    config.order = ("first", "second")
+    plan.run(plan.expand(config, workdir), workdir, config, rerun)
+    return ran.read_text().split()
+
+  assert start(first=1) == ["first", "second"]
+  assert start(first=1) == []
+  assert start("first", "second", first=2) == ["first", "second"]
+
+
+def test_a_file_of_the_users_stays_where_the_stage_before_is_gone(chain):
+  chain()
+  shutil.rmtree(chain.folder / "first")
+  mine = chain.folder / "second" / "mine.txt"
+  mine.write_text("mine")
+  # What a kind of the user's own writes is not known, so that it is set aside.
+  chain("second", first=5)
+  assert not mine.exists()

@@ -111,8 +111,9 @@ def result(folder, **model):
   return folder
 
 
-def finish(folder, **outputs):
-  done = {"outputs": {"fingerprint.json": "1"} | outputs, "metrics": {}}
+def finish(folder, kind="train", **outputs):
+  outputs = {"fingerprint.json": "1"} | outputs
+  done = {"kind": kind, "outputs": outputs, "metrics": {}}
   files.write_json(folder / "done.json", done)
 
 
@@ -130,6 +131,68 @@ def test_a_result_counts_by_what_its_readers_compute_with(tmp_path):
   result(folder)
   (folder / "fingerprint.json").write_text('{"llm/head": "00000000"}')
   assert marks(tmp_path, inputs=given) != before
+
+
+def test_a_result_of_the_users_own_kind_counts_whole(tmp_path):
+  folder = tmp_path / "stage"
+  folder.mkdir()
+  given = {"init": str(folder)}
+  files.write_json(folder / "model.json", {"unread": "a text"})
+  finish(folder, "mine.py:run", **{"speed.jsonl": "1"})
+  before = marks(tmp_path, inputs=given)
+  finish(folder, "mine.py:run", **{"speed.jsonl": "2"})
+  assert marks(tmp_path, inputs=given) != before
+
+
+def test_weights_count_by_the_files_that_are_read(tmp_path):
+  folder = tmp_path / "weights"
+  (folder / ".cache").mkdir(parents=True)
+  (folder / "model.safetensors").write_bytes(b"1")
+  given = {"init": f"hf:{folder}"}
+  before = marks(tmp_path, inputs=given)
+  for name in (".cache/model.json", "README.md", "pytorch_model.bin"):
+    (folder / name).write_text("new")
+  assert marks(tmp_path, inputs=given) == before
+  # A kind of the user's own may read any.
+  own = marks(tmp_path, inputs=given, kind="mine.py:run")
+  (folder / "README.md").write_text("newer")
+  assert marks(tmp_path, inputs=given, kind="mine.py:run") != own
+
+
+def test_the_part_that_an_input_is_called_by_is_no_choice(tmp_path):
+  (tmp_path / "model.safetensors").write_bytes(b"1")
+  one, other = (
+    marks(tmp_path, inputs={"vision": f"hf:{tmp_path}{part}"})
+    for part in ("", ":vision")
+  )
+  assert one == other
+
+
+@pytest.mark.parametrize("field", [{"max_bad": 0.9}, {"bad": "bad.jsonl"}])
+def test_a_list_of_files_with_rows_to_skip_is_told_apart(tmp_path, field):
+  made = published.make_onevision_mixture(tmp_path)
+  path = made.path.parent / "llava_next_738k.json"
+  lines = json.loads(path.read_text("utf-8"))
+  lines[1] = "no record"
+  path.write_text(json.dumps(lines), encoding="utf-8")
+  if "bad" in field:
+    field = {"bad": str(tmp_path / "bad.jsonl")}
+    (tmp_path / "bad.jsonl").write_text("")
+  spec = dict(kind="llava", path=str(made.path), image_root="") | field
+  assert marks(tmp_path, sources={"rows": spec})["rows.rows"]
+
+
+def test_shards_behind_a_pattern_count_by_their_ends(tmp_path, monkeypatch):
+  made = published.make_onevision(tmp_path)
+  monkeypatch.setattr("pivot_jax.recipe.inputs._SHARD", 8)
+  read = []
+  monkeypatch.setattr(
+    "pivot_jax.recipe.inputs.hashlib.file_digest", lambda *x: read.append(x)
+  )
+  monkeypatch.setattr("pivot_jax.recipe.inputs._END", 4)
+  spec = dict(kind="llava", path=f"{made.path}/train-*.parquet")
+  assert marks(tmp_path, sources={"rows": spec})["rows.rows"]
+  assert not read
 
 
 def test_an_artifact_counts_by_its_configs_too(tmp_path):

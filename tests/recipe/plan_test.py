@@ -143,7 +143,7 @@ def test_half_a_result_without_a_checkpoint_is_made_again(small):
   config, workdir, runs = small
   folder = workdir / "detach_dpo"
   folder.mkdir(parents=True)
-  (folder / "begun.json").write_text('{"config": "other"}')
+  (folder / "begun.json").write_text('{"config": "other", "inputs": {}}')
   (folder / "half.txt").write_text("half")
   _run(config, workdir)
   assert runs == ["detach_dpo"] and not (folder / "half.txt").exists()

@@ -436,10 +436,15 @@ def test_a_checkpoint_that_is_not_whole_is_nothing_to_lose(tmp_path):
 def test_a_file_of_the_users_in_a_result_is_named_before_it_goes(tmp_path):
   step = make_step(tmp_path)
   run(step)
+  for name in (".DS_Store", f"config.json.{'0' * 16}.tmp"):
+    (step.folder / name).write_text("left")
   run_folder.check_whole(step)
   for name in ("params", "plots"):
     (step.folder / name).mkdir()
   with pytest.raises(InputError, match="plots: no run wrote it.*move it away"):
+    run_folder.check_whole(step)
+  (step.folder / "plots").rename(step.folder / "notes.tmp")
+  with pytest.raises(InputError, match="notes.tmp: no run wrote it"):
     run_folder.check_whole(step)
 
 

@@ -8,7 +8,8 @@ In reading order:
   mixtures       many LLaVA files as LLaVA-OneVision's YAML lists them
   mmpr           MMPR's many files
   mmpr_selection the paper's sets of MMPR's rows
-  parquet        Hugging Face's files; parquet_files: access to their rows
+  parquet        Hugging Face's files; parquet_files: access to their rows;
+                 parquet_sizes: what a row group decodes to
   array_record   the format of `data convert`: any row at one read
   tfds           prepared TensorFlow Datasets
 
