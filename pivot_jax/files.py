@@ -180,9 +180,9 @@ def is_left_over(path: pathlib.Path, name: str) -> bool:
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
-  """Write a text as UTF-8, whole or not at all."""
+  """Write a text as UTF-8, whole or not at all; half a surrogate is spelt."""
   with writing(path) as aside:
-    aside.write_text(text, encoding="utf-8")
+    aside.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_json(

@@ -1,6 +1,6 @@
 """Damages files of data, weights and run folders, and reads them as users do.
 
-  python -m tests.fuzz CASE [--count=2000] [--seed=0]
+  python -m tests.fuzz CASE [--count=2000] [--seed=0] [--first=0]
 
 Each of `count` mutations, for a run and an artifact of each name of a file in them,
 changes one file of a good set: bits flipped, bytes cut
@@ -9,7 +9,8 @@ swapped, left out, or given huge, negative, endless, nested and hostile values.
 What is read must end well or in an InputError: not in another exception, in over
 20 seconds, in more than 4 GB of memory, in a file outside, nor in a number of
 rows that the file does not hold. Prints a line a finding; exits with 1 if there
-is one.
+is one. A mutation is known by its number: `first` begins with another one. Where the
+process is ended, by a loop in C or an abort of Arrow's, stderr has the number.
 """
 
 import argparse
@@ -37,6 +38,7 @@ def main(argv: list[str]) -> int:
   parser.add_argument("case", choices=sorted(fuzz_cases.CASES))
   parser.add_argument("--count", type=int, default=2000)
   parser.add_argument("--seed", type=int, default=0)
+  parser.add_argument("--first", type=int, default=0)
   asked = parser.parse_args(argv)
   # What is damaged is logged, thousands of times.
   logging.disable(logging.CRITICAL)
@@ -45,7 +47,9 @@ def main(argv: list[str]) -> int:
     folder = pathlib.Path(scratch, "set")
     folder.mkdir()
     case = fuzz_cases.CASES[asked.case](folder)
-    found = run(case, folder, count=asked.count, seed=asked.seed)
+    found = run(
+      case, folder, count=asked.count, seed=asked.seed, first=asked.first
+    )
   sys.stdout.write("".join(f"{line}\n" for line in found))
   names = len({path.name for path in case.files}) if case.each else 1
   sys.stdout.write(
@@ -55,17 +59,23 @@ def main(argv: list[str]) -> int:
 
 
 def run(
-  case: fuzz_cases.Case, folder: pathlib.Path, *, count: int, seed: int
+  case: fuzz_cases.Case,
+  folder: pathlib.Path,
+  *,
+  count: int,
+  seed: int,
+  first: int = 0,
 ) -> list[str]:
   """Return a line for each mutation that ended badly, by its number."""
-  rng = np.random.default_rng(seed)
   outside = _Outside(folder)
   for read in case.reads:
     read()
   found = []
   names = sorted({path.name for path in case.files}) if case.each else [""]
   asked = [name for name in names for _ in range(count)]
-  for number, name in enumerate(asked):
+  for number, name in list(enumerate(asked))[first:]:
+    rng = np.random.default_rng((seed, number))
+    sys.stderr.write(f"{number}\n")
     among = [path for path in case.files if not name or path.name == name]
     path = among[int(rng.integers(len(among)))]
     good = path.read_bytes()

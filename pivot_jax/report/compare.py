@@ -413,13 +413,20 @@ def _baseline(stages: Stages, prefix: str) -> Measures:
   for done in stages.values():
     if done["kind"] == "evaluate":
       shares = {
-        name.removeprefix(prefix): dict(value)
+        name.removeprefix(prefix): _share(value, f"{name} of {done['stage']}")
         for name, value in done["metrics"].items()
         if name.startswith(prefix)
       }
       if shares:
         return shares
   return {}
+
+
+def _share(value: Any, where: str) -> dict[str, Any]:
+  """Return a measured share that was read; raise if it is none."""
+  if not isinstance(value, dict) or not {"value", "n"} <= value.keys():
+    raise InputError(f"{where} is no share with its n: the record is damaged")
+  return dict(value)
 
 
 def _mean_of_categories(shares: Measures) -> Measures:

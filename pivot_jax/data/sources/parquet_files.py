@@ -328,8 +328,8 @@ def _reading(place: str = "") -> Iterator[None]:
   except MemoryError:
     # One of pyarrow's own, too, and no fault of a row.
     raise
-  # pyarrow opens no file whose name is not UTF-8.
-  except (OSError, UnicodeEncodeError, pyarrow().ArrowException) as error:
+  # Neither a file nor a column whose name is not UTF-8 is opened.
+  except (OSError, UnicodeError, pyarrow().ArrowException) as error:
     why = " ".join(str(error).split())
     raise InputError(f"{place}parquet that cannot be read: {why}") from None
 
