@@ -81,7 +81,9 @@ class Tfds:
     self.path = _find(name, data_dir)
     self._pictures = images.Pictures(self.path, image_spec)
     builder = _builder(tfds, self.path)
-    features = set(builder.info.features)
+    found = builder.info.features
+    named = isinstance(found, tfds.features.FeaturesDict)
+    features = set(found) if named else set()
     kinds = (kind for kind, needed in _NEEDED.items() if needed <= features)
     self.kind = next(kinds, "")
     if not self.kind:
