@@ -82,3 +82,15 @@ def pytest_runtest_makereport(item, call):
     report.outcome = "failed"
     report.longrepr = f"skipped although {_DATA} is set: {report.longrepr}"
   return report
+
+
+@pytest.fixture(scope="session")
+def theirs(tmp_path_factory):
+  """Return a folder of a LLaVA as others publish it; tests only read it."""
+  # The checks of annotations have to be there before the package is.
+  import pivot_jax
+
+  folder = tmp_path_factory.mktemp("theirs") / "llava"
+  model, params = pivot_jax.load("package:toy/stage1")
+  pivot_jax.save(folder, model, params, format="llava")
+  return folder

@@ -7,7 +7,6 @@ import sys
 
 import pytest
 
-import pivot_jax
 from pivot_jax.recipe import plan, preflight
 from tests import documents
 from tests.fixtures import programs
@@ -17,15 +16,6 @@ CONFIG, ALONE = (
   fence.text for fence in documents.fences(PAGE) if fence.language == "python"
 )
 KINDS = ("detach", "linear_probe", "segment_probe", "gradcam", "evaluate")
-
-
-@pytest.fixture(scope="module")
-def theirs(tmp_path_factory):
-  """Return a folder of a LLaVA as others publish it."""
-  folder = tmp_path_factory.mktemp("theirs") / "llava"
-  model, params = pivot_jax.load("package:toy/stage1")
-  pivot_jax.save(folder, model, params, format="llava")
-  return folder
 
 
 def config(theirs, *more, address="hf:{}", recipe=""):

@@ -5,7 +5,6 @@ import shutil
 
 import pytest
 
-import pivot_jax
 from pivot_jax.configs import common, pivot
 from pivot_jax.errors import InputError
 from pivot_jax.recipe import given_weights, plan, preflight
@@ -14,15 +13,6 @@ from pivot_jax.weights import checkpoint
 
 FULL = ("score", "gradcam", "evaluate")
 ALL = (*FULL, "detach", "linear_probe", "segment_probe")
-
-
-@pytest.fixture(scope="module")
-def theirs(tmp_path_factory):
-  """Return a folder of a LLaVA as others publish it."""
-  folder = tmp_path_factory.mktemp("theirs") / "llava"
-  model, params = pivot_jax.load("package:toy/stage1")
-  pivot_jax.save(folder, model, params, format="llava")
-  return folder
 
 
 def one(kind, tmp_path, **inputs):

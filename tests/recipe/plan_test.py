@@ -8,13 +8,9 @@ import ml_collections
 import pytest
 
 from pivot_jax.configs import common, pivot
-from pivot_jax.data import opener
-from pivot_jax.data.sources import mixtures
 from pivot_jax.errors import InputError
 from pivot_jax.recipe import plan, run_folder
-from pivot_jax.recipe.inputs import Inputs, Step
 from pivot_jax.stages import detach, report, train
-from tests.fixtures import published
 
 
 def test_the_default_recipe_has_every_arm_and_no_stage_zero(tmp_path):
@@ -443,69 +439,3 @@ def test_seeds_and_kinds_are_checked(tmp_path):
   config.detach_dpo.kind = "detatch"
   with pytest.raises(InputError, match="kind='detatch': choose one of"):
     plan.expand(config, tmp_path)
-
-
-def test_files_count_by_content_and_images_of_a_folder_by_size(tmp_path):
-  rows, folder = tmp_path / "rows.jsonl", tmp_path / "images"
-  folder.mkdir()
-
-  def hashes():
-    source = {"path": str(rows), "image_root": str(folder)}
-    config = ml_collections.ConfigDict({"sources": {"rows": source}})
-    step = Step("a", "detach", config, {}, tmp_path / "a")
-    return Inputs().of(step)
-
-  rows.write_text("1")
-  (folder / "a.PNG").write_text("12")
-  before = hashes()
-  assert before.keys() == {"rows.path", "rows.image_root"}
-  rows.touch()
-  assert hashes() == before
-  rows.write_text("2")
-  assert hashes()["rows.path"] != before["rows.path"]
-  (folder / "a.PNG").write_text("123")
-  assert hashes()["rows.image_root"] != before["rows.image_root"]
-
-
-def test_other_weights_at_a_hugging_face_address_are_other_inputs(tmp_path):
-  weights = tmp_path / "model.safetensors"
-  address = {"vision": f"hf:{tmp_path}"}
-  config = ml_collections.ConfigDict({})
-  step = Step("a", "train", config, address, tmp_path / "a")
-  weights.write_bytes(b"1")
-  before = Inputs().of(step)
-  weights.write_bytes(b"2")
-  assert Inputs().of(step) != before
-
-
-def test_files_that_a_mixture_lists_count_too(tmp_path):
-  made = published.make_onevision_mixture(tmp_path)
-  source = {"kind": "llava", "path": str(made.path), "image_root": ""}
-  config = ml_collections.ConfigDict({"sources": {"rows": source}})
-  step = Step("a", "train", config, {}, tmp_path / "a")
-  before = Inputs().of(step)
-  assert Inputs().of(step) == before
-  path = made.path.parent / "llava_next_738k.json"
-  path.write_text(path.read_text().replace("the", "that"))
-  after = Inputs().of(step)
-  assert after["rows.path"] == before["rows.path"]
-  assert after["rows.rows"] != before["rows.rows"]
-
-
-def test_a_mixture_is_opened_once_in_a_run_for_its_stamp(tmp_path, monkeypatch):
-  made = published.make_onevision_mixture(tmp_path)
-  opened = []
-
-  def count(*given, **more):
-    opened.append(given)
-    return mixtures.Mixture(*given, **more)
-
-  monkeypatch.setitem(opener.KINDS, "mixture", count)
-  inputs, found = Inputs(), []
-  for stage, seed in (("a", 0), ("b", 0), ("c", 1)):
-    source = {"kind": "mixture", "path": str(made.path), "seed": seed}
-    config = ml_collections.ConfigDict({"sources": {"rows": source}})
-    step = Step(stage, "train", config, {}, tmp_path / stage)
-    found += [inputs.of(step)["rows.rows"] for _ in range(2)]
-  assert len(opened) == 2
-  assert len(set(found)) == 1  # No entry of the mixture draws rows.
