@@ -28,6 +28,9 @@ from pivot_jax.errors import InputError
 # Of it, texts and numbers, those of numpy and paths among them.
 Content = Mapping[str, Any] | Sequence[Any]
 RECIPES = "package:configs/"
+# Whether this process writes: of several that run together only the first does
+# (`processes.start`).
+writes = True
 # Of a JSON file; the index of a checkpoint of 100,000 tensors has a tenth of it.
 LARGEST_JSON = 2**26
 # What stands behind the name of a file that is not whole yet.
@@ -81,6 +84,7 @@ def writing(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
   Raises InputError where `path` is a folder.
   """
+  _check_writes(path)
   aside = _aside(path)
   aside.touch(exist_ok=False)
   try:
@@ -99,6 +103,7 @@ def open_own(path: pathlib.Path, flags: int) -> int:
   Nothing is cut off. Returns the descriptor. Raises InputError for a link, a
   folder, and for a pipe or a device.
   """
+  _check_writes(path)
   never = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
   try:
     place = os.open(path, os.O_CREAT | never | flags, 0o666)
@@ -129,6 +134,7 @@ def append_text(path: pathlib.Path, text: str) -> None:
 
 def make_folder(path: pathlib.Path) -> None:
   """Make a folder unless it is there; raise InputError where a link is."""
+  _check_writes(path)
   if path.is_symlink():
     raise InputError(f"{path}: is a symbolic link, which is not followed")
   path.mkdir(parents=True, exist_ok=True)
@@ -158,6 +164,7 @@ def writing_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
   as `check_named`.
   """
   check_named(path)
+  _check_writes(path)
   folder = _aside(path)
   try:
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -287,6 +294,12 @@ def versions() -> dict[str, str]:
   names = ("pivot_jax", "jax", "flax", "optax", "orbax-checkpoint", "numpy")
   found = {name: importlib.metadata.version(name) for name in names}
   return found | {"python": platform.python_version()}
+
+
+def _check_writes(path: pathlib.Path) -> None:
+  """Raise where another process is the one that writes."""
+  if not writes:
+    raise RuntimeError(f"{path}: only the first process may write")
 
 
 def _aside(path: pathlib.Path) -> pathlib.Path:
