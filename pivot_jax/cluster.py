@@ -128,7 +128,11 @@ def _from_triple(environment: Environment) -> Joining | None:
     return None
   _check_index("JAX_NUM_PROCESSES and JAX_PROCESS_ID", count, index)
   return Joining(
-    "JAX_COORDINATOR_ADDRESS", address, count, index, _listed_devices(environment)
+    "JAX_COORDINATOR_ADDRESS",
+    address,
+    count,
+    index,
+    _listed_devices(environment),
   )
 
 
@@ -156,7 +160,9 @@ def _from_tpu(
   environment: Environment, workers: Callable[[Environment], int]
 ) -> Joining | None:
   """Return that jax finds the others of a TPU slice, or of several."""
-  names = [x for x in environment.get("TPU_WORKER_HOSTNAMES", "").split(",") if x]
+  names = [
+    x for x in environment.get("TPU_WORKER_HOSTNAMES", "").split(",") if x
+  ]
   slices = _number(environment, "MEGASCALE_NUM_SLICES") or 1
   address = environment.get("JAX_COORDINATOR_ADDRESS")
   if slices > 1:
@@ -166,7 +172,9 @@ def _from_tpu(
   if names:
     return None
   found = workers(environment)
-  return Joining(f"{found} workers of a TPU slice", address) if found > 1 else None
+  return (
+    Joining(f"{found} workers of a TPU slice", address) if found > 1 else None
+  )
 
 
 def _workers(environment: Environment) -> int:
@@ -183,7 +191,9 @@ def _workers(environment: Environment) -> int:
     cloud = False
   if skip or not cloud or not tpus():
     return 1
-  asked = urllib.request.Request(_METADATA, headers={"Metadata-Flavor": "Google"})
+  asked = urllib.request.Request(
+    _METADATA, headers={"Metadata-Flavor": "Google"}
+  )
   try:
     with urllib.request.urlopen(asked, timeout=5) as answer:
       text = answer.read(2**20).decode("utf-8", "replace")

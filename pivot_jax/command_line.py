@@ -35,23 +35,23 @@ def read(argv: Sequence[str], values: flags.FlagValues) -> list[str]:
 
 
 def parse(argv: Sequence[str], *, missing: Mapping[str, str]) -> list[str]:
-  """Set the flags of a command and return its name; leave if one is wrong.
+  """Set the flags of a command and return its name.
 
   Args:
     argv: the command line, the command's name first.
     missing: what to say of each flag that has to be given.
+
+  Raises:
+    InputError: one is wrong or missing.
   """
-  try:
-    given = _given(argv)
-    absent = [text for name, text in missing.items() if name not in given]
-    # First of all: without a recipe no setting is known.
-    if absent:
-      raise InputError("; ".join(absent))
-    stray = read(argv, flags.FLAGS)
-    if stray:
-      raise InputError(_said_of_stray(stray[0]))
-  except InputError as error:
-    leave(f"error: {error}", EXIT_INPUT)
+  given = _given(argv)
+  absent = [text for name, text in missing.items() if name not in given]
+  # First of all: without a recipe no setting is known.
+  if absent:
+    raise InputError("; ".join(absent))
+  stray = read(argv, flags.FLAGS)
+  if stray:
+    raise InputError(_said_of_stray(stray[0]))
   return list(argv[:1])
 
 

@@ -7,20 +7,25 @@
 The last finds the recipe of the package from any folder. What is changed in a
 finished stage is made again with --rerun=STAGE (docs/workdir.md).
 
+On several hosts the same command runs on each of them (docs/clusters.md); the
+processes find one another by --processes=auto.
+
 A user's mistake is one line and exit code 2; a preempted run saves and exits
 with 75 (run the same command again to continue); a non-finite loss exits
-with 1.
+with 1; a process that was lost, or waits for one that is stuck, with 70.
 """
 
+import contextlib
 import logging
 import os
 import pathlib
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from typing import NoReturn
 
 from absl import app, flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from pivot_jax import command_line, output, recipes
 from pivot_jax.errors import InputError
@@ -39,6 +44,11 @@ _RERUN = flags.DEFINE_list(
   "Stages, or all, whose results of other settings may be replaced, with all "
   "that read them.",
 )
+_PROCESSES = flags.DEFINE_string(
+  "processes",
+  "auto",
+  "How this process joins others: auto, none, or ADDRESS:PORT,COUNT,INDEX.",
+)
 
 LOG = logging.getLogger("pivot_jax")
 _OTHER_SIZE = (
@@ -47,7 +57,7 @@ _OTHER_SIZE = (
 )
 EXIT_INPUT = command_line.EXIT_INPUT
 EXIT_STOPPED, EXIT_NON_FINITE = 75, 1
-_FLAGS = ("config", "workdir", "dry_run", "rerun")
+_FLAGS = ("config", "workdir", "dry_run", "rerun", "processes")
 _HELP = """usage: {command} [flags]
 
 Run the stages of RECIPE: a name of the package's ({known}) or a file, each with
@@ -56,7 +66,7 @@ Run the stages of RECIPE: a name of the package's ({known}) or a file, each with
   {example}
 
 Exit code 2: a mistake, in one line; 75: stopped and saved; 1: a loss that is not
-finite.
+finite; 70: another process was lost or is stuck.
 """
 
 
@@ -65,44 +75,95 @@ def main(argv: Sequence[str]) -> None:
   del argv
   output.log()
   # Imported here so that a wrong flag is answered at once.
-  from pivot_jax import files
-  from pivot_jax.recipe import plan, preflight, run_folder
+  from pivot_jax import processes
   from pivot_jax.training import loop
 
+  began = time.monotonic()
   try:
-    _setup_jax()
-    loop.stop_on_sigterm()
-    config = plan.resolve(_CONFIG.value)
-    workdir = files.local_path(_WORKDIR.value, "--workdir").absolute()
-    began = time.monotonic()
-    planned = plan.expand(config, workdir)
-    _check_sizes(config)
-    run_folder.check_folders(workdir, planned.steps)
-    preflight.check(planned.steps)
-    if _DRY_RUN.value:
-      plan.allowed(planned, _RERUN.value)
-      again = plan.changes(planned)
-      lines = [f"  {name:28s} again: {why}" for name, why in again.items()]
-      said = [preflight.describe(planned), *lines]
-      output.show("\n".join(said).split("\n"))
-      return
-    for line in plan.describe(planned).split("\n"):
-      LOG.info("%s", line)
-    for line in dict.fromkeys(
-      line for step in planned.steps for line in preflight.label_gaps(step)
-    ):
-      LOG.warning("%s", line)
-    plan.run(planned, workdir, config, _RERUN.value)
+    _join(_CONFIG.value)
+    report = _run(_CONFIG.value)
   except InputError as error:
-    command_line.leave(f"error: {error}", EXIT_INPUT)
+    _leave(f"error: {error}", EXIT_INPUT)
   except MemoryError as error:
-    said = f"error: out of memory: {error or 'free some'}"
-    command_line.leave(said, EXIT_INPUT)
+    _leave(f"error: out of memory: {error or 'free some'}", EXIT_INPUT)
+  except processes.LostPeerError as error:
+    _leave(f"error: {error}", processes.EXIT_LOST)
   except loop.Stopped as stopped:
-    command_line.leave(str(stopped), EXIT_STOPPED)
+    processes.finish()
+    command_line.leave(str(stopped) if processes.first() else "", EXIT_STOPPED)
   except loop.NonFiniteError as error:
-    command_line.leave(f"error: {error}", EXIT_NON_FINITE)
-  _farewell(workdir, time.monotonic() - began)
+    _leave(f"error: {error}", EXIT_NON_FINITE)
+  processes.finish()
+  if not _DRY_RUN.value:
+    place = f"; open {report}" if report.exists() else ""
+    LOG.info("finished in %.0f s%s", time.monotonic() - began, place)
+
+
+def _join(config: ConfigDict) -> None:
+  """Choose the platform, join the other processes, set the cache."""
+  import jax
+
+  from pivot_jax import cluster, processes
+
+  wanted = config.get("platform", "")
+  if wanted:
+    jax.config.update("jax_platforms", wanted)
+  # Before the first device, so that SIGTERM is not left to nobody.
+  try:
+    index, count = processes.start(_PROCESSES.value)
+    backend = jax.default_backend()
+  # jax's answer to a platform that it has not.
+  except RuntimeError as error:
+    said = " ".join(str(error).split())
+    raise InputError(f"jax cannot start: {said}") from error
+  if index:
+    logging.getLogger("pivot_jax").setLevel(logging.WARNING)
+  cluster.check_platform(backend, wanted, cluster.environment())
+  _keep_programs(count)
+
+
+def _run(config: ConfigDict) -> pathlib.Path:
+  """Check everything and run the stages; return where the report will be."""
+  from pivot_jax import files, processes
+  from pivot_jax.recipe import agreement, plan, preflight, run_folder
+  from pivot_jax.training import loop
+
+  if processes.count() == 1:
+    # With others jax notices it, and a handler of ours would end that.
+    loop.stop_on_sigterm()
+  config = plan.resolve(config)
+  workdir = files.local_path(_WORKDIR.value, "--workdir").absolute()
+  planned = plan.expand(config, workdir)
+  _check_sizes(config)
+  run_folder.check_folders(workdir, planned.steps)
+  preflight.check(planned.steps)
+  agreement.check(planned.steps, config, plan.describe(planned))
+  if _DRY_RUN.value:
+    plan.allowed(planned, _RERUN.value)
+    again = plan.changes(planned)
+    lines = [f"  {name:28s} again: {why}" for name, why in again.items()]
+    said = [preflight.describe(planned), *lines]
+    if processes.first():
+      output.show("\n".join(said).split("\n"))
+    return workdir / "report.html"
+  for line in plan.describe(planned).split("\n"):
+    LOG.info("%s", line)
+  for line in dict.fromkeys(
+    line for step in planned.steps for line in preflight.label_gaps(step)
+  ):
+    LOG.warning("%s", line)
+  plan.run(planned, workdir, config, _RERUN.value)
+  return workdir / "report.html"
+
+
+def _leave(message: str, code: int) -> NoReturn:
+  """End the process with a line and a code, and the others with it."""
+  from pivot_jax import processes
+
+  if processes.count() == 1:
+    command_line.leave(message, code)
+  output.complain(message)
+  processes.fail(message, code)
 
 
 def _check_sizes(config) -> None:
@@ -126,24 +187,38 @@ def _overrides() -> Mapping[str, object]:
   return config_flags.get_override_values(flags.FLAGS["config"])
 
 
-def _setup_jax() -> None:
-  """Turn the compilation cache on and join a cluster if there is one."""
+def _keep_programs(count: int) -> None:
+  """Turn the compilation cache on; several processes have one beside WORKDIR.
+
+  Only the first writes it, so that it has to lie where all read.
+  """
   import jax
 
   if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     cache = pathlib.Path("~/.cache/pivot_jax/xla").expanduser()
+    if count > 1:
+      cache = pathlib.Path(_WORKDIR.value).absolute().parent / ".xla"
     jax.config.update("jax_compilation_cache_dir", str(cache))
   # Arms share executables; even a small one costs seconds to compile again.
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
   jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-  if "JAX_COORDINATOR_ADDRESS" in os.environ:
-    jax.distributed.initialize()
 
 
-def _farewell(workdir: pathlib.Path, seconds: float) -> None:
-  report = workdir / "report.html"
-  place = f"; open {report}" if report.exists() else ""
-  LOG.info("finished in %.0f s%s", seconds, place)
+def _leave_unread(message: str, argv: Sequence[str]) -> NoReturn:
+  """End over a wrong command line; the other processes hear of it.
+
+  They would wait for this one for minutes.
+  """
+  from pivot_jax import processes
+
+  told = [x for x in argv if x.lstrip("-").startswith("processes=")]
+  spec = told[-1].partition("=")[2] if told else "auto"
+  output.complain(message)
+  with contextlib.suppress(InputError):
+    processes.join(spec)
+  if processes.count() > 1:
+    processes.fail(message, EXIT_INPUT)
+  sys.exit(EXIT_INPUT)
 
 
 def run(command: str = "python -m pivot_jax.main --config=RECIPE") -> None:
@@ -162,7 +237,10 @@ def run(command: str = "python -m pivot_jax.main --config=RECIPE") -> None:
   }
 
   def parse(argv: Sequence[str]) -> list[str]:
-    return command_line.parse(argv, missing=missing)
+    try:
+      return command_line.parse(argv, missing=missing)
+    except InputError as error:
+      _leave_unread(f"error: {error}", argv)
 
   app.run(main, flags_parser=parse)
 

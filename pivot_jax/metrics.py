@@ -18,7 +18,7 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import numpy as np
 
-from pivot_jax import files, names, texts
+from pivot_jax import files, goodput, names, processes, texts
 from pivot_jax.errors import InputError
 
 Measured = dict[str, Any]
@@ -166,10 +166,13 @@ class Writer:
     """
     self._path = folder / "metrics.jsonl"
     self._others = []
-    if jax.process_index() != 0:
+    if not processes.first():
       return
     for path in (self._path, self._path.with_name("speed.jsonl")):
-      kept = [line for line in _lines(path) if line["step"] <= step]
+      lines = _lines(path)
+      kept = [line for line in lines if line["step"] <= step]
+      if path == self._path:
+        goodput.repeated(len(lines) - len(kept))
       if kept or path == self._path:
         text = "".join(json.dumps(line) + "\n" for line in kept)
         files.write_text(path, text)
@@ -209,7 +212,7 @@ class Writer:
       other.close()
 
   def _write(self, path, step, metrics) -> None:
-    if jax.process_index() != 0:
+    if not processes.first():
       return
     line = {"step": step} | {k: float(f"{v:.6g}") for k, v in metrics.items()}
     files.append_text(path, json.dumps(line) + "\n")
@@ -237,7 +240,7 @@ class Status:
     """Return whether `show` would show this step."""
     quiet = 0.1 if self._live else self.EVERY
     waited = time.monotonic() - self._shown >= quiet
-    return jax.process_index() == 0 and (waited or step >= self._total)
+    return processes.first() and (waited or step >= self._total)
 
   def show(self, step: int, text: str = "") -> None:
     """Show progress; on a file at most every `EVERY` seconds and at the end."""

@@ -22,6 +22,7 @@ import socket
 import sys
 import threading
 import time
+import types
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
@@ -36,6 +37,8 @@ LOG = logging.getLogger("pivot_jax")
 
 # A peer was lost, or all wait for one that is stuck: the launcher restarts.
 EXIT_LOST = 70
+# As Python has them: of an error that nobody expected, and of Ctrl-C.
+EXIT_ERROR, EXIT_INTERRUPTED = 1, 130
 # Seconds: to join, for small things to arrive, and for all to leave.
 _JOIN, _ANSWER, _LEAVE = 300, 300, 5
 # Seconds between looks at what the others say.
@@ -65,6 +68,8 @@ class _Peers:
 _alone = _Peers(0, 1, socket.gethostname(), "", collections.Counter())
 _peers = _alone
 _watch: "_Watch | None" = None
+# What is done before the process ends at once.
+_at_end: list[Callable[[], None]] = []
 
 
 def index() -> int:
@@ -94,12 +99,26 @@ def start(spec: str = "auto") -> tuple[int, int]:
   Raises:
     InputError: nobody answers, or what the processes were given differs.
   """
-  global _peers, _watch
   variables = cluster.environment()
-  found = cluster.find(spec, variables)
+  found = join(spec)
   if found is None:
-    cluster.check_devices(variables, jax.device_count())
+    if "PIVOT_DEVICES" in variables:
+      cluster.check_devices(variables, jax.device_count())
     return 0, 1
+  _compare_variables(variables)
+  _check_devices(variables, found.sign)
+  return _peers.index, _peers.count
+
+
+def join(spec: str) -> cluster.Joining | None:
+  """Join without comparing anything; of a process that goes on to `fail`.
+
+  Returns how, None where this is one process.
+  """
+  global _peers, _watch
+  found = cluster.find(spec, cluster.environment())
+  if found is None:
+    return None
   _initialize(found)
   state = _state()
   _peers = _Peers(
@@ -111,9 +130,8 @@ def start(spec: str = "auto") -> tuple[int, int]:
   )
   _watch = _Watch()
   files.writes = first()
-  _compare_variables(variables)
-  _check_devices(variables, found.sign)
-  return _peers.index, _peers.count
+  sys.excepthook = _end_by
+  return found
 
 
 def _initialize(found: cluster.Joining) -> None:
@@ -157,33 +175,39 @@ def _store():
 
 def _compare_variables(variables: Mapping[str, str]) -> None:
   """Check what launchers gave, before libtpu waits for what is not there."""
-  own = cluster.given(variables, cluster.OWN)
   cluster.check(variables, count=_peers.count, index=_peers.index)
-  agree("environment", cluster.given(variables, cluster.SHARED))
-  everyone = exchange(cluster.given(variables, (*cluster.OWN, *cluster.SHARED)))
-  cluster.check_slices(everyone)
-  shown = own | cluster.given(variables, cluster.SHARED)
-  LOG.info("given: %s", " ".join(f"{k}={v}" for k, v in shown.items()) or "-")
+  shared = cluster.given(variables, cluster.SHARED)
+  agree("environment", shared)
+  own = cluster.given(variables, cluster.OWN)
+  everyone = exchange([_peers.host, own], name="environment")
+  cluster.check_slices([shared | given for _, given in everyone])
+  if first():
+    _show_given("all processes", shared)
+    for number, (host, given) in enumerate(everyone):
+      _show_given(f"process {number} ({host})", given)
+
+
+def _show_given(who: str, given: Mapping[str, str]) -> None:
+  said = " ".join(f"{name}={value}" for name, value in given.items())
+  LOG.info("%s: given %s", who, said or "nothing")
 
 
 def _check_devices(variables: Mapping[str, str], sign: str) -> None:
-  """Touch the devices, in all; say what was joined."""
+  """Touch the devices, in all; the first says what was joined."""
   local, total = jax.local_device_count(), jax.device_count()
   if jax.process_index() != _peers.index:
     raise InputError(
       f"{sign}: the devices number this process {jax.process_index()}, the "
       f"launcher {_peers.index}: start the processes in the order of the hosts"
     )
-  agree("devices", {"local devices": str(local), "devices": str(total)})
-  cluster.check_devices(variables, total)
-  line = "process %d of %d on %s, %d of %d %s, coordinator %s (%s)"
   device = jax.devices()[0].device_kind
-  LOG.log(
-    logging.INFO if first() else logging.WARNING,
-    line,
-    *(_peers.index, _peers.count, _peers.host, local, total, device),
-    *(_peers.address, sign),
-  )
+  agree("devices", {"local devices": str(local), "kind": device})
+  cluster.check_devices(variables, total)
+  if first():
+    LOG.info(
+      "process 0 of %d, %d of %d %s, coordinator %s (%s)",
+      *(_peers.count, local, total, device, _peers.address, sign),
+    )
 
 
 def _key(name: str) -> str:
@@ -232,10 +256,12 @@ def exchange(
   _put(f"{key}/{index()}", json.dumps(value))
   if first():
     _put(f"{key}/all", json.dumps(_collect(key, name, seconds)))
+    if _peers.used[name] > 1:
+      # All have read what was exchanged before, as they came to this.
+      _store().key_value_delete(f"pivot/{name}/{_peers.used[name] - 1}/")
   found = _get(f"{key}/all", seconds + _ANSWER)
   if found is None:
     raise LostPeerError(f"process 0 did not answer in {seconds:.0f} s")
-  # None has read beyond a key before all have put the next one.
   return json.loads(found)
 
 
@@ -248,8 +274,7 @@ def _collect(key: str, name: str, seconds: float) -> list[Any]:
   missing = [str(one) for one, text in enumerate(texts) if text is None]
   if missing:
     raise LostPeerError(
-      f"process {', '.join(missing)} did not come to {name} in "
-      f"{seconds:.0f} s"
+      f"process {', '.join(missing)} did not come to {name} in {seconds:.0f} s"
     )
   return [json.loads(text) for text in texts if text is not None]
 
@@ -265,7 +290,9 @@ def barrier(name: str, seconds: float = SLOW) -> None:
     exchange("", seconds, name=name)
 
 
-def agree(name: str, values: Mapping[str, str], seconds: float = _ANSWER) -> None:
+def agree(
+  name: str, values: Mapping[str, str], seconds: float = _ANSWER
+) -> None:
   """Raise InputError, in all processes, unless all give the same values.
 
   The error names the first values that differ, and whose they are.
@@ -311,7 +338,9 @@ def decide(name: str, make: Callable[[], Any], seconds: float = SLOW) -> Any:
   beat(f"waiting for process 0 ({name})", allow=seconds)
   text = _get(key, seconds)
   if text is None:
-    raise LostPeerError(f"process 0 did not decide on {name} in {seconds:.0f} s")
+    raise LostPeerError(
+      f"process 0 did not decide on {name} in {seconds:.0f} s"
+    )
   return json.loads(text)
 
 
@@ -333,6 +362,18 @@ def gather(array: np.ndarray) -> list[np.ndarray]:
     np.frombuffer(one[:size].tobytes(), np.dtype(kind)).reshape(shape)
     for one, size, (kind, shape) in zip(found, sizes, heads, strict=True)
   ]
+
+
+def in_turn(name: str, make: Callable[[], Any]) -> Any:
+  """Return what `make` gives: the first process makes it before all others.
+
+  So they find what the first has kept in a cache that all share.
+  """
+  if count() == 1:
+    return make()
+  found = make() if first() else None
+  barrier(name)
+  return found if first() else make()
 
 
 def stop_at() -> bool:
@@ -369,6 +410,23 @@ def fail(message: str, code: int) -> NoReturn:
   """
   assert _watch is not None
   _watch.fail(message, code)
+
+
+def at_end(release: Callable[[], None]) -> None:
+  """Call a function also where `fail` ends the process at once."""
+  _at_end.append(release)
+
+
+def _end_by(
+  kind: type[BaseException],
+  error: BaseException,
+  trace: types.TracebackType | None,
+) -> None:
+  """End all by an error that nobody expected (`sys.excepthook`)."""
+  sys.__excepthook__(kind, error, trace)
+  interrupted = issubclass(kind, KeyboardInterrupt)
+  said = "interrupted" if interrupted else f"{kind.__name__}: {error}"
+  fail(f"error: {said}", EXIT_INTERRUPTED if interrupted else EXIT_ERROR)
 
 
 def finish() -> None:
@@ -442,6 +500,8 @@ class _Watch(threading.Thread):
 
   def _leave(self, code: int) -> NoReturn:
     """End the process; the first one after the others, who hear through it."""
+    for release in _at_end:
+      release()
     _flush()
     try:
       _put(f"pivot/left/{index()}", "")

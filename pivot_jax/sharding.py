@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree, Shaped
 from ml_collections import ConfigDict
@@ -130,6 +131,55 @@ def over_rows(mesh: Mesh) -> NamedSharding:
 def row_shards(mesh: Mesh) -> int:
   """Return over how many shards the rows of a batch are spread."""
   return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def row_groups(mesh: Mesh) -> list[list[int]]:
+  """Return by share of a batch's rows, in their order, the processes with it.
+
+  Processes whose devices hold the same rows, as along the axis tensor, have one
+  share together.
+
+  Raises:
+    InputError: processes that hold some rows in common and others not.
+  """
+  held: dict[int, set[int]] = {}
+  places = over_rows(mesh).devices_indices_map((row_shards(mesh),))
+  for device, (rows,) in places.items():
+    held.setdefault(device.process_index, set()).add(rows.start or 0)
+  groups: dict[tuple[int, ...], list[int]] = {}
+  for process in sorted(held):
+    groups.setdefault(tuple(sorted(held[process])), []).append(process)
+  sizes = {len(rows) for rows in groups}
+  if sum(map(len, groups)) != row_shards(mesh) or len(sizes) != 1:
+    raise InputError(
+      f"mesh {dict(mesh.shape)}: its rows do not divide over {len(held)} "
+      "processes: let data x fsdp or tensor be a multiple of the devices of one"
+    )
+  return [groups[rows] for rows in sorted(groups)]
+
+
+def own_share(mesh: Mesh) -> tuple[int, int]:
+  """Return which of how many shares of a batch's rows this process has."""
+  groups = row_groups(mesh)
+  mine = jax.process_index()
+  return next(i for i, held in enumerate(groups) if mine in held), len(groups)
+
+
+def own_rows(array: jax.Array, mesh: Mesh) -> np.ndarray:
+  """Return the rows of this process's share of an array over a batch's rows.
+
+  They are in the order in which `place_rows` took them.
+  """
+  index, count = own_share(mesh)
+  size = array.shape[0] // count
+  return whole(array)[index * size : (index + 1) * size]
+
+
+def whole(array: jax.Array) -> np.ndarray:
+  """Return an array, which may be spread over processes, as numpy in all."""
+  if array.is_fully_addressable or array.is_fully_replicated:
+    return np.asarray(array)
+  return multihost_utils.process_allgather(array, tiled=True)
 
 
 def filled(

@@ -13,13 +13,13 @@ import dataclasses
 import itertools
 import os
 import zlib
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
-from pivot_jax import sharding
+from pivot_jax import processes, sharding
 from pivot_jax.data import (
   chat,
   coders,
@@ -36,31 +36,79 @@ Coder = coders.Coder
 Stream = streams.Stream
 
 
+class Seen(NamedTuple):
+  """CRC32 and bytes of the ids of a share's examples, and of their tokens.
+
+  The tokens are CRC32s of each prompt and first answer.
+  """
+
+  share: int
+  ids: int
+  ids_bytes: int
+  tokens: int
+  tokens_bytes: int
+
+
 @dataclasses.dataclass(frozen=True)
 class Update:
-  """A placed batch with what the host knows of it.
+  """A placed batch with what this process knows of it.
 
-  `work` counts the content of its rows, those of other processes taken to be
-  like this one's. `digest` is a CRC32 of the ids and of each row's prompt and
-  first answer: equal for two objectives that see the same rows.
+  `ids` are those of its share. `work` counts the content of its rows, those of
+  other processes taken to be like this one's. Of what all have seen, `digest`
+  makes a CRC32.
   """
 
   batch: packing.Batch
   ids: tuple[str, ...]
-  digest: int
+  seen: Seen
   work: packing.Work = packing.Work()
+
+
+def digest(seen: Iterable[Seen]) -> int:
+  """Return the CRC32 of an update's ids and tokens from those of its shares.
+
+  It does not depend on how many there are, and is equal for two objectives that
+  see the same rows.
+  """
+  shares = {one.share: one for one in seen}
+  parts = [shares[index] for index in sorted(shares)]
+  pieces = [(one.ids, one.ids_bytes) for one in parts]
+  pieces += [(one.tokens, one.tokens_bytes) for one in parts]
+  code, blank = pieces[0][0], zlib.crc32(b" ")
+  for crc, size in pieces[1:]:
+    code = _joined(_joined(code, blank, 1), crc, size)
+  return code
+
+
+def _joined(first: int, second: int, size: int) -> int:
+  """Return the CRC32 of two texts joined, the second of `size` bytes.
+
+  As CRC32 is affine in the text and in what went before it.
+  """
+  zeros = bytes(size)
+  return zlib.crc32(zeros, first) ^ second ^ zlib.crc32(zeros)
 
 
 @dataclasses.dataclass(frozen=True)
 class Share:
-  """The part of every update that this process reads: `index` of `count`."""
+  """The part of every batch that this process reads: `index` of `count`."""
 
   index: int = 0
   count: int = 1
 
   @classmethod
-  def here(cls) -> "Share":
-    return cls(jax.process_index(), jax.process_count())
+  def of(cls, mesh: jax.sharding.Mesh) -> "Share":
+    """Return the share whose rows this process's devices hold."""
+    return cls(*sharding.own_share(mesh))
+
+  def of_batch(self, size: int, batch: int) -> range:
+    """Return the places of `size` examples that are read, of batches of `batch`."""
+    own = batch // self.count
+    return range(min(size, self.index * own), min(size, (self.index + 1) * own))
+
+
+# Of one process.
+WHOLE = Share()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,12 +139,13 @@ def choose_layout(
   batch: int,
   steps: int,
   shards: int,
-  hosts: int = 1,
+  share: Share = WHOLE,
   start: int = 0,
 ) -> packing.Layout:
   """Return the static sizes for `steps` updates of `batch` examples.
 
-  They begin at example `start` of the stream.
+  They begin at example `start` of the stream. Each process reads the texts of
+  its `share`, and all have the sizes of all.
 
   With `pack.tokens` set, a row holds one example of at most that many tokens
   and `pack.losses` targets, and nothing is read ahead. With 0, the whole run is
@@ -104,6 +153,7 @@ def choose_layout(
   rows of `pack.row` tokens, or with 0 as long as the longest example, with room
   for `pack.row_images` images, or with 0 for as many as waste least.
   """
+  hosts = share.count
   if batch % hosts:
     raise InputError(
       f"batch={batch} does not divide over {hosts} processes: the nearest are "
@@ -116,10 +166,11 @@ def choose_layout(
     )
   if pack["tokens"]:
     return _rows_of_one(coder, pack, batch, shards)
-  stream.measure(batch * steps)
-  sizes = [stream.size(i) for i in range(start, start + batch * steps)]
+  processes.in_turn("lengths", lambda: stream.measure(batch * steps))
+  own = _Positions(start, batch, share)
+  read = [stream.size(own[i]) for i in range(batch // hosts * steps)]
   return layouts.layout_for(
-    [sizes[i : i + batch] for i in range(0, len(sizes), batch)],
+    _all_sizes(read, share, steps),
     patches=coder.patches,
     image_size=coder.image_size,
     shards=shards,
@@ -127,6 +178,18 @@ def choose_layout(
     row_tokens=pack.get("row", 0),
     row_images=pack.get("row_images", 0),
   )
+
+
+def _all_sizes(
+  own: Sequence[layouts.Size], share: Share, steps: int
+) -> list[list[layouts.Size]]:
+  """Return the sizes of all examples by update, of which `own` are a share's."""
+  table = np.asarray(own, np.int32).reshape(
+    steps, -1, len(layouts.Size._fields)
+  )
+  found = dict(zip(processes.exchange(share.index), processes.gather(table)))
+  whole = np.concatenate([found[index] for index in sorted(found)], axis=1)
+  return [[layouts.Size(*one) for one in update] for update in whole.tolist()]
 
 
 def _rows_of_one(
@@ -160,18 +223,27 @@ def check_processes(stream: Stream) -> None:
   They compare how many there are, and the texts of a few: a process with a file
   less, or with an old copy of one, would read another order.
   """
-  if jax.process_count() == 1:
+  if processes.count() == 1:
     return
-  own = np.asarray([*stream.counts, stream.digest()], np.int64)
-  everyone = multihost_utils.process_allgather(own)
-  other = np.flatnonzero((everyone != everyone[0]).any(axis=1))
-  if len(other):
-    counts = everyone[:, :-1]
-    raise InputError(
-      f"process {other[0]} sees {counts[other[0]].tolist()} rows, process 0 "
-      f"{counts[0].tolist()}, or other texts: give all of them the same files "
-      "and tokenizer"
-    )
+  seen = {"rows": str(stream.counts), "texts": f"{stream.digest():08x}"}
+  processes.agree("data (give all the same files and tokenizer)", seen)
+
+
+def check_bad(stream: Stream) -> None:
+  """Raise InputError if all processes together found too many bad rows."""
+  if processes.count() > 1:
+    for found in processes.exchange(stream.bad_rows()):
+      stream.add_bad(found)
+
+
+def gather_rows(own: np.ndarray, share: Share) -> np.ndarray:
+  """Return the rows of a batch, of which each process has those of its share."""
+  if share.count == 1:
+    return own
+  places = processes.exchange(share.index)
+  found = dict(zip(places, processes.gather(own)))
+  # At the end of a source some have no rows.
+  return np.concatenate([found[i] for i in sorted(found) if len(found[i])])
 
 
 def updates(
@@ -189,7 +261,7 @@ def updates(
   Each process reads and packs its own contiguous share of an update's examples,
   with `threads` that read ahead.
   """
-  share = Share.here()
+  share = Share.of(mesh)
   if share.count > 1 and sft_group and batch // share.count % sft_group:
     raise InputError(
       f"batch={batch} over {share.count} processes cuts groups of sft_group="
@@ -198,22 +270,29 @@ def updates(
   local = dataclasses.replace(layout, rows=layout.rows // share.count)
   found = read(stream, batch=batch, start=start, share=share, threads=threads)
   with contextlib.closing(found):
-    for position in itertools.count(start, batch):
+    while True:
       members = list(itertools.islice(found, batch // share.count))
-      whole = range(position, position + batch)
       packed = packing.pack(
         members,
         local,
         sft_group=sft_group,
         share=1 / share.count,
-        **_totals(stream, whole, share),
+        **_totals(members, share, layout.patches),
       )
-      ids = tuple(example.id for example in members)
-      said = [coders.crc(e.prompt, *e.answers[:1]) for e in members]
-      digest = zlib.crc32(" ".join((*ids, *said)).encode())
       # Shares differ little, and a rate needs no exchange between processes.
       work = packing.count_work(packed, layout.patches).times(share.count)
-      yield Update(sharding.place_rows(packed, mesh), ids, digest, work)
+      ids = tuple(example.id for example in members)
+      seen = _seen(members, share)
+      yield Update(sharding.place_rows(packed, mesh), ids, seen, work)
+
+
+def _seen(members: Sequence[packing.Example], share: Share) -> Seen:
+  ids = " ".join(example.id for example in members).encode()
+  said = [coders.crc(e.prompt, *e.answers[:1]) for e in members]
+  tokens = " ".join(said).encode()
+  return Seen(
+    share.index, zlib.crc32(ids), len(ids), zlib.crc32(tokens), len(tokens)
+  )
 
 
 def read(
@@ -229,23 +308,38 @@ def threads(workers: int) -> int:
   return min(16, os.cpu_count() or 1) if workers < 0 else workers
 
 
-def _totals(stream: Stream, whole: range, share: Share) -> dict[str, int]:
-  """Return the pairs and targets of a whole update."""
+def _totals(
+  members: Sequence[packing.Example], share: Share, patches: int
+) -> dict[str, int]:
+  """Return the pairs and targets of a whole update, of which members are a share.
+
+  Two numbers of each share go to all, while earlier updates are computed.
+  """
   if share.count == 1:
     return {}
-  sizes = [stream.size(position) for position in whole]
-  return dict(
-    pairs=sum(size.pairs for size in sizes),
-    targets=sum(size.losses for size in sizes),
-  )
+  sizes = [packing.size(example, patches) for example in members]
+  own = sum(size.pairs for size in sizes), sum(size.losses for size in sizes)
+  told = dict(processes.exchange([share.index, own], name="totals"))
+  pairs, targets = map(sum, zip(*told.values()))
+  return dict(pairs=pairs, targets=targets)
 
 
-def longest_prompt(source: rows.Source, coder: Coder, patches: int) -> int:
-  """Return the tokens of the longest generation prompt of a source."""
-  return max(
+def longest_prompt(
+  source: rows.Source,
+  coder: Coder,
+  patches: int,
+  indices: Iterable[int] | None = None,
+) -> int:
+  """Return the tokens of the longest generation prompt of a source, or of rows.
+
+  `indices` are the rows that this process reads; the longest is that of all.
+  """
+  rows = range(len(source)) if indices is None else indices
+  lengths = [
     packing.length(_prompt(source, i, coder, pixels=False), patches)
-    for i in range(len(source))
-  )
+    for i in rows
+  ]
+  return max(processes.exchange(max(lengths, default=0)))
 
 
 def prompts(

@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import tqdm
 
+from pivot_jax import files
 from pivot_jax.data import coders, layouts, packing, pool, rows
 from pivot_jax.data.sources import json_index
 from pivot_jax.errors import InputError
@@ -92,7 +93,7 @@ def measure(
       bad.update({chunk.start + i: why for i, why in found.bad.items()})
       bar.update(len(chunk))
   table = Table(sizes, long, bad)
-  if place is not None:
+  if place is not None and files.writes:
     _write(place, table)
   return table
 

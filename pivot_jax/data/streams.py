@@ -261,6 +261,24 @@ class Stream:
     LOG.warning("has no weight: %s", why)
     self._check_bad(part)
 
+  def bad_rows(self) -> list[list[int]]:
+    """Return of each source the rows found to be bad so far."""
+    with self._lock:
+      return [sorted(bad) for bad in self._bad]
+
+  def add_bad(self, rows: Sequence[Sequence[int]]) -> None:
+    """Add bad rows that other processes found, by source.
+
+    Raises InputError where there are more than allowed.
+    """
+    for part, found in enumerate(rows):
+      with self._lock:
+        for index in found:
+          name = self._sources[part].name(index)
+          self._bad[part].setdefault(index, f"{name}: as another process found")
+      if found:
+        self._check_bad(part)
+
   def _check_bad(self, part: int) -> None:
     bad, size = list(self._bad[part].values()), len(self._sources[part])
     if len(bad) > self.max_bad[part] * size:

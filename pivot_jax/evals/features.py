@@ -14,8 +14,8 @@ import numpy as np
 from jaxtyping import Array, Float, Shaped, UInt8
 from ml_collections import ConfigDict
 
-from pivot_jax import sharding, trees
-from pivot_jax.data import opener
+from pivot_jax import processes, sharding, trees
+from pivot_jax.data import feed, opener
 from pivot_jax.errors import InputError
 from pivot_jax.models import heads, mllm
 from pivot_jax.training import loop
@@ -24,12 +24,15 @@ Rows = Sequence[Mapping[str, Any]]
 
 
 class Batch(NamedTuple):
-  """Some rows of a source: framed images, labels, and features by kind.
+  """The rows of a batch that this process reads, those of its share.
 
-  `name(i)` is the name of the row at place i of the batch, for messages.
+  There are framed images, labels, and features by kind. `places` are the rows'
+  numbers in the source, `name(i)` the name of the one at place i of `rows`, for
+  messages.
   """
 
   rows: Rows
+  places: Sequence[int]
   images: UInt8[np.ndarray, "N H W 3"]
   labels: Shaped[np.ndarray, "N ..."]
   features: dict[str, Float[np.ndarray, "N ..."]]
@@ -46,7 +49,7 @@ def read(
   frame: Callable[..., tuple[np.ndarray, np.ndarray]],
   mesh: jax.sharding.Mesh,
 ) -> Iterator[Batch]:
-  """Yield the rows of a source with their features, in order.
+  """Yield the batches of a source with features, each process its share.
 
   Args:
     config: of the stage: its name, batch and resample.
@@ -64,21 +67,35 @@ def read(
   if len(source) == 0:
     raise InputError(f"{config.name}: the data {spec} is empty")
   placed = sharding.place(params, mesh)
-  shards = sharding.row_shards(mesh)
+  share, shards = feed.Share.of(mesh), sharding.row_shards(mesh)
   batch = -(-config.batch // shards) * shards
+  side = model.vision.image_size
   for start in range(0, len(source), batch):
-    rows = [source[i] for i in range(start, min(start + batch, len(source)))]
-    images, labels = frame(rows, model.vision.image_size, config.resample)
-    on_devices = sharding.place_rows(sharding.filled(images, batch), mesh)
-    found = jax.device_get(encode(model, placed, on_devices))
+    slow = 0.0 if start else processes.SLOW
+    processes.beat("encoding images from", start, allow=slow)
+    size = min(batch, len(source) - start)
+    places = [start + place for place in share.of_batch(size, batch)]
+    rows = [source[index] for index in places]
+    images, labels = (
+      frame(rows, side, config.resample) if rows else _nothing(side)
+    )
+    filled = sharding.filled(images, batch // share.count)
+    found = encode(model, placed, sharding.place_rows(filled, mesh))
+    own = {k: sharding.own_rows(x, mesh)[: len(rows)] for k, x in found.items()}
     yield Batch(
       rows,
+      places,
       images,
       labels,
-      {kind: values[: len(rows)] for kind, values in found.items()},
-      lambda place, start=start: source.name(start + place),
+      own,
+      lambda place, places=places: source.name(places[place]),
     )
     loop.stop_if_requested(config.name)
+
+
+def _nothing(side: int) -> tuple[np.ndarray, np.ndarray]:
+  """Return no images and no labels, of a share behind the end of a source."""
+  return np.zeros((0, side, side, 3), np.uint8), np.zeros(0, np.int32)
 
 
 # The model is an argument, so that the arms of a recipe share an executable.

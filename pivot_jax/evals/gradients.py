@@ -89,7 +89,9 @@ def loss_maps(
 
 
 # Model and numbers are arguments, so that the arms share an executable.
-@functools.partial(jax.jit, static_argnums=0, static_argnames=("beta", "chunk"))
+@functools.partial(
+  jax.jit, static_argnums=0, static_argnames=("beta", "chunk", "shares")
+)
 def scene_maps(
   model: mllm.MLLM,
   params: trees.Params,
@@ -97,11 +99,24 @@ def scene_maps(
   *,
   beta: float,
   chunk: int,
+  shares: int = 1,
 ) -> dict[str, Float[Array, "B P"]]:
-  """Return `loss_maps` of a batch for a model that is its own reference."""
+  """Return `loss_maps` of a batch for a model that is its own reference.
+
+  The three blocks of rows come once for each of `shares`, as processes have
+  them, and the scenes share by share.
+  """
   gradients = row_gradients(model, params, batch, chunk=chunk)
+  if shares > 1:
+    gradients = Gradients(*(_blocks(x, shares) for x in gradients))
   margin = jnp.zeros(len(gradients.logps) // 3)
   return loss_maps(gradients, margin, beta=beta)
+
+
+def _blocks(rows: Float[Array, "R ..."], shares: int) -> Float[Array, "R ..."]:
+  """Return rows of shares x 3 blocks as three blocks of all shares."""
+  apart = rows.reshape(shares, 3, -1, *rows.shape[1:])
+  return jnp.swapaxes(apart, 0, 1).reshape(rows.shape)
 
 
 def magnitude(gradient: Float[Array, "B P D"]) -> Float[Array, "B P"]:

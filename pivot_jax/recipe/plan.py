@@ -7,6 +7,7 @@ only where its settings changed and `--rerun` says so. This file knows the order
 of things and nothing of what a stage does.
 """
 
+import contextlib
 import copy
 import dataclasses
 import importlib
@@ -19,9 +20,17 @@ from collections.abc import Callable, Mapping, Sequence
 
 from ml_collections import ConfigDict
 
-from pivot_jax import addresses, files, metrics, names, texts
+from pivot_jax import (
+  addresses,
+  files,
+  goodput,
+  metrics,
+  names,
+  processes,
+  texts,
+)
 from pivot_jax.errors import InputError
-from pivot_jax.recipe import run_folder, sections, shipped
+from pivot_jax.recipe import agreement, lock, run_folder, sections, shipped
 from pivot_jax.recipe.inputs import Inputs, Step
 from pivot_jax.training import loop
 
@@ -96,7 +105,9 @@ def expand(config: ConfigDict, workdir: pathlib.Path) -> Plan:
         raise InputError(
           f"order names {name!r}, which the config does not hold"
         )
-      if name == "lock" or re.fullmatch(r"seed\d+", name):
+      if name in ("lock", "shared", "stuck", "logs") or re.fullmatch(
+        r"seed\d+", name
+      ):
         raise InputError(
           f"order names a stage {name!r}: a run has a file or folder of that "
           "name; call the stage otherwise"
@@ -247,26 +258,62 @@ def run(
   with all that read them.
   """
   run_folder.check_folders(workdir, plan.steps)
-  try:
-    workdir.mkdir(parents=True, exist_ok=True)
-  except OSError as error:
-    raise InputError(f"{workdir}: cannot be made ({error.strerror})") from error
-  with run_folder.lock(workdir):
-    check_changes(plan, rerun)
+  processes.decide("the work folder", lambda: _make_folder(workdir))
+  agreement.check_shared(workdir)
+  with contextlib.ExitStack() as held:
+    if processes.first():
+      held.enter_context(lock.hold(workdir))
+      check_changes(plan, rerun)
+      now = json.loads(json.dumps(resolve(config).to_dict(), default=list))
+      files.write_json(workdir / "config.json", now)
+      files.write_text(workdir / "plan.txt", describe(plan) + "\n")
     # Anew: what stages make is read by later ones, as files and as sources.
     inputs, may = Inputs(), allowed(plan, rerun)
-    now = json.loads(json.dumps(resolve(config).to_dict(), default=list))
-    files.write_json(workdir / "config.json", now)
-    files.write_text(workdir / "plan.txt", describe(plan) + "\n")
+    processes.watch(config.get("watchdog", 0), workdir / "stuck")
+    held.callback(goodput.note, "stop")
     total = len(plan.steps)
     for number, step in enumerate(plan.steps, 1):
       if loop.stop_requested():
         raise loop.Stopped(f"stopped before {step.name}; rerun to continue")
-      _make(step, inputs, f"[{number}/{total}]", may=step.name in may)
+      _make(step, workdir, inputs, f"[{number}/{total}]", may=step.name in may)
+    goodput.note("end")
 
 
-def _make(step: Step, inputs: Inputs, place: str, *, may: bool) -> None:
-  """Run a stage unless it is done; replace what is there only if it may be."""
+def _make_folder(workdir: pathlib.Path) -> None:
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise InputError(f"{workdir}: cannot be made ({error.strerror})") from error
+
+
+def _make(
+  step: Step, workdir: pathlib.Path, inputs: Inputs, place: str, *, may: bool
+) -> None:
+  """Run a stage unless it is done; the first process decides, for all."""
+  processes.beat(f"beginning {step.name}", allow=processes.SLOW)
+  runs = processes.decide(
+    step.name, lambda: _prepare(step, inputs, place, may=may)
+  )
+  if not runs:
+    return
+  if not goodput.is_begun():
+    goodput.begin(workdir)
+  began = time.monotonic()
+  run_stage = runner(step.kind, f"{step.name}.kind")
+  measured = run_stage(step.config, step.inputs, step.folder)
+  numbers = metrics.numbers(measured, f"{step.name}.kind={step.kind!r}")
+  if processes.first():
+    seconds = time.monotonic() - began
+    run_folder.finish(step, inputs, numbers, seconds)
+    run_folder.discard_old(step)
+  goodput.note("stage", stage=step.name)
+
+
+def _prepare(step: Step, inputs: Inputs, place: str, *, may: bool) -> bool:
+  """Return whether a stage runs, its folder begun.
+
+  What is there is replaced only if it may be.
+  """
   why, done = run_folder.change(step, inputs), run_folder.is_done(step)
   back = (why or not done) and run_folder.can_restore(step, inputs)
   there = done or run_folder.is_begun(step)
@@ -290,16 +337,10 @@ def _make(step: Step, inputs: Inputs, place: str, *, may: bool) -> None:
     LOG.info("%s %s is done", place, step.name)
     if step.kind == "report":
       _show(step)
-    return
+    return False
   LOG.info("%s %s (%s)", place, step.name, step.kind)
   run_folder.begin(step, inputs)
-  began = time.monotonic()
-  run_stage = runner(step.kind, f"{step.name}.kind")
-  measured = run_stage(step.config, step.inputs, step.folder)
-  numbers = metrics.numbers(measured, f"{step.name}.kind={step.kind!r}")
-  seconds = time.monotonic() - began
-  run_folder.finish(step, inputs, numbers, seconds)
-  run_folder.discard_old(step)
+  return True
 
 
 def _show(report: Step) -> None:

@@ -7,15 +7,12 @@ makes a mixture of two runs: `change` tells it, and what is replaced stays as
 `STAGE.old` until the new one is done. Nothing here knows what a stage does.
 """
 
-import contextlib
 import dataclasses
-import fcntl
 import json
 import logging
-import os
 import pathlib
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pivot_jax import files, metrics, names
@@ -28,10 +25,14 @@ LOG = logging.getLogger("pivot_jax")
 # Settings that say how a run is shown or kept, not what it computes.
 LOGGING_KEYS = (
   *("tensorboard", "writers", "profile", "save_every", "title", "shipped"),
-  *("workers", "arm", "measure"),
+  *("workers", "arm", "measure", "keep_every", "save_concurrent_gb"),
+  "restore_concurrent_gb",
 )
 # A kind of the user's own may compute with what others only are shown by.
-_OWN_FREE = ("tensorboard", "writers", "profile", "mesh", "arm", "measure")
+_OWN_FREE = (
+  *("tensorboard", "writers", "profile", "mesh", "arm", "measure"),
+  *("keep_every", "save_concurrent_gb", "restore_concurrent_gb"),
+)
 # The one definition of what never makes another run, begun or finished: how it
 # is shown, and where and how the same updates are computed.
 FREE_KEYS = (*LOGGING_KEYS, "mesh", "accum", "pack", "compute")
@@ -51,7 +52,10 @@ _OLD, _ASIDE = ".old", "replaced.json"
 _RECORDS = (_BEGUN, _DONE, _ASIDE)
 # Folders of results, and what a run writes beside those of its stages.
 _FOLDERS = ("params", "tokenizer", "hf")
-_FILES = ("config.json", "plan.txt", "report.json", "report.html")
+_FILES = (
+  *("config.json", "plan.txt", "report.json", "report.html"),
+  *("owner.json", "goodput.jsonl"),
+)
 # Sizes of parts that a stage makes itself; given weights bring theirs.
 _PARTS = ("vision", "llm")
 
@@ -438,23 +442,3 @@ def _checksums(step: Step) -> dict[str, str]:
     for place, path in sorted(places.items())
     if place.parts[0] not in about
   }
-
-
-@contextlib.contextmanager
-def lock(workdir: pathlib.Path) -> Iterator[None]:
-  """Hold the run's lock file; two runs of one workdir would mix."""
-  place = files.open_own(workdir / "lock", os.O_RDWR)
-  with open(place, "r+b") as file:
-    try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-      raise InputError(
-        f"{workdir} is in use by another process: wait for it or use another "
-        "--workdir"
-      ) from error
-    # Under another name (a hard link) it may be somebody's file.
-    if os.fstat(place).st_nlink == 1:
-      file.truncate()
-      file.write(str(os.getpid()).encode())
-      file.flush()
-    yield

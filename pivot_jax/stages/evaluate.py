@@ -18,7 +18,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from pivot_jax import files, metrics, sharding, texts
+from pivot_jax import files, metrics, processes, sharding, texts
 from pivot_jax.data import coders, feed, opener
 from pivot_jax.errors import InputError
 from pivot_jax.evals import generate, question_only
@@ -43,28 +43,30 @@ def run(
   compute = layers.Compute(**config.compute.to_dict())
   model = checkpoint.load_model(inputs["init"], needs=NEEDS, compute=compute)
   source = opener.open_source(config.sources[config.data].to_dict())
-  _check_rows(source, model.tokenizer, config)
   mesh = sharding.make_mesh(config.mesh)
   with jax.set_mesh(mesh), layers.logical_rules(sharding.ACTIVATION_RULES):
     answers = _answers(config, model, source, mesh)
-  records = []
-  for index, said in enumerate(answers):
-    row = source.text(index)
-    records.append(
-      {
-        "id": row["id"],
-        "category": row["category"],
-        "kind": row["kind"],
-        "question": row["question"],
-        "answer": row["answer"],
-        "said": said,
-        "correct": normalize(said) == normalize(row["answer"]),
-      }
-    )
-  files.make_folder(out)
-  text = "".join(json.dumps(record) + "\n" for record in records)
-  files.write_text(out / "predictions.jsonl", text)
+  own = [[index, _record(source, index, said)] for index, said in answers]
+  everyone = {i: one for part in processes.exchange(own) for i, one in part}
+  records = [everyone[index] for index in range(len(source))]
+  if processes.first():
+    files.make_folder(out)
+    text = "".join(json.dumps(record) + "\n" for record in records)
+    files.write_text(out / "predictions.jsonl", text)
   return summarize(records) | _blind(config, records)
+
+
+def _record(source, index: int, said: str) -> dict[str, Any]:
+  row = source.text(index)
+  return {
+    "id": row["id"],
+    "category": row["category"],
+    "kind": row["kind"],
+    "question": row["question"],
+    "answer": row["answer"],
+    "said": said,
+    "correct": normalize(said) == normalize(row["answer"]),
+  }
 
 
 def normalize(answer: str) -> str:
@@ -105,9 +107,9 @@ def summarize(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
   return found
 
 
-def _check_rows(source, tokenizer, config) -> None:
+def _check_rows(source, indices: Sequence[int], tokenizer, config) -> None:
   """Raise if a row cannot be scored, before anything is generated."""
-  for index in range(len(source)):
+  for index in indices:
     row = source.text(index)
     for name in ("question", "answer", "category", "kind"):
       if name not in row:
@@ -144,8 +146,8 @@ def _blind(config, records) -> dict[str, Any]:
   }
 
 
-def _answers(config, model, source, mesh) -> list[str]:
-  """Return what the model says to each row of a source."""
+def _answers(config, model, source, mesh) -> list[tuple[int, str]]:
+  """Return what the model says to the rows of this process's share, by row."""
   tokenizer, patches = model.tokenizer, model.mllm.vision.num_patches
   template = model.meta.get("template", "qwen_1_5")
   coder = coders.coder_of(
@@ -153,7 +155,16 @@ def _answers(config, model, source, mesh) -> list[str]:
     tokenizer,
     image_size=model.mllm.vision.image_size,
   )
-  tokens = feed.longest_prompt(source, coder, patches)
+  share, shards = feed.Share.of(mesh), sharding.row_shards(mesh)
+  batch = -(-config.batch // shards) * shards
+  # A last batch that is not full repeats the last row.
+  shares = [
+    [start + place for place in share.of_batch(batch, batch)]
+    for start in range(0, len(source), batch)
+  ]
+  rows = [index for one in shares for index in one if index < len(source)]
+  _check_rows(source, rows, tokenizer, config)
+  tokens = feed.longest_prompt(source, coder, patches, rows)
   if tokens > config.max_length:
     raise InputError(
       f"{config.name}: the longest prompt has {tokens} tokens with its image, "
@@ -162,11 +173,10 @@ def _answers(config, model, source, mesh) -> list[str]:
   tokens = -(-tokens // 16) * 16
   params = sharding.place(model.params, mesh)
   status = metrics.Status(config.name, len(source))
-  answers: list[str] = []
-  shards = sharding.row_shards(mesh)
-  batch = -(-config.batch // shards) * shards
-  for start in range(0, len(source), batch):
-    indices = [min(i, len(source) - 1) for i in range(start, start + batch)]
+  answers: list[tuple[int, str]] = []
+  for done, own in enumerate(shares, 1):
+    processes.beat("answering batch", done, allow=processes.SLOW / done)
+    indices = [min(index, len(source) - 1) for index in own]
     packed = feed.prompts(
       source, indices, coder, tokens=tokens, patches=patches
     )
@@ -177,9 +187,9 @@ def _answers(config, model, source, mesh) -> list[str]:
       max_new_tokens=config.max_new_tokens,
       eos_ids=tokenizer.eos_ids,
     )
-    said = _decode(tokenizer, jax.device_get(ids))
-    answers += said[: len(source) - start]
-    status.show(len(answers))
+    said = _decode(tokenizer, sharding.own_rows(ids, mesh))
+    answers += [x for x in zip(own, said) if x[0] < len(source)]
+    status.show(min(done * batch, len(source)))
     loop.stop_if_requested(config.name)
   return answers
 

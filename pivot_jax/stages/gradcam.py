@@ -19,8 +19,8 @@ import numpy as np
 from jaxtyping import Bool, Float
 from ml_collections import ConfigDict
 
-from pivot_jax import files, metrics, sharding
-from pivot_jax.data import coders, images, opener, packing
+from pivot_jax import files, metrics, processes, sharding
+from pivot_jax.data import coders, feed, images, opener, packing
 from pivot_jax.errors import InputError
 from pivot_jax.evals import gradients
 from pivot_jax.models import layers
@@ -32,8 +32,12 @@ NEEDS = (*checkpoint.PARTS, "tokenizer")
 
 
 class Scene(NamedTuple):
-  """One question laid out as three examples, and where its object is."""
+  """One question laid out as three examples, and where its object is.
 
+  `place` is the row's number in the source.
+  """
+
+  place: int
   row: Mapping[str, Any]
   examples: tuple[packing.Example, packing.Example, packing.Example]
   mask: Bool[np.ndarray, "H W"]
@@ -67,30 +71,58 @@ def run(
   compute = layers.Compute(**config.compute.to_dict())
   model = checkpoint.load_model(inputs["init"], needs=NEEDS, compute=compute)
   source = opener.open_source(config.sources[config.data].to_dict())
-  scenes, empty = read_scenes(config, model, source)
   mesh = sharding.make_mesh(config.mesh)
+  share = feed.Share.of(mesh)
+  scenes, spare = read_scenes(config, model, source, share)
   with jax.set_mesh(mesh), layers.logical_rules(sharding.ACTIVATION_RULES):
-    maps = _all_maps(config, model, scenes, mesh)
-  share = np.stack([scene.share for scene in scenes])
-  ratios = {
-    name: gradients.localisation(values, share) for name, values in maps.items()
-  }
-  files.make_folder(out)
-  columns = {
-    "id": np.array([scene.row["id"] for scene in scenes]),
-    "kind": np.array([scene.row["kind"] for scene in scenes]),
-    "mask_share": share.mean(axis=1),
-  }
-  files.save_arrays(out / "values.npz", columns | ratios, compressed=True)
-  _write_examples(out, scenes[: config.examples], maps, config.seed)
+    maps = _all_maps(config, model, scenes or spare, mesh)
+  maps = {name: values[: len(scenes)] for name, values in maps.items()}
+  columns, ratios = _columns(scenes, maps, share)
+  if processes.first():
+    files.make_folder(out)
+    files.save_arrays(out / "values.npz", columns | ratios, compressed=True)
+    if scenes:
+      _write_examples(out, scenes[: config.examples], maps, config.seed)
   measured = {name: gradients.mean_and_error(x) for name, x in ratios.items()}
-  return measured | {"scenes": len(scenes), "without_object": empty}
+  found = len(columns["id"])
+  return measured | {"scenes": found, "without_object": len(source) - found}
+
+
+def _columns(
+  scenes: Sequence[Scene], maps: Mapping[str, np.ndarray], share: feed.Share
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+  """Return what is kept of each scene of all processes, and its ratios.
+
+  Both in the order of the source.
+  """
+  patches = next(iter(maps.values())).shape[1]
+  masks = np.array([scene.share for scene in scenes]).reshape(-1, patches)
+  told = [[s.place, s.row["id"], s.row["kind"]] for s in scenes]
+  everyone = dict(processes.exchange([share.index, told]))
+  rows = [one for index in sorted(everyone) for one in everyone[index]]
+  order = sorted(range(len(rows)), key=lambda i: rows[i][0])
+
+  def gathered(own: np.ndarray) -> np.ndarray:
+    return feed.gather_rows(own, share)[order]
+
+  columns = {
+    "id": np.array([rows[i][1] for i in order]),
+    "kind": np.array([rows[i][2] for i in order]),
+    "mask_share": gathered(masks.mean(axis=1)),
+  }
+  return columns, {
+    name: gathered(gradients.localisation(values, masks))
+    for name, values in maps.items()
+  }
 
 
 def read_scenes(
-  config: ConfigDict, model: checkpoint.Model, source: Rows
-) -> tuple[list[Scene], int]:
-  """Return the scenes with an object, and the number of those without.
+  config: ConfigDict,
+  model: checkpoint.Model,
+  source: Rows,
+  share: feed.Share = feed.WHOLE,
+) -> tuple[list[Scene], list[Scene]]:
+  """Return the scenes with an object of a share, and one for want of any.
 
   The supervised example has the answer's tokens as targets; those of DPO are
   the answer's by the config's mask, as in training.
@@ -104,20 +136,29 @@ def read_scenes(
   vision = model.mllm.vision
   grid = gradients.grid_size(vision.num_patches)
   cell = _cell(config, vision, grid)
-  found = []
-  for index in range(len(source)):
+  batch = -(-config.batch // share.count) * share.count
+  own = [
+    start + place
+    for start in range(0, len(source), batch)
+    for place in share.of_batch(min(batch, len(source) - start), batch)
+  ]
+  found, spare = list[Scene](), list[Scene]()
+  # A share behind the end of a short source lays out its first row.
+  for index in own or [0]:
     row = source[index]
     try:
       mask = _object_mask(row, coder)
       examples = _lay_out(row, supervised, coder)
     except InputError as error:
       raise InputError(f"{source.name(index)}: {error}") from error
-    share = gradients.patch_share(mask, patch=cell, grid=grid)
-    if share.any():
-      found.append(Scene(row, examples, mask, share))
-  if not found:
+    inside = gradients.patch_share(mask, patch=cell, grid=grid)
+    scene = Scene(index, row, examples, mask, inside)
+    spare = spare or [scene]
+    if inside.any() and own:
+      found.append(scene)
+  if not any(processes.exchange(len(found))):
     raise InputError(f"{config.name}: no row of {config.data} has an object")
-  return found, len(source) - len(found)
+  return found, spare
 
 
 def _cell(config, vision, grid: int) -> int:
@@ -165,24 +206,30 @@ def _lay_out(row, supervised, coder) -> tuple[packing.Example, ...]:
 
 
 def _all_maps(config, model, scenes, mesh) -> dict[str, np.ndarray]:
-  """Return the raw maps [B, P] of all scenes by "TAP/LOSS"."""
+  """Return the raw maps [B, P] of this process's scenes by "TAP/LOSS".
+
+  All processes compute as many batches as the one with most scenes.
+  """
   vision = model.mllm.vision
-  shards = sharding.row_shards(mesh)
-  batch = -(-config.batch // shards) * shards
+  shards, share = sharding.row_shards(mesh), feed.Share.of(mesh)
+  batch = -(-config.batch // shards) * shards // share.count
   layout = packing.layout_for(
     [[example] for scene in scenes for example in scene.examples],
     patches=vision.num_patches,
     image_size=vision.image_size,
     max_length=config.max_length,
   )
-  layout = dataclasses.replace(layout, rows=3 * batch)
+  layout = dataclasses.replace(_common(layout), rows=3 * batch)
   params = sharding.place(model.params, mesh)
   status = metrics.Status(config.name, len(scenes))
   pieces = []
-  for start in range(0, len(scenes), batch):
+  most = max(processes.exchange(len(scenes)))
+  for start in range(0, most, batch):
+    slow = 0.0 if start else processes.SLOW
+    processes.beat("maps of scenes from", start, allow=slow)
     piece = scenes[start : start + batch]
     # The last batch repeats a scene, so that one executable serves all.
-    full = [*piece, *piece[-1:] * (batch - len(piece))]
+    full = [*piece, *scenes[-1:] * (batch - len(piece))]
     blocks = zip(*(scene.examples for scene in full))
     examples = [example for block in blocks for example in block]
     packed = packing.pack_in_order(examples, layout)
@@ -192,12 +239,20 @@ def _all_maps(config, model, scenes, mesh) -> dict[str, np.ndarray]:
       sharding.place_rows(packed, mesh),
       beta=config.beta,
       chunk=config.chunk,
+      shares=share.count,
     )
-    host = jax.device_get(found)
+    first = share.index * batch
+    host = {k: sharding.whole(x)[first:][:batch] for k, x in found.items()}
     pieces.append({name: x[: len(piece)] for name, x in host.items()})
     status.show(start + len(piece))
     loop.stop_if_requested(config.name)
   return {name: np.concatenate([p[name] for p in pieces]) for name in pieces[0]}
+
+
+def _common(layout: packing.Layout) -> packing.Layout:
+  """Return the smallest layout that holds those of all processes."""
+  everyone = processes.exchange(dataclasses.astuple(layout))
+  return packing.Layout(*map(max, zip(*everyone)))
 
 
 def _write_examples(out, scenes: Sequence[Scene], maps, seed: int) -> None:

@@ -23,7 +23,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from ml_collections import ConfigDict
 
-from pivot_jax import errors, files, metrics, sharding
+from pivot_jax import errors, files, metrics, processes, sharding
 from pivot_jax.data import feed
 from pivot_jax.evals import features, logistic
 from pivot_jax.models import layers
@@ -113,7 +113,8 @@ def probe(
   )
   path, points, point = [], [], None
   grid = sorted(lambdas, reverse=True)
-  for lam in grid:
+  for place, lam in enumerate(grid):
+    processes.beat("fitting lambda", place, allow=processes.SLOW)
     solution = solve((~held_out).astype(np.float32), lam=lam, start=point)
     point = solution.point
     scores = logistic.classifier(basis, solution).scores(features[held_out])
@@ -185,9 +186,10 @@ def run(
     predictions[f"{kind}_prediction"] = scores.argmax(axis=1)
     predictions[f"{kind}_correct"] = ranks(scores, truth) == 0
     predictions[f"{kind}_prototype_correct"] = prototype == 0
-  files.make_folder(out)
-  files.save_arrays(out / "predictions.npz", predictions, compressed=True)
-  files.write_json(out / "path.json", chosen)
+  if processes.first():
+    files.make_folder(out)
+    files.save_arrays(out / "predictions.npz", predictions, compressed=True)
+    files.write_json(out / "path.json", chosen)
   return measured
 
 
@@ -214,7 +216,7 @@ def _features(
   mesh: jax.sharding.Mesh,
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
   """Return ({kind: float32 [N, D]}, labels [N]) of a classification source."""
-  found, labels, first = [], [], ""
+  found, labels, first, share = [], [], "", feed.Share.of(mesh)
   for batch in features.read(
     config,
     spec,
@@ -224,9 +226,11 @@ def _features(
     frame=feed.images_and_labels,
     mesh=mesh,
   ):
-    found.append(batch.features)
-    labels.append(batch.labels)
-    first = first or batch.name(0)
+    found.append(
+      {k: feed.gather_rows(x, share) for k, x in batch.features.items()}
+    )
+    labels.append(feed.gather_rows(batch.labels, share))
+    first = first or (batch.name(0) if batch.rows else "")
   classes = np.concatenate(labels)
   if len(np.unique(classes)) == 1:
     raise errors.InputError(

@@ -13,7 +13,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from pivot_jax import files
+from pivot_jax import files, processes
 from pivot_jax.report import compare, page
 
 
@@ -28,6 +28,12 @@ def run(
   compared on the same rows did not see them in the same order from the same
   weights.
   """
+  return processes.decide("report", lambda: _write(config, inputs, out))
+
+
+def _write(
+  config: ConfigDict, inputs: Mapping[str, str], out: pathlib.Path
+) -> dict[str, Any]:
   seeds = compare.by_seed(inputs)
   design = compare.Design.of(config)
   record = {

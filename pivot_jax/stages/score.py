@@ -10,14 +10,14 @@ of weights, template and tokenizer that a training stage compares with its own.
 
 import itertools
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from pivot_jax import metrics, sharding, trees
+from pivot_jax import metrics, processes, sharding, trees
 from pivot_jax.data import coders, feed, layouts, opener, packing, streams
 from pivot_jax.models import layers
 from pivot_jax.training import loop, objectives, reference_logps
@@ -41,14 +41,19 @@ def run(
     patches=model.mllm.vision.num_patches,
     long=opener.long_rows(config.long, [spec]),
   )
-  stream = streams.open_stream([(spec, 1.0)], coder, seed=config.data_seed)
+  stream = processes.in_turn(
+    "lengths",
+    lambda: streams.open_stream([(spec, 1.0)], coder, seed=config.data_seed),
+  )
+  feed.check_processes(stream)
   mesh = sharding.make_mesh(config.mesh)
   with jax.set_mesh(mesh), layers.logical_rules(sharding.ACTIVATION_RULES):
     columns = _columns(config, model, coder, stream, mesh)
   made = reference_logps.made_with(
     trees.fingerprint(model.params), model.tokenizer, config
   )
-  reference_logps.write(out, columns, made)
+  if processes.first():
+    reference_logps.write(out, columns, made)
   chosen, rejected = columns["logps"].mean(axis=0)
   return {
     "rows": stream.rows(0),
@@ -59,42 +64,76 @@ def run(
 
 def _columns(config, model, coder, stream, mesh) -> dict[str, np.ndarray]:
   """Return the columns id, logps and crc over all pairs of a source."""
-  batch, places = config.batch, stream.every()
-  stream.measure(len(places))
-  sizes = [stream.size_of(place) for place in places]
-  starts = range(0, len(places), batch)
+  share, places = feed.Share.of(mesh), stream.every()
+  processes.in_turn("lengths", lambda: stream.measure(len(places)))
+  batch = -(-config.batch // share.count) * share.count
+  pieces = [places[i : i + batch] for i in range(0, len(places), batch)]
+  own = [
+    [piece[i] for i in share.of_batch(len(piece), batch)] for piece in pieces
+  ]
   layout = layouts.layout_for(
-    [sizes[i : i + batch] for i in starts],
+    _all_sizes(own, stream, share),
     patches=coder.patches,
     image_size=coder.image_size,
-    shards=sharding.row_shards(mesh),
+    shards=-(-sharding.row_shards(mesh) // share.count),
     row_tokens=config.pack.row,
   )
   params = sharding.place(model.params, mesh)
   score = objectives.pair_logps(model.mllm, chunk=config.chunk)
-  status = metrics.Status(config.name, len(starts))
-  columns: dict[str, list] = {"id": [], "logps": [], "crc": []}
-  read = stream.read_all(places, threads=feed.threads(config.workers))
-  for done in range(1, len(starts) + 1):
-    piece = list(itertools.islice(read, batch))
-    rows = packing.place(piece, layout)
-    packed = sharding.place_rows(packing.pack(piece, layout), mesh)
-    logps = np.asarray(jax.device_get(score(params, packed)))
-    found: dict[int, np.ndarray] = {}
-    for row, members in enumerate(rows):
-      first = 0
-      for index in members:
-        last = first + piece[index].pairs
-        found[index], first = logps[row, first:last], last
-    for index, example in enumerate(piece):
-      if example.void:
-        # No image was seen, so that there is nothing to compare with.
-        continue
-      columns["id"] += example.pair_ids
-      columns["logps"] += list(found[index])
-      columns["crc"] += coders.pair_crcs(example)
+  status = metrics.Status(config.name, len(pieces))
+  found = []
+  read = stream.read_all(sum(own, []), threads=feed.threads(config.workers))
+  for done, members in enumerate(own, 1):
+    processes.beat("scoring batch", done, allow=processes.SLOW / done)
+    piece = list(itertools.islice(read, len(members)))
+    packed = packing.pack(piece, layout) if piece else packing.empty(layout)
+    logps = score(params, sharding.place_rows(packed, mesh))
+    found.append(_of_batch(piece, layout, sharding.own_rows(logps, mesh)))
     status.show(done)
     loop.stop_if_requested(config.name)
+  feed.check_bad(stream)
+  return _in_order(found, share)
+
+
+def _all_sizes(own, stream, share) -> list[list[layouts.Size]]:
+  """Return the sizes of the examples of all shares, by batch and share."""
+  sizes = [[stream.size_of(place) for place in piece] for piece in own]
+  everyone = dict(processes.exchange([share.index, sizes]))
+  return [
+    [layouts.Size(*one) for one in piece]
+    for index in sorted(everyone)
+    for piece in everyone[index]
+    if piece
+  ]
+
+
+def _of_batch(piece, layout, logps: np.ndarray) -> dict[str, list]:
+  """Return the columns of the examples of a batch, in their order."""
+  found: dict[int, np.ndarray] = {}
+  for row, members in enumerate(packing.place(piece, layout)):
+    first = 0
+    for index in members:
+      last = first + piece[index].pairs
+      found[index], first = logps[row, first:last], last
+  columns: dict[str, list] = {"id": [], "logps": [], "crc": []}
+  for index, example in enumerate(piece):
+    if example.void:
+      # No image was seen, so that there is nothing to compare with.
+      continue
+    columns["id"] += example.pair_ids
+    columns["logps"] += found[index].tolist()
+    columns["crc"] += coders.pair_crcs(example)
+  return columns
+
+
+def _in_order(found: Sequence[dict[str, list]], share: feed.Share):
+  """Return the columns of all rows as arrays, in the order of the source."""
+  everyone = dict(processes.exchange([share.index, found]))
+  columns: dict[str, list] = {"id": [], "logps": [], "crc": []}
+  for batch in range(len(found)):
+    for index in sorted(everyone):
+      for name in columns:
+        columns[name] += everyone[index][batch][name]
   return {
     "id": np.array(columns["id"]),
     "logps": np.array(columns["logps"], np.float32).reshape(-1, 2),

@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 from ml_collections import ConfigDict
 
-from pivot_jax import errors, files, metrics, sharding
+from pivot_jax import errors, files, metrics, processes, sharding
 from pivot_jax.data import feed, opener
 from pivot_jax.data.sources import folders
 from pivot_jax.evals import features, segmentation
@@ -37,7 +37,8 @@ NEEDS = ("vision",)
 class Split(NamedTuple):
   """The frozen features of a data set, and its labels counted by patch.
 
-  `images` and `labels` are those of the first few rows, for pictures.
+  `images` and `labels` are those of the first few rows that this process read,
+  whose numbers are `shown`, for pictures.
   """
 
   ids: tuple[str, ...]
@@ -45,6 +46,7 @@ class Split(NamedTuple):
   histogram: Int[np.ndarray, "N P C"]
   images: UInt8[np.ndarray, "K H W 3"]
   labels: Int[np.ndarray, "K H W"]
+  shown: tuple[int, ...]
 
 
 class Epoch(NamedTuple):
@@ -91,16 +93,13 @@ def run(
     config.hidden, config.num_classes, model.mllm.compute
   )
   params, epochs = _train(config, head, recipe, train, test)
-  files.make_folder(out)
-  shown = segmentation.predict(
-    head, params, test.features[: len(test.images)], batch=config.batch
-  )
-  _write(
-    out,
-    test,
-    segmentation.pixel_classes(shown, patch=model.mllm.vision.patch_size),
-    epochs,
-  )
+  if processes.first():
+    files.make_folder(out)
+    shown = segmentation.predict(
+      head, params, test.features[list(test.shown)], batch=config.batch
+    )
+    side = model.mllm.vision.patch_size
+    _write(out, test, segmentation.pixel_classes(shown, patch=side), epochs)
   return summarize(epochs, resamples=config.resamples, seed=config.seed)
 
 
@@ -126,6 +125,7 @@ def _train(config, head, recipe, train: Split, test: Split):
     )
     scores = segmentation.scores(segmentation.total(counts))
     epochs.append(Epoch(counts, scores))
+    processes.beat("training the head, epoch", len(epochs))
     loop.stop_if_requested(config.name)
   return params, epochs
 
@@ -166,6 +166,7 @@ def extract(
   # Labels are by patch, so that a resize of the features is skipped.
   vision = dataclasses.replace(model.mllm.vision, feature_tokens=0)
   ids, found, histograms, shown = [], [], [], []
+  share = feed.Share.of(mesh)
   for batch in features.read(
     config,
     spec,
@@ -177,24 +178,33 @@ def extract(
   ):
     _check_classes(batch, config)
     histograms.append(
-      segmentation.patch_histogram(
-        batch.labels,
-        patch=vision.patch_size,
-        num_classes=config.num_classes,
-        ignore=_optional(config.ignore),
-      )
+      feed.gather_rows(_histogram(batch, config, vision), share)
     )
-    found.append(batch.features["encoder"])
-    ids += [row["id"] for row in batch.rows]
-    pairs = list(zip(batch.images, batch.labels))
-    shown += pairs[: config.examples - len(shown)]
-  pictures, maps = zip(*shown)
+    found.append(feed.gather_rows(batch.features["encoder"], share))
+    told = processes.exchange([share.index, [row["id"] for row in batch.rows]])
+    ids += [one for _, named in sorted(dict(told).items()) for one in named]
+    triples = list(zip(batch.images, batch.labels, batch.places))
+    shown += triples[: config.examples - len(shown)]
+  pictures, maps, places = zip(*shown) if shown else ((), (), ())
   return Split(
     ids=tuple(ids),
     features=np.concatenate(found),
     histogram=np.concatenate(histograms),
-    images=np.stack(pictures),
-    labels=np.stack(maps),
+    images=np.array(pictures),
+    labels=np.array(maps),
+    shown=places,
+  )
+
+
+def _histogram(batch: features.Batch, config, vision) -> np.ndarray:
+  """Return the labels of the batch's rows counted by patch."""
+  if not batch.rows:
+    return np.zeros(0, np.uint16)
+  return segmentation.patch_histogram(
+    batch.labels,
+    patch=vision.patch_size,
+    num_classes=config.num_classes,
+    ignore=_optional(config.ignore),
   )
 
 
@@ -237,9 +247,10 @@ def _counted(config: ConfigDict) -> ConfigDict:
   found: set[int] = set()
   for name, _ in config.data:
     source = opener.open_source(config.sources[name].to_dict())
-    for index in range(len(source)):
+    for index in range(processes.index(), len(source), processes.count()):
       labels = np.unique(source[index]["labels"])
       found |= {*labels[labels != config.ignore].tolist()}
+  found = set(sum(processes.exchange(sorted(found)), []))
   # A negative label is no class; reading the maps names its row.
   classes = max(found | {0}) + 1
   odd = folders.label_gap(found, config.ignore)

@@ -247,7 +247,7 @@ class _Job:
       steps=steps,
       start=start,
       shards=sharding.row_shards(self.mesh) * config.accum,
-      hosts=jax.process_count(),
+      share=feed.Share.of(self.mesh),
     )
 
   def _updates(self, layout: packing.Layout, start: int):

@@ -14,6 +14,7 @@ from typing import Protocol, runtime_checkable
 
 import jax
 
+from pivot_jax import goodput, processes
 from pivot_jax.data import feed
 from pivot_jax.training import losses, monitor
 from pivot_jax.training.train_state import TrainState
@@ -71,8 +72,11 @@ def stop_on_sigterm() -> None:
 
 
 def stop_requested() -> bool:
-  """Return whether SIGTERM has come."""
-  return _STOP.is_set()
+  """Return whether SIGTERM has come, to this process or to any of several.
+
+  Those stop at the same call: all of them ask equally often.
+  """
+  return _STOP.is_set() or processes.stop_at()
 
 
 def stop_if_requested(name: str) -> None:
@@ -120,9 +124,14 @@ def _loop(state, step_fn, batches, num_steps, hooks, should_stop, trace):
   iterator, watch = iter(batches), monitor.CompileWatch()
   while step < num_steps:
     asked = time.monotonic()
+    processes.beat("reading rows for update", step + 1)
     update = next(iterator)
     wait = time.monotonic() - asked
+    goodput.spent("input", wait)
     trace.before(step)
+    # The first compiles.
+    slow = processes.SLOW if pending is None else 0.0
+    processes.beat("update", step + 1, allow=slow)
     state, metrics = watch.call(step_fn, state, update.batch)
     flush()
     step += 1

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from pivot_jax import metrics, trees
+from pivot_jax import metrics, processes, trees
 from pivot_jax.data import feed, packing
 from pivot_jax.models import mllm
 from pivot_jax.training import cost, loop, monitor
@@ -47,7 +47,7 @@ class Recorder:
     batch: int,
     save_every: int,
   ):
-    self.rows = rows
+    self.rows, self._seen = rows, list[feed.Seen]()
     self._name, self._saved, self._writer = name, saved, writer
     self._steps, self._batch, self._save_every = steps, batch, save_every
     self._kept = self._begin = begin = int(state.step)
@@ -66,14 +66,15 @@ class Recorder:
   ) -> None:
     """Write the metrics of an update; raise NonFiniteError, naming its rows."""
     if values["finite"] < 1:
+      ids = sum(processes.exchange(list(update.ids)), [])
       raise loop.NonFiniteError(
         f"{self._name}: the loss is not finite at step {step} (loss "
-        f"{values['losses/total']}, rows {', '.join(update.ids[:8])}"
-        f"{', ...' if len(update.ids) > 8 else ''}); the checkpoint of step "
+        f"{values['losses/total']}, rows {', '.join(ids[:8])}"
+        f"{', ...' if len(ids) > 8 else ''}); the checkpoint of step "
         f"{self._kept} is untouched: look at the rows, or start in a new "
         "workdir with a lower learning rate"
       )
-    self.rows = zlib.crc32(f"{update.digest:08x}".encode(), self.rows)
+    self._seen.append(update.seen)
     self._unreached -= {
       part for part in self._unreached if values[f"grad_norm/{part}"]
     }
@@ -96,8 +97,17 @@ class Recorder:
         " and ".join(sorted(self._unreached)),
         step,
       )
+    self._digest_rows()
     self._saved.save(step, _resumable(state), {"rows": self.rows})
     self._kept = step
+
+  def _digest_rows(self) -> None:
+    """Add the rows seen since the last time, of all processes, to the digest."""
+    everyone = processes.exchange(self._seen)
+    for shares in zip(*everyone, strict=True):
+      code = feed.digest(feed.Seen(*one) for one in shares)
+      self.rows = zlib.crc32(f"{code:08x}".encode(), self.rows)
+    self._seen.clear()
 
   def _show(
     self, step: int, loss: float, seen: packing.Work, wait: float

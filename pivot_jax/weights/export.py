@@ -288,6 +288,9 @@ def run(command: str = "python -m pivot_jax.export") -> None:
   }
 
   def parse(argv: Sequence[str]) -> list[str]:
-    return command_line.parse(argv, missing=missing)
+    try:
+      return command_line.parse(argv, missing=missing)
+    except InputError as error:
+      command_line.leave(f"error: {error}", command_line.EXIT_INPUT)
 
   app.run(main, flags_parser=parse)

@@ -151,6 +151,8 @@ def _index(path: pathlib.Path) -> tuple[np.ndarray, tuple[Flaw, ...]]:
         "%s: the kept index is not sound and made again (%s)", cached, error
       )
   table, flaws = _build(path, size)
+  if not files.writes:
+    return table, flaws
   said = {"crc": _crc(table, flaws), "flaws": flaws}
   with keeping(cached) as file:
     files.write_text(cached.with_suffix(".json"), json.dumps(said))
