@@ -1,4 +1,4 @@
-"""Who a process is among others, read off the environment that launchers give.
+"""The place of a process among others, as the launcher's variables give it.
 
 It opens no port and touches no device; `processes.start` joins. The signs, in
 the order in which they count, are those of `find`.
@@ -40,9 +40,9 @@ Environment = Mapping[str, str]
 
 @dataclasses.dataclass(frozen=True)
 class Joining:
-  """How to join: what is None, jax finds.
+  """The place of a process; jax finds what is None.
 
-  `sign` says what was found, for messages.
+  `sign` names the variable that told it, for messages.
   """
 
   sign: str

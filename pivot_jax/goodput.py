@@ -1,4 +1,4 @@
-"""How much of a run's time was of use: WORKDIR/goodput.jsonl, and its sum.
+"""The share of a run's time that was of use: WORKDIR/goodput.jsonl.
 
 A line is written at each start, save, end of a stage and stop, by the first
 process: the time, what was reached, and the seconds since the start that went

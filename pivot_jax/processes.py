@@ -23,7 +23,7 @@ import sys
 import threading
 import time
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 import jax
@@ -35,6 +35,8 @@ from pivot_jax.errors import InputError
 
 LOG = logging.getLogger("pivot_jax")
 
+# Values that JSON can hold.
+Json = str | float | Sequence | Mapping | None
 # A peer was lost, or all wait for one that is stuck: the launcher restarts.
 EXIT_LOST = 70
 # As Python has them: of an error that nobody expected, and of Ctrl-C.
@@ -54,7 +56,7 @@ class LostPeerError(Exception):
 
 @dataclasses.dataclass
 class _Peers:
-  """What a process knows of itself among several."""
+  """The place of this process among others."""
 
   index: int
   count: int
@@ -241,7 +243,7 @@ def _peek(key: str) -> str | None:
 
 
 def exchange(
-  value: Any, seconds: float = SLOW, *, name: str = "exchange"
+  value: Json, seconds: float = SLOW, *, name: str = "exchange"
 ) -> list[Any]:
   """Return the values of all processes, which JSON can hold, by index.
 

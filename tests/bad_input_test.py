@@ -39,7 +39,7 @@ def command(monkeypatch, tmp_path, capsys):
     for name, value in flags.items():
       monkeypatch.setattr(main, name, types.SimpleNamespace(value=value))
     # What is global to the process belongs to the other tests, too.
-    monkeypatch.setattr(main, "_setup_jax", lambda: None)
+    monkeypatch.setattr(main, "_join", lambda config: None)
     monkeypatch.setattr(output, "log", lambda: None)
     monkeypatch.setattr(loop, "stop_on_sigterm", lambda: None)
     monkeypatch.setattr(main, "_overrides", dict)

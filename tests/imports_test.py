@@ -15,7 +15,8 @@ ORDER = (
   ("errors", "texts"),
   ("names", "output"),
   ("command_line", "recipes"),
-  ("trees", "files", "addresses"),
+  ("trees", "files", "addresses", "cluster"),
+  ("processes", "goodput"),
   ("sharding", "metrics"),
   ("models.*",),
   (

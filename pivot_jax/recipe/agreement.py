@@ -1,4 +1,4 @@
-"""What all processes of a run have to have alike, compared before it begins.
+"""Compares the processes of a run, before it begins: settings, files, versions.
 
 A process with another setting, another file or another version would train along
 and spoil the result of all, without an error.

@@ -8,7 +8,7 @@ import pytest
 
 from pivot_jax import files
 from pivot_jax.errors import InputError
-from pivot_jax.recipe import plan, run_folder
+from pivot_jax.recipe import lock, plan, run_folder
 from pivot_jax.recipe.inputs import Inputs, Step
 
 
@@ -79,7 +79,7 @@ def test_a_workdir_may_be_a_link_itself(tmp_path, outside):
   workdir.symlink_to(outside / "deep")
   step = make_step(workdir)
   run_folder.check_folders(workdir, [step])
-  with run_folder.lock(workdir):
+  with lock.hold(workdir):
     run_folder.begin(step, Inputs())
   assert (outside / "deep" / "one" / "begun.json").is_file()
 
@@ -89,7 +89,7 @@ def test_the_lock_is_not_opened_through_a_link(tmp_path, outside, target):
   (tmp_path / "lock").symlink_to(outside / target)
   with (
     pytest.raises(InputError, match="lock: cannot be written .a symbolic"),
-    run_folder.lock(tmp_path),
+    lock.hold(tmp_path),
   ):
     pass
   assert (outside / "file").read_text() == "mine"
@@ -98,27 +98,27 @@ def test_the_lock_is_not_opened_through_a_link(tmp_path, outside, target):
 
 def test_the_lock_of_another_name_is_held_and_not_written(tmp_path, outside):
   os.link(outside / "file", tmp_path / "lock")
-  with run_folder.lock(tmp_path):
+  with lock.hold(tmp_path):
     pass
   assert (outside / "file").read_text() == "mine"
 
 
 def test_a_lock_tells_who_holds_it_and_not_who_asks(tmp_path):
-  lock = tmp_path / "lock"
-  lock.write_text("x" * 100)
-  with run_folder.lock(tmp_path):
-    assert lock.read_text() == str(os.getpid())
-    lock.write_text("held")
-    with pytest.raises(InputError, match="in use"), run_folder.lock(tmp_path):
+  place = tmp_path / "lock"
+  place.write_text("x" * 100)
+  with lock.hold(tmp_path):
+    assert place.read_text() == str(os.getpid())
+    place.write_text("held")
+    with pytest.raises(InputError, match="in use"), lock.hold(tmp_path):
       pass
-    assert lock.read_text() == "held"
+    assert place.read_text() == "held"
 
 
 def test_a_pipe_in_place_of_the_lock_is_refused_at_once(tmp_path):
   os.mkfifo(tmp_path / "lock")
   with (
     pytest.raises(InputError, match="lock: cannot be written"),
-    run_folder.lock(tmp_path),
+    lock.hold(tmp_path),
   ):
     pass
 

@@ -9,7 +9,7 @@ import pytest
 
 from pivot_jax.configs import common, pivot
 from pivot_jax.errors import InputError
-from pivot_jax.recipe import plan, run_folder
+from pivot_jax.recipe import lock, plan, run_folder
 from pivot_jax.stages import detach, report, train
 
 
@@ -179,7 +179,7 @@ def test_logging_keys_do_not_make_another_configuration(small):
 def test_a_workdir_in_use_is_refused(small):
   config, workdir, _ = small
   workdir.mkdir()
-  with run_folder.lock(workdir), pytest.raises(InputError, match="in use"):
+  with lock.hold(workdir), pytest.raises(InputError, match="in use"):
     _run(config, workdir)
 
 
