@@ -46,7 +46,7 @@ for name in PYTHON RESTARTS PROGRESS PIVOT_GRACE JAX_COMPILATION_CACHE_DIR; do
 done
 ssh=(ssh -n -o BatchMode=yes -o ConnectTimeout=30 -o ServerAliveInterval=30)
 running=() result=0 stopping=''
-trap 'stopping=1' TERM INT HUP
+trap 'stopping=1' TERM INT HUP PIPE
 for i in "${!hosts[@]}"; do
   start=(env "${settings[@]}" "JAX_PROCESS_ID=$i" bash "$run" "${flags[@]}")
   words="cd $(printf %q "$PWD") && exec$(printf ' %q' "${start[@]}")"
