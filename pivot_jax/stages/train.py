@@ -8,6 +8,7 @@ objective. Leaves an artifact of the whole model and `metrics.jsonl`.
 """
 
 import contextlib
+import itertools
 import logging
 import pathlib
 from collections.abc import Mapping
@@ -190,7 +191,9 @@ class _Job:
       shardings=jax.tree.map(lambda x: x.sharding, state),
       dtype=config.compute.dtype,
     )
-    updates = monitor.ahead(self._updates(layout, int(state.examples)))
+    read = self._updates(layout, int(state.examples))
+    left = max(0, config.steps - int(state.step))
+    updates = monitor.ahead(itertools.islice(read, left))
     with contextlib.closing(updates):
       state = loop.fit(
         state,

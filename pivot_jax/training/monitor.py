@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import jax
 from jaxtyping import PyTree
 
-from pivot_jax import files
+from pivot_jax import files, processes
 from pivot_jax.errors import InputError
 
 LOG = logging.getLogger("pivot_jax")
@@ -140,7 +140,9 @@ def ahead(
     except StopIteration:
       return
     finally:
-      pool.shutdown(wait=True, cancel_futures=True)
+      # What processes exchange while they read, all of them have to come to.
+      alone = processes.count() == 1
+      pool.shutdown(wait=True, cancel_futures=alone)
 
 
 @functools.cache
