@@ -62,6 +62,10 @@ setuptools.setup(
       "torch==2.13.0",
       "trl==1.16.0",
     ],
+    # jax with what it needs for an accelerator; the core has it for CPUs.
+    "cuda12": ["jax[cuda12]>=0.10.2"],
+    "cuda13": ["jax[cuda13]>=0.10.2"],
+    "tpu": ["jax[tpu]>=0.10.2"],
     "parquet": ["pyarrow>=18"],
     "tensorboard": ["tensorboardX>=2.6"],
     "tfds": ["tensorflow-datasets>=4.9.7"],

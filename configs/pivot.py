@@ -73,6 +73,16 @@ def toy() -> ConfigDict:
   c.writers = ()
   c.mesh = dict(data=-1, fsdp=1, tensor=1)
   c.compute = dict(dtype="float32", remat="none", scan=False, attention="auto")
+  # "cpu", "cuda" or "tpu"; "" takes what jax finds, and an accelerator that is
+  # there and not used is an error.
+  c.platform = ""
+  # Seconds without any progress after which a run of several processes ends, so
+  # that it is started again; 0: never.
+  c.watchdog = 600
+  # Checkpoints of every so many updates stay for ever; 0: the last two alone.
+  c.keep_every = 0
+  # GB of a checkpoint that are on their way to or from disk at a time.
+  c.save_concurrent_gb = c.restore_concurrent_gb = 2.0
   # "10:13" writes a profile of these updates of each training stage.
   c.profile = ""
   # How images are brought to the encoder's size, in training and measuring.

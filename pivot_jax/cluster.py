@@ -336,18 +336,14 @@ def check_platform(backend: str, wanted: str, environment: Environment) -> None:
   if backend != "cpu" or wanted or environment.get("JAX_PLATFORMS"):
     return
   hidden = environment.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
-  for found, what, extra in (
-    ([] if hidden else gpus(), "GPU", "cuda12] (or [cuda13"),
-    (tpus(), "TPU", "tpu"),
+  for name, found, install in (
+    ("GPU", [] if hidden else gpus(), "'pivot_jax[cuda12]' (or [cuda13])"),
+    ("TPU", tpus(), "'pivot_jax[tpu]'"),
   ):
     if found:
       raise InputError(
-        f"there is a {what} ({found[0]}) and jax does not use it: pip install "
-        f"'pivot_jax[{extra}]'), or accept the CPU with --config.platform=cpu"
-        if what == "GPU"
-        else f"there is a {what} ({found[0]}) and jax does not use it: pip "
-        f"install 'pivot_jax[{extra}]', or accept the CPU with "
-        "--config.platform=cpu"
+        f"there is a {name} ({found[0]}) and jax does not use it: pip install "
+        f"{install}, or accept the CPU with --config.platform=cpu"
       )
 
 

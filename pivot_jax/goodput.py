@@ -7,6 +7,7 @@ after its last line was lost, as the time until it was started again.
 """
 
 import collections
+import functools
 import json
 import pathlib
 import time
@@ -39,8 +40,7 @@ _session = _Session()
 
 def begin(workdir: pathlib.Path) -> None:
   """Note the start of a run that has something to do."""
-  if _session.place is None:
-    jax.monitoring.register_event_duration_secs_listener(_compiled)
+  _listen()
   _session.place, _session.again = workdir / _FILE, 0
   _session.spent.clear()
   note("start")
@@ -49,6 +49,11 @@ def begin(workdir: pathlib.Path) -> None:
 def is_begun() -> bool:
   """Return whether the start was noted."""
   return _session.place is not None
+
+
+@functools.cache
+def _listen() -> None:
+  jax.monitoring.register_event_duration_secs_listener(_compiled)
 
 
 def _compiled(event: str, duration_secs: float, **_: str | int) -> None:

@@ -269,7 +269,7 @@ def run(
       files.write_text(workdir / "plan.txt", describe(plan) + "\n")
     # Anew: what stages make is read by later ones, as files and as sources.
     inputs, may = Inputs(), allowed(plan, rerun)
-    processes.watch(config.get("watchdog", 0), workdir / "stuck")
+    processes.watch(_watchdog(config), workdir / "stuck")
     held.callback(goodput.note, "stop")
     total = len(plan.steps)
     for number, step in enumerate(plan.steps, 1):
@@ -277,6 +277,16 @@ def run(
         raise loop.Stopped(f"stopped before {step.name}; rerun to continue")
       _make(step, workdir, inputs, f"[{number}/{total}]", may=step.name in may)
     goodput.note("end")
+
+
+def _watchdog(config: ConfigDict) -> float:
+  """Return after how many seconds without progress a run ends; 0: never."""
+  seconds = config.get("watchdog", 0)
+  if not isinstance(seconds, int | float) or seconds < 0:
+    raise InputError(
+      f"watchdog={seconds!r}: give seconds, or 0 for no watchdog"
+    )
+  return seconds
 
 
 def _make_folder(workdir: pathlib.Path) -> None:

@@ -17,6 +17,9 @@ MEASURES = {
   "gradcam": ("gradient",),
 }
 
+# How a training keeps its checkpoints; configs may have nothing on it.
+_SAVING = ("keep_every", "save_concurrent_gb", "restore_concurrent_gb")
+
 
 def common(config: ConfigDict, section: ConfigDict) -> dict[str, Any]:
   """Return what every stage gets beside its own section."""
@@ -32,6 +35,7 @@ def common(config: ConfigDict, section: ConfigDict) -> dict[str, Any]:
     "writers",
     "profile",
   )
+  shared += tuple(key for key in _SAVING if key in config)
   common = {
     key: value.to_dict() if isinstance(value, ConfigDict) else value
     for key, value in ((key, config.get(key, ())) for key in shared)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from pivot_jax import files, metrics
+from pivot_jax import files, goodput, metrics
 from pivot_jax.data.scenes import descriptions
 from pivot_jax.report import charts, compare, markup, tables
 
@@ -349,7 +349,7 @@ def _pictures(
 
 
 def _what_ran(record: Mapping[str, Any]) -> Markup:
-  ran = record["stages"]
+  ran, spent = record["stages"], record["goodput"]
   total = sum(one["seconds"] for one in ran.values())
   rows = [(n, one["kind"], f"{one['seconds']:.1f}") for n, one in ran.items()]
   return markup.section(
@@ -360,7 +360,24 @@ def _what_ran(record: Mapping[str, Any]) -> Markup:
     _details("Configuration", record["config"]),
     _details("Versions", record["versions"]),
     _details("Rows and start of arms that share them", record["comparison"]),
-    note=f"{len(ran)} stages, {record['seeds']} seed(s).",
+    note=f"{len(ran)} stages, {record['seeds']} seed(s). {_goodput(spent)}",
+  )
+
+
+def _goodput(spent: Mapping[str, Any]) -> str:
+  """Return in a sentence how much of the run's time was of use."""
+  if not spent["wall"]:
+    return ""
+  share = 100 * spent["useful"] / spent["wall"]
+  lost = ", ".join(
+    f"{name} {spent[name]:.0f} s"
+    for name in (*goodput.SPENT, "lost")
+    if spent[name] >= 0.5
+  )
+  return (
+    f"Of {spent['wall']:.0f} s in {spent['starts']} start(s), {share:.1f} % were "
+    f"of use; the rest: {lost or 'under a second'}; updates done twice: "
+    f"{spent['again']}."
   )
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from pivot_jax import files, processes
+from pivot_jax import files, goodput, processes
 from pivot_jax.report import compare, page
 
 
@@ -24,7 +24,7 @@ def run(
 
   Returns the number of stages and of seeds. `report.json` holds `results`
   (numbers alone, the same for the same run), `left_out`, `stages`, `config`,
-  `versions`, `seeds` and `comparison`. Raises InputError if arms that are
+  `versions`, `seeds`, `comparison` and `goodput`. Raises InputError if arms that are
   compared on the same rows did not see them in the same order from the same
   weights.
   """
@@ -48,6 +48,7 @@ def _write(
     "config": _run_config(config, out),
     "versions": _versions(seeds),
     "seeds": len(seeds),
+    "goodput": goodput.summary(goodput.read(out.parent)),
   }
   caution = config.get("caution", "")
   said = compare.verdict(record["results"], design)

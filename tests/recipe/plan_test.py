@@ -9,7 +9,7 @@ import pytest
 
 from pivot_jax.configs import common, pivot
 from pivot_jax.errors import InputError
-from pivot_jax.recipe import lock, plan, run_folder
+from pivot_jax.recipe import lock, plan
 from pivot_jax.stages import detach, report, train
 
 
