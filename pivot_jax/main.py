@@ -162,7 +162,6 @@ def _leave(message: str, code: int) -> NoReturn:
 
   if processes.count() == 1:
     command_line.leave(message, code)
-  output.complain(message)
   processes.fail(message, code)
 
 
@@ -213,12 +212,9 @@ def _leave_unread(message: str, argv: Sequence[str]) -> NoReturn:
 
   told = [x for x in argv if x.lstrip("-").startswith("processes=")]
   spec = told[-1].partition("=")[2] if told else "auto"
-  output.complain(message)
   with contextlib.suppress(InputError):
     processes.join(spec)
-  if processes.count() > 1:
-    processes.fail(message, EXIT_INPUT)
-  sys.exit(EXIT_INPUT)
+  _leave(message, EXIT_INPUT)
 
 
 def run(command: str = "python -m pivot_jax.main --config=RECIPE") -> None:

@@ -406,11 +406,12 @@ def watch(seconds: float, folder: pathlib.Path) -> None:
 
 
 def fail(message: str, code: int) -> NoReturn:
-  """End this process, and so all of them, with a line and an exit code.
+  """End this process, and so all of them, saying why in a line.
 
   It does not wait at jax's own barrier: those who would come are elsewhere.
   """
   assert _watch is not None
+  output.complain(message)
   _watch.fail(message, code)
 
 

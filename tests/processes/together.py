@@ -1,0 +1,179 @@
+"""Starts several processes on this machine, for tests."""
+
+import dataclasses
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+
+ROOT = pathlib.Path(__file__).parents[2]
+# Seconds after which a process is taken to hang, and killed.
+LONGEST = 120
+# Of jax, seconds without a sign of life after which a process is lost.
+HEARTBEAT = "5"
+
+
+@dataclasses.dataclass(frozen=True)
+class Ended:
+  """How a process ended."""
+
+  code: int
+  out: str
+  err: str
+  seconds: float
+
+  def last(self) -> str:
+    """Return the last line that the project wrote, not gloo or jax."""
+    lines = [x for x in self.err.splitlines() if x and not x.startswith("[")]
+    return lines[-1] if lines else ""
+
+
+def free_port() -> int:
+  """Return a port that nobody listens on."""
+  with socket.socket() as probe:
+    probe.bind(("127.0.0.1", 0))
+    return probe.getsockname()[1]
+
+
+class Together:
+  """Processes of one run, the same words for each, or one's own."""
+
+  def __init__(
+    self,
+    words: Sequence[str] | Sequence[Sequence[str]],
+    *,
+    count: int = 2,
+    devices: int = 1,
+    given: Mapping[str, str] | None = None,
+    each: Sequence[Mapping[str, str]] | None = None,
+    triple: bool = True,
+  ):
+    """Start them.
+
+    Args:
+      words: of the command, after the interpreter; a list of lists differs by
+        process.
+      count: how many there are.
+      devices: of each, virtual ones.
+      given: variables of all.
+      each: variables by process.
+      triple: whether they are told address, count and index.
+    """
+    self.began = time.monotonic()
+    self.address = f"127.0.0.1:{free_port()}"
+    own = words if not isinstance(words[0], str) else [words] * count
+    self.running = [
+      subprocess.Popen(
+        [sys.executable, *own[index]],
+        env=self._environment(index, count, devices, triple)
+        | dict(given or {})
+        | dict(each[index] if each else {}),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+      )
+      for index in range(count)
+    ]
+    self._said = [_Reader(process) for process in self.running]
+
+  def _environment(self, index, count, devices, triple):
+    told = {
+      "JAX_COORDINATOR_ADDRESS": self.address,
+      "JAX_NUM_PROCESSES": str(count),
+      "JAX_PROCESS_ID": str(index),
+    }
+    device = f"--xla_force_host_platform_device_count={devices}"
+    return (
+      os.environ
+      | (told if triple and count > 1 else {})
+      | {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": device if devices > 1 else "",
+        "PIVOT_HEARTBEAT": HEARTBEAT,
+        "PYTHONPATH": str(ROOT),
+      }
+    )
+
+  def wait_for(self, text: str, *, process: int = 0, seconds: float = 60):
+    """Wait until a process has written a text; fail if it does not."""
+    until = time.monotonic() + seconds
+    while text not in self._said[process].text():
+      if time.monotonic() > until or self.running[process].poll() is not None:
+        self.kill()
+        said = self._said[process].text()
+        raise AssertionError(f"process {process} never said {text!r}: {said}")
+      time.sleep(0.02)
+
+  def signal(self, process: int, number: int = signal.SIGTERM) -> None:
+    """Send a signal to a process."""
+    self.running[process].send_signal(number)
+
+  def kill(self) -> None:
+    """Kill those that still run."""
+    for process in self.running:
+      if process.poll() is None:
+        process.kill()
+
+  def end(self, seconds: float = LONGEST) -> list[Ended]:
+    """Return how each ended; kill what hangs, which is an error."""
+    until = time.monotonic() + seconds
+    found = []
+    try:
+      for process, said in zip(self.running, self._said):
+        code = process.wait(max(1.0, until - time.monotonic()))
+        said.join()
+        taken = time.monotonic() - self.began
+        found.append(Ended(code, said.out, said.err, taken))
+    except subprocess.TimeoutExpired:
+      self.kill()
+      told = "\n--\n".join(said.text()[-3000:] for said in self._said)
+      raise AssertionError(f"hung for {seconds} s:\n{told}") from None
+    return found
+
+
+class _Reader:
+  """Reads what a process writes, so that it never waits for us."""
+
+  def __init__(self, process: subprocess.Popen):
+    self.out, self.err = "", ""
+    self._threads = [
+      threading.Thread(target=self._read, args=(process.stdout, "out")),
+      threading.Thread(target=self._read, args=(process.stderr, "err")),
+    ]
+    for thread in self._threads:
+      thread.start()
+
+  def _read(self, stream, name):
+    with stream:
+      for line in stream:
+        setattr(self, name, vars(self)[name] + line)
+
+  def text(self) -> str:
+    return self.out + self.err
+
+  def join(self) -> None:
+    for thread in self._threads:
+      thread.join()
+
+
+def run(words: Sequence[str], **how) -> list[Ended]:
+  """Return how processes end that are left alone."""
+  return Together(words, **how).end()
+
+
+def main_words(
+  workdir: pathlib.Path,
+  *words: str,
+  config: str = "tests/processes/micro.py",
+) -> list[str]:
+  """Return the words of a run of the recipe of these tests."""
+  return [
+    *("-m", "pivot_jax.main", f"--config={config}", f"--workdir={workdir}"),
+    *words,
+  ]
