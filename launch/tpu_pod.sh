@@ -40,7 +40,7 @@ explain() {
   [[ ! $lost ]] || die 70 "no answer from worker$lost of $NAME"
   die 1 "a command failed on a worker of $NAME: see above"
 }
-start="cd pivot_jax || exit 1; env PYTHON=../pivot_venv/bin/python"
+start="cd pivot_jax || exit;env PIVOT_RUN=$NAME PYTHON=../pivot_venv/bin/python"
 for name in PIVOT_DEVICES PIVOT_GRACE RESTARTS XLA_FLAGS LIBTPU_INIT_ARGS; do
   [[ ! ${!name+set} ]] || start+=$(printf ' %q' "$name=${!name}")
 done

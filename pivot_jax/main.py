@@ -187,16 +187,18 @@ def _overrides() -> Mapping[str, object]:
 
 
 def _keep_programs(count: int) -> None:
-  """Turn the compilation cache on; several processes have one beside WORKDIR.
+  """Turn the caches on; several processes have theirs beside WORKDIR.
 
-  Only the first writes it, so that it has to lie where all read.
+  Only the first writes them, so that they have to lie where all read.
   """
   import jax
 
+  beside = pathlib.Path(_WORKDIR.value).absolute().parent
+  if count > 1:
+    os.environ.setdefault("PIVOT_JAX_CACHE", str(beside / ".pivot_jax"))
   if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-    cache = pathlib.Path("~/.cache/pivot_jax/xla").expanduser()
-    if count > 1:
-      cache = pathlib.Path(_WORKDIR.value).absolute().parent / ".xla"
+    home = pathlib.Path("~/.cache/pivot_jax/xla").expanduser()
+    cache = beside / ".xla" if count > 1 else home
     jax.config.update("jax_compilation_cache_dir", str(cache))
   # Arms share executables; even a small one costs seconds to compile again.
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)

@@ -19,7 +19,15 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from pivot_jax import addresses, metrics, names, sharding, texts, trees
+from pivot_jax import (
+  addresses,
+  metrics,
+  names,
+  processes,
+  sharding,
+  texts,
+  trees,
+)
 from pivot_jax.data import chat, coders, images, opener, streams
 from pivot_jax.data.sources import folders
 from pivot_jax.data.tokenizer import load_tokenizer
@@ -294,7 +302,8 @@ def _check_source(fields: dict[str, Any]) -> int:
   # With `max_bad` rows may be bad, and are found as they are read.
   texts = fields["kind"] in (*opener.TEXTS, "eval")
   if texts and not fields.get("max_bad"):
-    for index in range(min(_LOOKED_AT, len(source))):
+    looked_at = range(min(_LOOKED_AT, len(source)))
+    for index in looked_at[processes.index() :: processes.count()]:
       try:
         source.check_row(index)
       except InputError as error:
