@@ -1,0 +1,198 @@
+"""Trees of arrays to Orbax's files, and back, in bounded memory.
+
+Each shard is written by one process, so that a tree that every device holds
+whole is written by the first process alone. Arrays are stored in chunks, of
+which a reader takes those that it needs.
+"""
+
+import asyncio
+import concurrent.futures
+import contextlib
+import logging
+import math
+import os
+import pathlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from jaxtyping import PyTree
+
+from pivot_jax import processes, trees
+
+LOG = logging.getLogger("pivot_jax")
+
+# Bytes of a chunk, at most: what is held of a shard while it is written.
+_CHUNK = 2**26
+# Bytes that are gathered before they go to a file.
+_FILE = 2**27
+# Those that tell of each read that fails beside the one that is raised.
+_NOISY = ("absl", "asyncio")
+_MEMORY_LIMIT = pathlib.Path("/sys/fs/cgroup/memory.max")
+
+
+class _Leaves(ocp.type_handlers.NumpyHandler):
+  """Writes host leaves, by the first process, one after another.
+
+  A leaf that is read when it is asked for is in memory while it is written.
+  """
+
+  async def serialize(
+    self, values: Sequence[Any], infos: Sequence[Any], args: Any = None
+  ) -> Sequence[Any]:
+    """Return nothing to wait for: what is given is written."""
+    if not processes.first():
+      return []
+    for leaf, info, how in zip(values, infos, args or _hows(values)):
+      array = np.asarray(leaf)
+      for begun in await super().serialize([array], [info], [how]):
+        begun.result()
+    return []
+
+
+class _Arrays(ocp.type_handlers.ArrayHandler):
+  """Writes arrays one after another, of which one is on the host."""
+
+  async def serialize(
+    self, values: Sequence[Any], infos: Sequence[Any], args: Any = None
+  ) -> Sequence[Any]:
+    """Return what is done when all are written."""
+    begin = super().serialize
+
+    async def write():
+      for value, info, how in zip(values, infos, args or _hows(values)):
+        for begun in await begin([value], [info], [how]):
+          begun.result()
+
+    pool = concurrent.futures.ThreadPoolExecutor(1, "one_by_one")
+    written = pool.submit(asyncio.run, write())
+    pool.shutdown(wait=False)
+    return [written]
+
+
+def handler(
+  tree: PyTree, *, save_gb: float, one_by_one: bool = False
+) -> ocp.PyTreeCheckpointHandler:
+  """Return what writes trees of the sizes of `tree`.
+
+  Args:
+    tree: arrays or leaves that are read when they are asked for.
+    save_gb: GB that are being written at a time.
+    one_by_one: each array goes to the host when the one before is written. Else
+      all do before a save returns, and are written behind it.
+  """
+  # Orbax refuses what is not smaller than its limit, which cannot be waited at
+  # from one array to the next.
+  size = (lambda x: x.nbytes) if one_by_one else _shard_bytes
+  least = max(map(size, jax.tree.leaves(tree)), default=0) + 1
+  return ocp.PyTreeCheckpointHandler(
+    save_concurrent_gb=_gb(save_gb, least),
+    use_compression=False,
+    type_handler_registry=ocp.type_handlers.create_type_handler_registry(
+      (
+        jax.Array,
+        (_Arrays if one_by_one else ocp.type_handlers.ArrayHandler)(
+          use_replica_parallel=False, enable_write_sharding_file=False
+        ),
+      ),
+      (trees.Deferred, _Leaves(deepcopy_host_arrays=False)),
+    ),
+  )
+
+
+def save_args(tree: PyTree) -> ocp.args.PyTreeSave:
+  """Return how a tree is written: in chunks, and files of a bounded size."""
+  return ocp.args.PyTreeSave(
+    tree,
+    save_args=jax.tree.map(
+      lambda _: ocp.SaveArgs(chunk_byte_size=_CHUNK), tree
+    ),
+    ocdbt_target_data_file_size=_FILE,
+  )
+
+
+def restore(folder: pathlib.Path, target: PyTree, *, gb: float) -> Any:
+  """Return a tree of arrays on devices; each process reads what its own hold.
+
+  `target` has shapes with shardings; more than `gb` GB are not read at a time,
+  except for a larger leaf. No process waits for another one.
+  """
+  sizes = [leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(target)]
+  reader = ocp.PyTreeCheckpointHandler(
+    restore_concurrent_gb=_gb(gb, max(sizes, default=0) + 1)
+  )
+  args = ocp.checkpoint_utils.construct_restore_args(target)
+  return reader.restore(
+    folder,
+    args=ocp.args.PyTreeRestore(item=target, restore_args=args),
+  )
+
+
+def read_leaf(folder: pathlib.Path, tree: PyTree, number: int) -> np.ndarray:
+  """Return one leaf of a stored tree, by its place among those of `tree`."""
+  leaves, shape = jax.tree.flatten(tree)
+  wanted = [ocp.PLACEHOLDER] * len(leaves)
+  wanted[number] = leaves[number]
+  how = ocp.RestoreArgs(restore_type=np.ndarray)
+  found = ocp.PyTreeCheckpointHandler().restore(
+    folder,
+    args=ocp.args.PyTreeRestore(
+      item=jax.tree.unflatten(shape, wanted),
+      restore_args=jax.tree.unflatten(shape, [how] * len(leaves)),
+    ),
+  )
+  return jax.tree.leaves(found)[number]
+
+
+def local_bytes(leaf: jax.Array) -> int:
+  """Return the bytes of the shards of an array that this process writes."""
+  return sum(x.data.nbytes for x in leaf.addressable_shards if not x.replica_id)
+
+
+def memory() -> int:
+  """Return the bytes of this machine's memory, or of its container's."""
+  size = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+  try:
+    return min(size, int(_MEMORY_LIMIT.read_text("ascii")))
+  except (OSError, ValueError):
+    return size
+
+
+def first_line(error: Exception) -> str:
+  """Return what is wrong, in one line."""
+  return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+  """Send what Orbax and TensorStore say of damaged files to the debug log."""
+  loggers = [logging.getLogger(name) for name in _NOISY]
+
+  def keep(record: logging.LogRecord) -> bool:
+    LOG.debug("%s: %s", record.name, record.getMessage())
+    return False
+
+  for one in loggers:
+    one.addFilter(keep)
+  try:
+    yield
+  finally:
+    for one in loggers:
+      one.removeFilter(keep)
+
+
+def _hows(values: Sequence[Any]) -> list[ocp.SaveArgs]:
+  return [ocp.SaveArgs()] * len(values)
+
+
+def _shard_bytes(leaf: Any) -> int:
+  shape = leaf.shape
+  if isinstance(leaf, jax.Array):
+    shape = leaf.sharding.shard_shape(shape)
+  return math.prod(shape) * np.dtype(leaf.dtype).itemsize
+
+
+def _gb(gb: float, least: int) -> float:
+  return max(gb, least / 1e9)
