@@ -1,13 +1,14 @@
 """The hook of a training: metrics, rates, checkpoints, and a stop on NaN."""
 
 import logging
+import os
 import time
 import zlib
 from typing import Any
 
 import jax
 
-from pivot_jax import metrics, processes, trees
+from pivot_jax import goodput, metrics, processes, trees
 from pivot_jax.data import feed, packing
 from pivot_jax.models import mllm
 from pivot_jax.training import cost, loop, monitor
@@ -17,6 +18,8 @@ from pivot_jax.weights import resumable
 LOG = logging.getLogger("pivot_jax")
 # Seconds that a rate is measured over.
 SPEED_EVERY = 10.0
+# Seconds from the notice that a machine is taken away to its end.
+_GRACE = 30
 
 
 class Recorder:
@@ -60,12 +63,16 @@ class Recorder:
     self._status = metrics.Status(name, steps, start=begin)
     # The parts that train, until an update has a gradient of theirs.
     self._unreached = set(state.trainable)
+    # When the training went on after a save, and whether its time was judged.
+    self._resumed: float | None = None
+    self._told = False
 
   def metrics(
     self, step: int, values: loop.Host, update: feed.Update, wait: float
   ) -> None:
     """Write the metrics of an update; raise NonFiniteError, naming its rows."""
     if values["finite"] < 1:
+      self._saved.wait()
       ids = sum(processes.exchange(list(update.ids)), [])
       raise loop.NonFiniteError(
         f"{self._name}: the loss is not finite at step {step} (loss "
@@ -98,8 +105,31 @@ class Recorder:
         step,
       )
     self._digest_rows()
+    began = time.monotonic()
+    processes.beat("saving", step, allow=processes.SLOW)
+    self._saved.wait()
+    self._check_grace(step, began)
     self._saved.save(step, _resumable(state), {"rows": self.rows})
-    self._kept = step
+    self._kept, self._resumed = step, time.monotonic()
+    goodput.spent("save", self._resumed - began)
+    goodput.note("save", stage=self._name, step=step)
+    processes.beat("update", step)
+
+  def _check_grace(self, step: int, now: float) -> None:
+    """Warn once if a stop would not leave the time for an update and a save."""
+    took = self._saved.took()
+    if took is None or self._resumed is None or self._told:
+      return
+    self._told = True
+    update = (now - self._resumed) / max(1, step - self._kept)
+    grace = float(os.environ.get("PIVOT_GRACE", _GRACE))
+    if update + took > grace:
+      LOG.warning(
+        "%s: an update takes %.1f s and a save %.1f s, but a machine that is "
+        "taken away leaves %.0f s (PIVOT_GRACE): give save_every=%d or less, so "
+        "that little is lost",
+        *(self._name, update, took, grace, max(1, self._save_every // 2)),
+      )
 
   def _digest_rows(self) -> None:
     """Add the rows seen since the last time, of all processes, to the digest."""
@@ -140,7 +170,11 @@ def resume(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
     _resumable(state),
   )
+  began = time.monotonic()
+  processes.beat("restoring", allow=processes.SLOW)
   found = saved.restore(target)
+  goodput.spent("restore", time.monotonic() - began)
+  processes.beat("restored", allow=processes.SLOW)
   if found is None:
     return state, 0
   step, values, note = found
