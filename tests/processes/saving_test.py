@@ -1,0 +1,145 @@
+"""What several processes save others restore, and each reads its part."""
+
+import json
+import shutil
+
+import pytest
+
+from tests.processes import run
+from tests.weights import damage
+
+# A state over all devices, which `save` and `restore` see in every process.
+STATE = """
+import hashlib, json, logging, os, pathlib, sys
+import jax, jax.numpy as jnp, numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+from pivot_jax import output, sharding
+from pivot_jax.weights import resumable
+folder = pathlib.Path(sys.argv[1])
+data, fsdp = map(int, sys.argv[2].split("x"))
+mesh = sharding.make_mesh({"data": data, "fsdp": fsdp})
+whole = NamedSharding(mesh, PartitionSpec())
+over = NamedSharding(mesh, PartitionSpec(None, "fsdp"))
+
+def placed(values, where):
+  return jax.make_array_from_callback(
+    values.shape, where, lambda index: values[index]
+  )
+
+def state(seed):
+  rng = np.random.default_rng(seed)
+  return {
+    "step": placed(np.int32(seed), whole),
+    "w": placed(rng.normal(size=(4, 16, 8)).astype(np.float32), over),
+    "b": placed(rng.normal(size=(3, 16)).astype(jnp.bfloat16), over),
+    "s": placed(rng.normal(size=5).astype(np.float32), whole),
+  }
+
+def target():
+  return jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
+    state(0),
+  )
+"""
+SAVE = (
+  STATE
+  + """
+saver = resumable.Resumable(folder)
+for seed in (1, 2):
+  saver.save(seed, state(seed), {"rows": seed})
+saver.close()
+"""
+)
+RESTORE = (
+  STATE
+  + """
+output.log()
+saver = resumable.Resumable(folder)
+step, found, note = saver.restore(target())
+saver.close()
+for name, leaf in state(step).items():
+  same = jax.jit(lambda x, y: (x == y).all())(found[name], leaf)
+  assert bool(same), name
+  assert found[name].sharding == leaf.sharding, name
+print(json.dumps([step, note]))
+"""
+)
+
+
+def restored(folder, count, mesh, devices=1):
+  ended = run.script(RESTORE, count, str(folder), mesh, devices=devices)
+  return [json.loads(out) for out in run.outputs(ended)]
+
+
+def saved(folder, count, mesh, devices=1, text=SAVE):
+  ended = run.script(text, count, str(folder), mesh, devices=devices)
+  run.outputs(ended)
+
+
+def test_two_processes_save_and_one_restores(tmp_path):
+  saved(tmp_path, 2, "1x2")
+  assert {x.name for x in (tmp_path / "2" / "state").glob("ocdbt.*")} == {
+    "ocdbt.process_0",
+    "ocdbt.process_1",
+  }
+  assert restored(tmp_path, 1, "1x1") == [[2, {"rows": 2}]]
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize(
+  ("before", "after"),
+  [
+    ((1, "1x1", 1), (2, "1x2", 1)),
+    ((4, "2x2", 1), (2, "1x2", 1)),
+    ((2, "2x4", 4), (1, "1x1", 1)),
+    ((2, "1x8", 4), (4, "2x2", 1)),
+    ((1, "4x2", 8), (4, "1x4", 1)),
+    ((2, "2x1", 1), (2, "1x2", 1)),
+  ],
+)
+def test_any_processes_restore_what_any_others_saved(tmp_path, before, after):
+  saved(tmp_path, *before)
+  assert restored(tmp_path, *after) == [[2, {"rows": 2}]] * after[0]
+
+
+@pytest.mark.nightly
+def test_of_what_all_hold_the_first_writes_all(tmp_path):
+  watched = (
+    """
+import sys
+def hook(event, args):
+  if event == "open" and isinstance(args[0], (str, bytes)):
+    flags = args[2] or 0
+    writes = flags & 3 or any(x in str(args[1] or "") for x in "wax+")
+    if writes and sys.argv[1] in str(args[0]):
+      print(args[0])
+sys.addaudithook(hook)
+"""
+    + SAVE
+  )
+  ended = run.script(watched, 2, str(tmp_path), "2x1")
+  assert run.outputs(ended)[1] == ""
+  inside = (tmp_path / "2" / "state" / "ocdbt.process_1").rglob("*")
+  assert [x for x in inside if x.parent.name == "d"] == []
+
+
+# Process 1 sees other files than process 0.
+OTHER_VIEW = RESTORE.replace(
+  "output.log()",
+  "if jax.process_index() == 1:\n"
+  "  folder = pathlib.Path(str(folder) + '_of_1')\n"
+  "output.log()",
+)
+
+
+@pytest.mark.nightly
+def test_damage_that_one_process_sees_counts_for_all(tmp_path):
+  saved(tmp_path / "all", 2, "1x2")
+  shutil.copytree(tmp_path / "all", tmp_path / "all_of_1")
+  for path in (tmp_path / "all_of_1" / "2" / "state").rglob("d/*"):
+    damage.flip(path)
+  ended = run.script(OTHER_VIEW, 2, str(tmp_path / "all"), "1x2")
+  assert [json.loads(out)[0] for out in run.outputs(ended)] == [1, 1]
+  assert "checkpoint 2 is damaged (process 1: " in ended[0].err
+  assert (tmp_path / "all" / "2" / "damaged.txt").exists()
+  assert restored(tmp_path / "all", 1, "1x1") == [[1, {"rows": 1}]]
