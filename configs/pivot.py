@@ -81,8 +81,10 @@ def toy() -> ConfigDict:
   c.watchdog = 600
   # Checkpoints of every so many updates stay for ever; 0: the last two alone.
   c.keep_every = 0
-  # GB of a checkpoint that are on their way to or from disk at a time.
-  c.save_concurrent_gb = c.restore_concurrent_gb = 2.0
+  # GB of a checkpoint that a host holds on their way to disk and from it; 0 to
+  # disk: a quarter of its memory. More than that is written leaf by leaf, and the
+  # training waits.
+  c.save_concurrent_gb, c.restore_concurrent_gb = 0.0, 2.0
   # "10:13" writes a profile of these updates of each training stage.
   c.profile = ""
   # How images are brought to the encoder's size, in training and measuring.

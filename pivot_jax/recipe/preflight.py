@@ -61,7 +61,7 @@ _RANGES: tuple[tuple[str, str, Callable[[float], bool]], ...] = (
   ("validation", "a share over 0 and under 1", lambda x: 0 < x < 1),
   ("seed", "0 or more", lambda x: x >= 0),
   ("keep_every", "0 or more", lambda x: x >= 0 and x == int(x)),
-  ("save_concurrent_gb", "a number over 0", lambda x: x > 0),
+  ("save_concurrent_gb", "0 or more", lambda x: x >= 0),
   ("restore_concurrent_gb", "a number over 0", lambda x: x > 0),
   ("workers", "a whole number, -1 or more", lambda x: x >= -1 and x == int(x)),
   ("data_seed", "0 or more", lambda x: x >= 0),

@@ -173,7 +173,12 @@ class _Job:
     for field in ("lr", "weight_decay"):
       name = f"{config.name}.{field}"
       optimizer.check_rules(config[field], self.start.params, name)
-    saved = resumable.Resumable(self.out / "checkpoints")
+    saved = resumable.Resumable(
+      self.out / "checkpoints",
+      keep_every=config.get("keep_every", 0),
+      save_concurrent_gb=config.get("save_concurrent_gb") or None,
+      restore_concurrent_gb=config.get("restore_concurrent_gb", 2.0),
+    )
     state, rows = recorder.resume(config.name, saved, state)
     layout = self._layout(state)
     self._log_memory(state, layout)
