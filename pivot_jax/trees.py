@@ -21,21 +21,31 @@ from pivot_jax import texts
 from pivot_jax.errors import InputError
 
 Tree = Any
+# Numbers that are compared at a time.
+_BLOCK = 2**22
 # Of a model: arrays in nested dicts, or `Deferred` leaves before they are read.
 Params = Mapping[str, Any]
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(eq=False)
 class Deferred:
   """A leaf whose values are read each time they are asked for.
 
   To numpy it is an array, so that a tree can be placed on devices leaf by leaf
   while host memory holds one of them.
+
+  shape, dtype: of the leaf.
+  read: reads it whole, into an array that is nobody else's, and checks it.
+  place: reads onto devices what each holds, in a dtype, and checks nothing;
+    None where it can only be read whole.
+  verified: whether it was read whole once, by any of the processes.
   """
 
   shape: tuple[int, ...]
   dtype: np.dtype
   read: Callable[[], np.ndarray]
+  place: Callable[[jax.sharding.Sharding, np.dtype], Array] | None = None
+  verified: bool = False
 
   def __array__(self, dtype=None, copy=None) -> np.ndarray:
     # Read anew, the array is nobody else's: numpy need not copy it.
@@ -217,12 +227,63 @@ def relative_change(before: Tree, after: Tree) -> float:
   old, new = flatten(before), flatten(after)
   if old.keys() != new.keys():
     raise ValueError(f"trees differ: {sorted(old.keys() ^ new.keys())[:3]}")
-  change = sum(
-    float(np.sum((np.float64(new[path]) - np.float64(old[path])) ** 2))
-    for path in old
-  )
-  size = sum(float(np.sum(np.float64(leaf) ** 2)) for leaf in old.values())
-  return float(np.sqrt(change / size))
+  return _ratio([_squares(old[path], new[path]) for path in old])
+
+
+class Change:
+  """Compares a tree with what becomes of it, one leaf at a time.
+
+  `moved` are the parts (first names of paths) with a leaf that is not as it was.
+  """
+
+  def __init__(self, before: Tree):
+    self.moved: set[str] = set()
+    self._before = flatten(before)
+    self._squares: dict[str, tuple[float, float]] = {}
+
+  def add(self, path: str, after: np.ndarray) -> None:
+    """Take a leaf as it is now; the one before is read where it is deferred."""
+    old = np.asarray(self._before[path])
+    self._squares[path] = _squares(old, after)
+    if not np.array_equal(old, after):
+      self.moved.add(path.partition("/")[0])
+
+  def of(self, part: str) -> float:
+    """Return what `relative_change` does of a part whose leaves were added."""
+    inside = [x for x in self._before if x.partition("/")[0] == part]
+    return _ratio([self._squares[path] for path in inside])
+
+
+def _ratio(squares: Sequence[tuple[float, float]]) -> float:
+  change = sum([one for one, _ in squares])
+  return float(np.sqrt(change / sum([size for _, size in squares])))
+
+
+def _squares(old: Any, new: Any) -> tuple[float, float]:
+  """Return the sums of the squares of new - old, and of old."""
+  old, new = (np.asarray(leaf).reshape(-1) for leaf in (old, new))
+
+  def change(start: int, stop: int) -> np.ndarray:
+    return np.float64(new[start:stop]) - np.float64(old[start:stop])
+
+  def size(start: int, stop: int) -> np.ndarray:
+    return np.float64(old[start:stop])
+
+  return _sum_squares(change, 0, len(old)), _sum_squares(size, 0, len(old))
+
+
+def _sum_squares(
+  values: Callable[[int, int], np.ndarray], start: int, stop: int
+) -> float:
+  """Return what np.sum gives of all squares, to the last bit, block by block.
+
+  numpy halves what it adds in the same way, down to less than a block.
+  """
+  count = stop - start
+  if count <= _BLOCK:
+    return float(np.sum(values(start, stop) ** 2))
+  half = start + count // 2 - count // 2 % 8
+  return _sum_squares(values, start, half) + _sum_squares(values, half, stop)
 
 
 def _closest(pattern: str, paths: list[str]) -> str:

@@ -122,3 +122,28 @@ def test_relative_change_is_euclidean_over_all_leaves():
   assert trees.relative_change(before, after) == pytest.approx(0.1)
   with pytest.raises(ValueError, match="differ"):
     trees.relative_change(before, {"a": before["a"]})
+
+
+def test_a_change_is_measured_leaf_by_leaf_to_the_last_bit(monkeypatch):
+  rng = np.random.default_rng(0)
+  for shape in ((3, 1001, 37), (129,), (), (2**16, 3)):
+    old = rng.normal(size=shape).astype(np.float32)
+    new = np.float32(old + rng.normal(size=shape))
+    change = np.sum((np.float64(new) - np.float64(old)) ** 2)
+    wanted = float(np.sqrt(change / np.sum(np.float64(old) ** 2)))
+    # numpy halves down to 128 numbers.
+    for block in (128, 1000, 2**22):
+      monkeypatch.setattr(trees, "_BLOCK", block)
+      assert trees.relative_change({"a": old}, {"a": new}) == wanted
+
+
+def test_a_change_says_of_each_part_how_far_and_whether_it_moved():
+  before = {"a": {"x": np.ones(2), "y": np.ones(2)}, "b": {"z": np.ones(3)}}
+  after = {"a": {"x": np.ones(2), "y": np.zeros(2)}, "b": {"z": np.ones(3)}}
+  change = trees.Change(before)
+  for path, leaf in trees.flatten(after).items():
+    change.add(path, leaf)
+  assert change.moved == {"a"}
+  for part in ("a", "b"):
+    wanted = trees.relative_change(before[part], after[part])
+    assert change.of(part) == wanted
