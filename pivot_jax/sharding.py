@@ -15,7 +15,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree, Shaped
 from ml_collections import ConfigDict
 
-from pivot_jax import trees
+from pivot_jax import processes, trees
 from pivot_jax.errors import InputError
 
 LOG = logging.getLogger("pivot_jax")
@@ -208,17 +208,84 @@ def place(
 ) -> Any:
   """Return a tree of host arrays placed by the parameter rules, leaf by leaf.
 
-  The arrays are copied: donating the result never deletes the caller's tree.
+  The arrays are copied: donating the result never deletes the caller's tree. Of
+  an artifact's leaf that was verified, slices are read, by each process those of
+  its devices; with several processes it is verified first, by one of them.
   `dtypes` gives leaves another dtype by path.
   """
   flat = trees.flatten(tree)
   dtypes = dtypes or {path: leaf.dtype for path, leaf in flat.items()}
+  if processes.count() > 1:
+    unread = {k: x for k, x in flat.items() if _is_unread(x)}
+    fingerprint(trees.unflatten(unread))
   return trees.unflatten(
     {
-      path: place_leaf(path, np.array(leaf, dtypes[path]), mesh, rules)
+      path: _placed(path, leaf, mesh, rules, np.dtype(dtypes[path]))
       for path, leaf in flat.items()
     }
   )
+
+
+def _placed(path, leaf, mesh, rules, dtype: np.dtype) -> jax.Array:
+  """Return a leaf on the devices, read by slices where they hold slices."""
+  where = trees.flatten(infer({path: leaf}, mesh, rules))[path]
+  if not isinstance(leaf, trees.Deferred):
+    return _on_devices(np.array(leaf, dtype), where)
+  if leaf.place and leaf.verified and not where.is_fully_replicated:
+    return jax.block_until_ready(leaf.place(where, dtype))
+  return _on_devices(leaf.read().astype(dtype, copy=False), where)
+
+
+def _is_unread(leaf: Any) -> bool:
+  """Return whether slices of a leaf could be read if it were verified."""
+  deferred = isinstance(leaf, trees.Deferred)
+  return deferred and leaf.place is not None and not leaf.verified
+
+
+def fingerprint(tree: trees.Params) -> dict[str, str]:
+  """Return `trees.fingerprint`, in all processes, of which each reads a part.
+
+  Leaves that are read from files are verified by it, each by one process.
+
+  Raises:
+    InputError: in all of them, what is wrong with a leaf.
+  """
+  flat = trees.flatten(tree)
+  found: dict[str, str] = {}
+  problem = None
+  try:
+    for path in _own_part(flat):
+      found[path] = trees.leaf_crc(flat[path])
+  except InputError as error:
+    if processes.count() == 1:
+      raise
+    problem = str(error)
+  if processes.count() > 1:
+    everyone = processes.exchange([found, problem])
+    wrong = [one for _, one in everyone if one is not None]
+    if wrong:
+      raise InputError(wrong[0])
+    found = {k: v for one, _ in everyone for k, v in one.items()}
+  for leaf in flat.values():
+    if isinstance(leaf, trees.Deferred):
+      leaf.verified = True
+  return {path: found[path] for path in flat}
+
+
+def _own_part(flat: Mapping[str, Any]) -> list[str]:
+  """Return the leaves that this process reads: neighbors, alike in bytes."""
+  sizes = {
+    path: int(np.prod(leaf.shape)) * np.dtype(leaf.dtype).itemsize
+    for path, leaf in flat.items()
+  }
+  total, before, own = max(1, sum(sizes.values())), 0, []
+  for path, size in sizes.items():
+    # The process in whose part the middle of the leaf lies.
+    middle = (2 * before + size) * processes.count() // (2 * total)
+    if min(middle, processes.count() - 1) == processes.index():
+      own.append(path)
+    before += size
+  return own
 
 
 def place_leaf(
@@ -229,7 +296,12 @@ def place_leaf(
   The array is taken over: a CPU device may share its memory, and the caller may
   not write to it. It is on the devices when this returns.
   """
-  where = trees.flatten(infer({path: leaf}, mesh, rules))[path]
+  return _on_devices(
+    leaf, trees.flatten(infer({path: leaf}, mesh, rules))[path]
+  )
+
+
+def _on_devices(leaf: np.ndarray, where: NamedSharding) -> jax.Array:
   return jax.block_until_ready(
     jax.make_array_from_callback(leaf.shape, where, leaf.__getitem__)
   )

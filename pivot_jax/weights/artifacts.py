@@ -6,6 +6,7 @@ CRC32 per leaf and one of model.json, which are verified on load. They find
 damage, not forgery: whoever changes a file can write its CRC32 anew.
 """
 
+import functools
 import json
 import logging
 import math
@@ -22,9 +23,9 @@ import safetensors
 from jax.typing import DTypeLike
 from safetensors import numpy as safetensors_numpy
 
-from pivot_jax import files, trees
+from pivot_jax import files, processes, trees
 from pivot_jax.errors import InputError
-from pivot_jax.weights import model_json
+from pivot_jax.weights import model_json, orbax_files
 
 LOG = logging.getLogger("pivot_jax")
 
@@ -34,14 +35,67 @@ _GROUP = 2**26
 
 
 def save(
-  path: pathlib.Path, params: trees.Params, *, meta: Mapping[str, Any]
+  path: pathlib.Path,
+  params: trees.Params,
+  *,
+  meta: Mapping[str, Any],
+  alone: bool = False,
 ) -> None:
-  """Write `params/`, `model.json` and `fingerprint.json` into a folder."""
-  files.make_folder(path)
-  host = jax.device_get(params)
-  with ocp.PyTreeCheckpointer() as saver:
-    saver.save(path.absolute() / "params", host, force=True)
-  _describe(path, meta, trees.fingerprint(host))
+  """Write `params/`, `model.json` and `fingerprint.json` into a folder.
+
+  Leaves are arrays on devices or on the host, or `trees.Deferred`. Of several
+  processes all call it, or, `alone`, the first.
+  """
+  write(path, params, alone=alone)
+  if processes.first():
+    describe(path, meta, written(path))
+  if not alone:
+    processes.barrier("artifact")
+
+
+def write(
+  path: pathlib.Path, params: trees.Params, *, alone: bool = False
+) -> None:
+  """Write `params/`: each process the shards that it holds, one leaf at a time.
+
+  What is not spread over processes is written, and read before, by the first.
+  """
+  if processes.first():
+    files.make_folder(path)
+  flat = trees.flatten(params)
+  orbax_files.save(
+    path.absolute() / "params",
+    trees.unflatten({name: _to_write(leaf) for name, leaf in flat.items()}),
+    alone=alone,
+  )
+
+
+def _to_write(leaf: Any) -> jax.Array | trees.Deferred:
+  if isinstance(leaf, trees.Deferred):
+    return leaf
+  if isinstance(leaf, jax.Array):
+    if processes.count() == 1 or not leaf.is_fully_addressable:
+      return leaf
+  return trees.Deferred(
+    tuple(leaf.shape), np.dtype(leaf.dtype), lambda: np.asarray(leaf)
+  )
+
+
+def written(
+  path: pathlib.Path,
+  look: Callable[[str, np.ndarray], None] = lambda name, leaf: None,
+) -> dict[str, str]:
+  """Return the CRC32 of each leaf in the files of `write`.
+
+  Each leaf is shown to `look`, one after another: memory holds few of them.
+  """
+  shapes, load_leaf, _ = _restorer(path)
+  prints = {}
+  for name in shapes:
+    leaf = load_leaf(name)
+    prints[name] = trees.leaf_crc(leaf)
+    look(name, leaf)
+  return prints
 
 
 def save_packaged(
@@ -55,10 +109,10 @@ def save_packaged(
   }
   with files.writing(path / "params.safetensors") as aside:
     safetensors_numpy.save_file(flat, aside)
-  _describe(path, meta, trees.fingerprint(trees.unflatten(flat)))
+  describe(path, meta, trees.fingerprint(trees.unflatten(flat)))
 
 
-def _describe(
+def describe(
   folder: pathlib.Path, meta: Mapping[str, Any], prints: Mapping[str, str]
 ) -> None:
   """Write model.json, and the fingerprints of it and of the leaves."""
@@ -89,8 +143,12 @@ def open_folder(
   dict[str, Any],
   dict[str, tuple[int, ...]],
   Callable[[str, Any], np.ndarray],
+  Callable[[str], Callable[[jax.sharding.Sharding, np.dtype], Any] | None],
 ]:
   """Return model.json, the leaves' shapes, and a reader of one, verified.
+
+  And, by leaf, what reads onto devices the slices that they hold, unverified;
+  None of a leaf that is small, or stored in one piece.
 
   Raises:
     InputError: no artifact, or a damaged one; the reader raises it, too.
@@ -107,7 +165,7 @@ def open_folder(
   _check_meta(path, want.pop(_META, None))
   meta = model_json.read(path)
   packaged = folder / "params.safetensors"
-  have, load_leaf = (
+  have, load_leaf, placer = (
     _packaged(packaged) if packaged.exists() else _restorer(folder)
   )
   differ = sorted(set(have) ^ set(want))
@@ -124,9 +182,9 @@ def open_folder(
         f"{address}: leaf {name} differs from fingerprint.json: the files are "
         "damaged; make them again or use a copy"
       )
-    return np.asarray(leaf).astype(dtype)
+    return leaf.astype(dtype, copy=False)
 
-  return meta, {name: have[name] for name in sorted(have)}, read
+  return meta, {name: have[name] for name in sorted(have)}, read, placer
 
 
 def _check_meta(path: pathlib.Path, crc: str | None) -> None:
@@ -159,7 +217,8 @@ def _packaged(path: pathlib.Path):
     raise InputError(
       f"{path}: damaged or incomplete ({error}): use a copy"
     ) from error
-  return {name: leaf.shape for name, leaf in flat.items()}, flat.__getitem__
+  shapes = {name: leaf.shape for name, leaf in flat.items()}
+  return shapes, lambda name: flat[name].copy(), lambda name: None
 
 
 def _restorer(folder: pathlib.Path):
@@ -185,12 +244,57 @@ def _restorer(folder: pathlib.Path):
   held: dict[str, np.ndarray] = {}
 
   def load_leaf(name: str) -> np.ndarray:
+    if len(groups[name]) == 1:
+      held.clear()
+      return _restore(path, groups[name])[name]
     if name not in held:
       held.clear()
       held.update(_restore(path, groups[name]))
-    return held[name]
+    # What is held may be given again, and belongs to none who asks.
+    return held[name].copy()
 
-  return {name: tuple(leaf.shape) for name, leaf in leaves.items()}, load_leaf
+  def placer(name: str):
+    if not _is_sliced(leaves[name]):
+      return None
+    return functools.partial(_place, path, name, leaves[name])
+
+  shapes = {name: tuple(leaf.shape) for name, leaf in leaves.items()}
+  return shapes, load_leaf, placer
+
+
+def _is_sliced(leaf: Any) -> bool:
+  """Return whether a leaf is large, and stored in pieces that are not."""
+  chunk = leaf.storage and leaf.storage.chunk_shape
+  size = np.dtype(leaf.dtype).itemsize
+  large = math.prod(leaf.shape) * size > _GROUP
+  return large and bool(chunk) and math.prod(chunk) * size <= _GROUP
+
+
+def _place(
+  path: pathlib.Path,
+  name: str,
+  stored: Any,
+  where: jax.sharding.Sharding,
+  dtype: np.dtype,
+) -> jax.Array:
+  """Read onto each device what it holds of a leaf."""
+  shape, chunk = tuple(stored.shape), stored.storage.chunk_shape
+  wanted = jax.ShapeDtypeStruct(shape, dtype, sharding=where)
+  # One shard at a time, with the chunks that it touches.
+  touched = [
+    min(-(-part // piece) + 1, -(-whole // piece)) * piece
+    for whole, part, piece in zip(shape, where.shard_shape(shape), chunk)
+  ]
+  try:
+    found = orbax_files.restore(
+      path,
+      trees.unflatten({name: wanted}),
+      bytes_at_once=math.prod(touched) * np.dtype(stored.dtype).itemsize + 1,
+      part=True,
+    )
+  except Exception as error:
+    raise _damaged(path, error) from error
+  return trees.flatten(found)[name]
 
 
 def _groups(leaves: Mapping[str, Any]) -> dict[str, list[str]]:

@@ -102,7 +102,9 @@ def load(
     dtype: of the parameters, float32 or bfloat16.
     mesh: where to place them, leaf by leaf, by the rules of `sharding.py`; host
       memory then holds few leaves at a time. None: numpy arrays.
-    deferred: leaves are read when they are asked for (`trees.Deferred`).
+    deferred: leaves are read when they are asked for (`trees.Deferred`). Those
+      of artifacts can be read by slices; published weights, which are stacked
+      and turned on the way, are read whole by each process.
 
   Raises:
     InputError: naming what is missing, damaged, unexpected or misshapen.
@@ -119,25 +121,20 @@ def load(
       opened.shapes,
       opened.read,
     )
+    placer = {}.get
   else:
-    meta, paths, read = artifacts.open_folder(where.path, address)
+    meta, paths, read, placer = artifacts.open_folder(where.path, address)
     _check_shapes(address, meta, paths)
     meta = _with_copy(meta, where.path)
   if part:
-    try:
-      trees.subtree(trees.unflatten(dict.fromkeys(paths)), part)
-    except InputError:
-      parts = sorted({path.split("/")[0] for path in paths})
-      raise InputError(
-        f"{address}: holds no {part!r}, only {', '.join(parts)}"
-      ) from None
-    inside = [p for p in paths if p == part or p.startswith(f"{part}/")]
-    paths = {path: paths[path] for path in inside}
+    paths = _inside(address, part, paths)
   flat = {}
   for path in paths:
     if deferred:
       read_leaf = functools.partial(read, path, dtype)
-      flat[path] = trees.Deferred(paths[path], np.dtype(dtype), read_leaf)
+      flat[path] = trees.Deferred(
+        paths[path], np.dtype(dtype), read_leaf, placer(path)
+      )
     elif mesh is None:
       flat[path] = read(path, dtype)
     else:
@@ -145,6 +142,21 @@ def load(
       flat[path] = sharding.place_leaf(path, leaf, mesh)
       del leaf
   return Loaded(params=trees.unflatten(flat), meta=meta, folder=where.path)
+
+
+def _inside(
+  address: str, part: str, paths: Mapping[str, tuple[int, ...]]
+) -> dict[str, tuple[int, ...]]:
+  """Return the leaves of a subtree; raise InputError if there is none."""
+  try:
+    trees.subtree(trees.unflatten(dict.fromkeys(paths)), part)
+  except InputError:
+    parts = sorted({path.split("/")[0] for path in paths})
+    raise InputError(
+      f"{address}: holds no {part!r}, only {', '.join(parts)}"
+    ) from None
+  inside = [p for p in paths if p == part or p.startswith(f"{part}/")]
+  return {path: paths[path] for path in inside}
 
 
 def _check_shapes(

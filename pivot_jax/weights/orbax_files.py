@@ -73,7 +73,11 @@ class _Arrays(ocp.type_handlers.ArrayHandler):
 
 
 def handler(
-  tree: PyTree, *, save_gb: float, one_by_one: bool = False
+  tree: PyTree,
+  *,
+  save_gb: float,
+  one_by_one: bool = False,
+  compressed: bool = False,
 ) -> ocp.PyTreeCheckpointHandler:
   """Return what writes trees of the sizes of `tree`.
 
@@ -82,14 +86,16 @@ def handler(
     save_gb: GB that are being written at a time.
     one_by_one: each array goes to the host when the one before is written. Else
       all do before a save returns, and are written behind it.
+    compressed: whether files are smaller by a tenth, and take longer.
   """
   # Orbax refuses what is not smaller than its limit, which cannot be waited at
   # from one array to the next.
-  size = (lambda x: x.nbytes) if one_by_one else _shard_bytes
-  least = max(map(size, jax.tree.leaves(tree)), default=0) + 1
+  leaves = jax.tree.leaves(tree)
+  sizes = [_bytes(leaf, whole=one_by_one) for leaf in leaves]
+  least = max(sizes, default=0) + 1
   return ocp.PyTreeCheckpointHandler(
-    save_concurrent_gb=_gb(save_gb, least),
-    use_compression=False,
+    save_concurrent_gb=max(save_gb, least / 1e9),
+    use_compression=compressed,
     type_handler_registry=ocp.type_handlers.create_type_handler_registry(
       (
         jax.Array,
@@ -113,20 +119,49 @@ def save_args(tree: PyTree) -> ocp.args.PyTreeSave:
   )
 
 
-def restore(folder: pathlib.Path, target: PyTree, *, gb: float) -> Any:
+def save(folder: pathlib.Path, tree: PyTree, *, alone: bool = False) -> None:
+  """Write a tree, one leaf at a time; return when it is there.
+
+  Of several processes all call it, or, `alone`, the first.
+  """
+  processes_of = ocp.options.MultiprocessingOptions(
+    active_processes={0} if alone else None,
+    barrier_sync_key_prefix="alone" if alone else None,
+  )
+  with ocp.Checkpointer(
+    handler(tree, save_gb=0, one_by_one=True, compressed=True),
+    multiprocessing_options=processes_of,
+  ) as saver:
+    saver.save(folder, args=save_args(tree), force=True)
+
+
+def restore(
+  folder: pathlib.Path,
+  target: PyTree,
+  *,
+  bytes_at_once: int | None = None,
+  part: bool = False,
+) -> Any:
   """Return a tree of arrays on devices; each process reads what its own hold.
 
-  `target` has shapes with shardings; more than `gb` GB are not read at a time,
-  except for a larger leaf. No process waits for another one.
+  No process waits for another one.
+
+  Args:
+    folder: of the files.
+    target: shapes with shardings.
+    bytes_at_once: that are read at a time, more than any shard has, with the
+      chunks around it; None: no limit.
+    part: whether the files hold more leaves.
   """
-  sizes = [leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(target)]
   reader = ocp.PyTreeCheckpointHandler(
-    restore_concurrent_gb=_gb(gb, max(sizes, default=0) + 1)
+    restore_concurrent_gb=bytes_at_once and bytes_at_once / 1e9
   )
   args = ocp.checkpoint_utils.construct_restore_args(target)
   return reader.restore(
     folder,
-    args=ocp.args.PyTreeRestore(item=target, restore_args=args),
+    args=ocp.args.PyTreeRestore(
+      item=target, restore_args=args, partial_restore=part
+    ),
   )
 
 
@@ -187,12 +222,8 @@ def _hows(values: Sequence[Any]) -> list[ocp.SaveArgs]:
   return [ocp.SaveArgs()] * len(values)
 
 
-def _shard_bytes(leaf: Any) -> int:
+def _bytes(leaf: Any, *, whole: bool) -> int:
   shape = leaf.shape
-  if isinstance(leaf, jax.Array):
+  if isinstance(leaf, jax.Array) and not whole:
     shape = leaf.sharding.shard_shape(shape)
   return math.prod(shape) * np.dtype(leaf.dtype).itemsize
-
-
-def _gb(gb: float, least: int) -> float:
-  return max(gb, least / 1e9)

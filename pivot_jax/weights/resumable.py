@@ -159,8 +159,12 @@ class Resumable:
       meta, problem = processes.decide(f"meta {step}", lambda: _meta(folder))
       if problem is None:
         try:
+          leaves = jax.tree.leaves(target)
+          largest = max(leaf.size * leaf.dtype.itemsize for leaf in leaves)
           state = orbax_files.restore(
-            folder / "state", target, gb=self._restore_gb
+            folder / "state",
+            target,
+            bytes_at_once=max(int(self._restore_gb * 1e9), largest + 1),
           )
         # Orbax raises a bare Exception where an array's file is missing.
         except Exception as error:  # noqa: BLE001
