@@ -18,7 +18,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from pivot_jax import addresses, metrics, sharding, trees
+from pivot_jax import addresses, metrics, processes, sharding, trees
 from pivot_jax.data import chat, coders, feed, opener, packing, streams
 from pivot_jax.data.tokenizer import load_tokenizer
 from pivot_jax.errors import InputError
@@ -48,7 +48,8 @@ def run(
   """Train, save the artifact and return the measures."""
   tokenizer = load_tokenizer(addresses.tokenizer_folder(config.tokenizer))
   start = starting_model.assemble(config, inputs, tokenizer)
-  prints = trees.fingerprint(start.params)
+  processes.beat("verifying weights", allow=processes.SLOW)
+  prints = sharding.fingerprint(start.params)
   starting_model.log_start(config, start, prints)
   coder = make_coder(config, tokenizer, start.mllm)
   mesh = sharding.make_mesh(config.mesh)
@@ -58,15 +59,17 @@ def run(
   job = _Job(config, out, start, stream, coder, mesh)
   with jax.set_mesh(mesh), layers.logical_rules(sharding.ACTIVATION_RULES):
     state, rows = job.run()
-  # What is frozen leaves as it came, not as it was computed with.
-  _, frozen = trees.split(start.params, config.trainable)
-  trained = jax.device_get(state.trainable)
-  optimizer.check_moved(config, start.params, trained, metrics.read(out), out)
-  after = trees.merge(trained, frozen)
-  save_model(out, after, start, config, tokenizer)
-  return _report(config, out, start, prints, after, rows) | {
-    "examples": int(state.examples)
-  }
+  # The optimizer's state goes before the model is written.
+  examples, trained = int(state.examples), state.trainable
+  del state
+  processes.beat("saving the model", config.steps, allow=processes.SLOW)
+  change = save_model(out, trained, start, config, tokenizer)
+  return processes.decide(
+    "result",
+    lambda: (
+      _report(config, out, start, prints, change, rows) | {"examples": examples}
+    ),
+  )
 
 
 def make_coder(
@@ -131,12 +134,16 @@ def read_reference(
 
 def save_model(
   out: pathlib.Path,
-  params: trees.Params,
+  trained: trees.Params,
   start: checkpoint.Model,
   config: ConfigDict,
   tokenizer: chat.Tokenizer,
-) -> None:
-  """Write the artifact: parameters, model.json, tokenizer."""
+) -> trees.Change:
+  """Write the artifact: parameters, model.json, tokenizer.
+
+  Returns how the files differ from the start, in the first process; raises
+  InputError if a part that trains does not.
+  """
   meta = start.meta | {
     "parts": list(config.parts),
     "preprocessing": {
@@ -148,8 +155,18 @@ def save_model(
     "tokenizer": tokenizer.fingerprint,
     "stage": config.name,
   }
-  artifacts.save(out, params, meta=meta)
-  tokenizer.save(out / "tokenizer")
+  # What is frozen leaves as it came, not as it was computed with.
+  _, frozen = trees.split(start.params, config.trainable)
+  artifacts.write(out, trees.merge(trained, frozen))
+  change = trees.Change(start.params)
+  if processes.first():
+    prints = artifacts.written(out, change.add)
+    lines = metrics.read(out)
+    optimizer.check_moved(config, trained, change.moved, lines, out)
+    artifacts.describe(out, meta, prints)
+    tokenizer.save(out / "tokenizer")
+  processes.barrier("model")
+  return change
 
 
 class _Job:
@@ -301,15 +318,12 @@ class _Job:
       LOG.warning("that is more than there is: %s", cost.advice(found))
 
 
-def _report(config, out, start, prints, after, rows) -> dict[str, Any]:
+def _report(config, out, start, prints, change, rows) -> dict[str, Any]:
   lines = metrics.read(out)
   tail = lines[-max(1, len(lines) // 10) :]
   loss = float(np.mean([line["losses/total"] for line in tail]))
-  change = {
-    f"change/{part}": trees.relative_change(start.params[part], after[part])
-    for part in start.params
-  }
-  return change | {
+  changes = {f"change/{part}": change.of(part) for part in start.params}
+  return changes | {
     "rows": rows,
     "init": trees.digest(prints),
     "loss": float(f"{loss:.6g}"),

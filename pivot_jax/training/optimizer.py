@@ -8,7 +8,7 @@ import functools
 import logging
 import pathlib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any
 
 import jax
@@ -163,8 +163,8 @@ def from_config(
 
 def check_moved(
   config: ConfigDict,
-  before: Mapping[str, Any],
   trained: Mapping[str, Any],
+  moved: Set[str],
   lines: Sequence[Mapping[str, float]],
   folder: pathlib.Path,
 ) -> None:
@@ -175,18 +175,17 @@ def check_moved(
 
   Args:
     config: of the training stage.
-    before: the parameters that the stage began with.
-    trained: those that train, after the last update.
+    trained: the parameters that train; their shapes and dtypes will do.
+    moved: the parts of which some are not as they were.
     lines: the run's metrics, for the norms of gradients.
     folder: of the stage, which was begun with the settings to change.
   """
   factor = schedule(config.schedule, steps=config.steps, warmup=config.warmup)
   peak = float(np.max(factor(np.arange(config.steps))))
-  old = trees.flatten(before)
   for part, leaves in trained.items():
-    new = trees.flatten({part: leaves})
-    if any(not np.array_equal(old[path], leaf) for path, leaf in new.items()):
+    if part in moved:
       continue
+    new = trees.flatten({part: leaves})
     rules = dict(_rule(config.lr, path) for path in new)
     if not peak or not any(rules.values()):
       LOG.warning(

@@ -295,10 +295,13 @@ def test_a_part_that_no_row_reaches_is_an_error_with_rule_and_rate(
 
 
 def moved(config, before, trained, lines=(), folder=pathlib.Path("made")):
+  change = trees.Change(before)
+  for path, leaf in trees.flatten(trained).items():
+    change.add(path, leaf)
   return optimizer.check_moved(
     ConfigDict(dict(name="s", schedule="cosine", warmup=0.03) | config),
-    before,
     trained,
+    change.moved,
     lines,
     folder,
   )
