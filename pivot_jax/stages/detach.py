@@ -13,9 +13,10 @@ import shutil
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from ml_collections import ConfigDict
 
-from pivot_jax import addresses, trees
+from pivot_jax import addresses, processes, trees
 from pivot_jax.errors import InputError
 from pivot_jax.weights import artifacts, checkpoint
 from pivot_jax.weights.convert import hf
@@ -38,18 +39,29 @@ def address_of(name: str, inputs: Mapping[str, str]) -> str:
 def run(
   config: ConfigDict, inputs: Mapping[str, str], out: pathlib.Path
 ) -> dict[str, Any]:
-  """Write both forms; return the parameter count and the fingerprint."""
+  """Write both forms; return the parameter count and the fingerprint.
+
+  Of several processes the first does, for which the others wait.
+  """
   del config
+  processes.beat("detaching the encoder", allow=processes.SLOW)
   address = address_of(out.name, inputs)
-  loaded = checkpoint.load(address)
+  return processes.decide("detach", lambda: _detach(address, out))
+
+
+def _detach(address: str, out: pathlib.Path) -> dict[str, Any]:
+  """Read vision and projector, of the model no more, and write both forms."""
+  loaded = checkpoint.load(address, deferred=True)
   checkpoint.check_parts(address, loaded, NEEDS)
-  kept = {
-    part: loaded.params[part]
-    for part in ("vision", "projector")
-    if part in loaded.params
-  }
+  kept = trees.unflatten(
+    {
+      path: np.asarray(leaf)
+      for path, leaf in trees.flatten(loaded.params).items()
+      if path.partition("/")[0] in ("vision", "projector")
+    }
+  )
   meta = loaded.meta | {"parts": sorted(kept), "detached_from": address}
-  artifacts.save(out, kept, meta=meta)
+  artifacts.save(out, kept, meta=meta, alone=True)
   folder = addresses.parse(address).path / "tokenizer"
   if folder.is_dir():
     shutil.copytree(folder, out / "tokenizer", dirs_exist_ok=True)

@@ -76,6 +76,19 @@ def test_a_subtree_gives_the_encoder_without_a_projector(
   assert trees.fingerprint(cut) == prints(source, "vision")
 
 
+def test_of_a_model_no_more_is_read_than_is_kept(init, tmp_path, monkeypatch):
+  read, original = [], artifacts._restore
+
+  def watched(path, wanted):
+    read.extend(wanted)
+    return original(path, wanted)
+
+  monkeypatch.setattr(artifacts, "_restore", watched)
+  detach.run(None, {"init": init}, tmp_path)
+  parts = {name.partition("/")[0] for name in read}
+  assert parts == {"vision", "projector"}
+
+
 def test_the_vision_input_does_where_there_is_no_init(init, finished, tmp_path):
   found = detach.run(None, {"vision": init}, tmp_path)
   assert found == finished[0]
