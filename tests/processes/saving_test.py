@@ -1,4 +1,4 @@
-"""What several processes save others restore, and each reads its part."""
+"""Others restore what several processes save, and each reads its part."""
 
 import json
 import shutil
