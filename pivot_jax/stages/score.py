@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from pivot_jax import metrics, processes, sharding, trees
+from pivot_jax import metrics, processes, sharding
 from pivot_jax.data import coders, feed, layouts, opener, packing, streams
 from pivot_jax.models import layers
 from pivot_jax.training import loop, objectives, reference_logps
@@ -50,7 +50,7 @@ def run(
   with jax.set_mesh(mesh), layers.logical_rules(sharding.ACTIVATION_RULES):
     columns = _columns(config, model, coder, stream, mesh)
   made = reference_logps.made_with(
-    trees.fingerprint(model.params), model.tokenizer, config
+    sharding.fingerprint(model.params), model.tokenizer, config
   )
   if processes.first():
     reference_logps.write(out, columns, made)

@@ -54,7 +54,9 @@ def run(
   coder = make_coder(config, tokenizer, start.mllm)
   mesh = sharding.make_mesh(config.mesh)
   logps = read_reference(inputs, prints, config, tokenizer)
-  stream = make_stream(config, coder, logps)
+  stream = processes.in_turn(
+    "lengths", lambda: make_stream(config, coder, logps)
+  )
   feed.check_processes(stream)
   job = _Job(config, out, start, stream, coder, mesh)
   with jax.set_mesh(mesh), layers.logical_rules(sharding.ACTIVATION_RULES):
@@ -169,6 +171,23 @@ def save_model(
   return change
 
 
+class _BadRows:
+  """Adds up, at each checkpoint, the bad rows that all processes found."""
+
+  def __init__(self, stream: feed.Stream, save_every: int):
+    self._stream, self._save_every = stream, save_every
+
+  def metrics(self, step, values, update, wait) -> None:
+    del step, values, update, wait
+
+  def due(self, step: int) -> bool:
+    return step % self._save_every == 0
+
+  def state(self, state, step: int) -> None:
+    del state, step
+    feed.check_bad(self._stream)
+
+
 class _Job:
   """One training run: builds the state, resumes, fits."""
 
@@ -222,7 +241,7 @@ class _Job:
         step_fn,
         updates,
         num_steps=config.steps,
-        hooks=[hook],
+        hooks=[_BadRows(self.stream, config.save_every), hook],
         should_stop=loop.stop_requested,
         trace=monitor.Trace(config.profile, self.out / "profile"),
       )

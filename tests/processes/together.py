@@ -116,9 +116,11 @@ class Together:
 
   def kill(self) -> None:
     """Kill those that still run."""
-    for process in self.running:
+    for process, said in zip(self.running, self._said):
       if process.poll() is None:
         process.kill()
+      process.wait()
+      said.join()
 
   def end(self, seconds: float = LONGEST) -> list[Ended]:
     """Return how each ended; kill what hangs, which is an error."""
