@@ -232,10 +232,8 @@ def _restorer(folder: pathlib.Path):
       f"{folder}: neither params/ nor params.safetensors is there"
     )
   try:
-    with ocp.PyTreeCheckpointer() as reader:
-      found = reader.metadata(path).item_metadata
-    if found is None:
-      raise OSError("its metadata cannot be read")
+    # The handler itself: where a checkpointer reads, processes wait for all.
+    found = ocp.PyTreeCheckpointHandler().metadata(path)
     leaves = trees.flatten(found.tree)
     groups = _groups(leaves)
   # Orbax raises whatever the fields of damaged metadata lead to.
@@ -267,7 +265,7 @@ def _is_sliced(leaf: Any) -> bool:
   chunk = leaf.storage and leaf.storage.chunk_shape
   size = np.dtype(leaf.dtype).itemsize
   large = math.prod(leaf.shape) * size > _GROUP
-  return large and bool(chunk) and math.prod(chunk) * size <= _GROUP
+  return large and bool(chunk) and math.prod(chunk) * size <= orbax_files.CHUNK
 
 
 def _place(
@@ -323,8 +321,9 @@ def _restore(
     partial_restore=True,
   )
   try:
-    with ocp.PyTreeCheckpointer() as reader:
-      return trees.flatten(reader.restore(path, args=restore))
+    return trees.flatten(
+      ocp.PyTreeCheckpointHandler().restore(path, args=restore)
+    )
   except Exception as error:
     raise _damaged(path, error) from error
 

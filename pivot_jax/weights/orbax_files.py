@@ -24,10 +24,11 @@ from pivot_jax import processes, trees
 
 LOG = logging.getLogger("pivot_jax")
 
-# Bytes of a chunk, at most: what is held of a shard while it is written.
-_CHUNK = 2**26
+# Bytes of a chunk, at most. Of a checkpoint it is what is held of a shard while
+# it is written; of an artifact, small enough for slices along any axis.
+CHUNK, _SMALL_CHUNK = 2**26, 2**22
 # Bytes that are gathered before they go to a file.
-_FILE = 2**27
+_FILE = 2**26
 # Those that tell of each read that fails beside the one that is raised.
 _NOISY = ("absl", "asyncio")
 _MEMORY_LIMIT = pathlib.Path("/sys/fs/cgroup/memory.max")
@@ -108,13 +109,11 @@ def handler(
   )
 
 
-def save_args(tree: PyTree) -> ocp.args.PyTreeSave:
+def save_args(tree: PyTree, *, chunk: int = CHUNK) -> ocp.args.PyTreeSave:
   """Return how a tree is written: in chunks, and files of a bounded size."""
   return ocp.args.PyTreeSave(
     tree,
-    save_args=jax.tree.map(
-      lambda _: ocp.SaveArgs(chunk_byte_size=_CHUNK), tree
-    ),
+    save_args=jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=chunk), tree),
     ocdbt_target_data_file_size=_FILE,
   )
 
@@ -132,7 +131,7 @@ def save(folder: pathlib.Path, tree: PyTree, *, alone: bool = False) -> None:
     handler(tree, save_gb=0, one_by_one=True, compressed=True),
     multiprocessing_options=processes_of,
   ) as saver:
-    saver.save(folder, args=save_args(tree), force=True)
+    saver.save(folder, args=save_args(tree, chunk=_SMALL_CHUNK), force=True)
 
 
 def restore(

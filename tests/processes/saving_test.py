@@ -143,3 +143,109 @@ def test_damage_that_one_process_sees_counts_for_all(tmp_path):
   assert "checkpoint 2 is damaged (process 1: " in ended[0].err
   assert (tmp_path / "all" / "2" / "damaged.txt").exists()
   assert restored(tmp_path / "all", 1, "1x1") == [[1, {"rows": 1}]]
+
+
+# An artifact with spread, whole and deferred leaves; small leaves are sliced.
+ARTIFACT = """
+import json, os, pathlib, sys
+import jax, jax.numpy as jnp, numpy as np
+from pivot_jax import processes, sharding, trees
+from pivot_jax.weights import artifacts, checkpoint
+folder = pathlib.Path(sys.argv[1])
+data, fsdp = map(int, sys.argv[2].split("x"))
+mesh = sharding.make_mesh({"data": data, "fsdp": fsdp})
+META = {"vision": None, "llm": None, "sources": {}, "not_carried": []}
+artifacts._GROUP = 64
+
+def params():
+  rng = np.random.default_rng(0)
+  kernel = rng.normal(size=(2, 64, 32)).astype(np.float32)
+  scale = rng.normal(size=8).astype(np.float32)
+  return {
+    "x": {"q_proj": {"kernel": kernel}, "norm": {"scale": scale}},
+    "y": {"fc1": {"kernel": kernel[0] + 1}},
+  }
+"""
+WRITE = (
+  ARTIFACT
+  + """
+values = params()
+tree = {
+  "x": sharding.place(values["x"], mesh),
+  "y": {
+    "fc1": {
+      "kernel": trees.Deferred(
+        (64, 32), np.dtype(np.float32), lambda: values["y"]["fc1"]["kernel"]
+      )
+    }
+  },
+}
+artifacts.save(folder, tree, meta=META)
+"""
+)
+READ = (
+  ARTIFACT
+  + """
+found = checkpoint.load(str(folder), deferred=True)
+read, restore = [], artifacts._restore
+def watched(path, wanted):
+  read.extend(wanted)
+  return restore(path, wanted)
+artifacts._restore = watched
+try:
+  prints = sharding.fingerprint(found.params)
+  whole = sorted(read)
+  placed = trees.flatten(sharding.place(found.params, mesh))
+except Exception as error:
+  print(json.dumps(["error", str(error)]))
+else:
+  for path, leaf in trees.flatten(params()).items():
+    for shard in placed[path].addressable_shards:
+      np.testing.assert_array_equal(shard.data, leaf[shard.index])
+  assert prints == trees.fingerprint(params())
+  print(json.dumps([whole, sorted(read)]))
+"""
+)
+
+
+def read(folder, count, mesh, devices=1):
+  ended = run.script(READ, count, str(folder), mesh, devices=devices)
+  return [json.loads(out) for out in run.outputs(ended)]
+
+
+def test_two_processes_write_an_artifact_and_read_it_together(tmp_path):
+  run.outputs(run.script(WRITE, 2, str(tmp_path / "a"), "1x2"))
+  first, second = read(tmp_path / "a", 2, "1x2")
+  # Each leaf is read whole by one of them; what is spread, then by slices.
+  assert sorted(first[0] + second[0]) == [
+    "x/norm/scale",
+    "x/q_proj/kernel",
+    "y/fc1/kernel",
+  ]
+  for whole, more in (first, second):
+    assert set(more) - set(whole) <= {"x/norm/scale"}
+
+
+@pytest.mark.nightly
+def test_an_artifact_is_the_same_whoever_wrote_it(tmp_path):
+  prints = []
+  for count, mesh, devices in ((1, "1x1", 1), (1, "1x8", 8), (4, "2x2", 1)):
+    folder = tmp_path / f"{count}x{devices}"
+    text = run.script(WRITE, count, str(folder), mesh, devices=devices)
+    run.outputs(text)
+    found = json.loads((folder / "fingerprint.json").read_text())
+    prints.append({k: v for k, v in found.items() if k != "model.json"})
+    read(folder, 2, "2x1")
+  assert prints[0] == prints[1] == prints[2]
+
+
+@pytest.mark.nightly
+def test_a_damaged_leaf_is_an_error_in_all_processes(tmp_path):
+  run.outputs(run.script(WRITE, 1, str(tmp_path / "a"), "1x1"))
+  path = tmp_path / "a" / "fingerprint.json"
+  prints = json.loads(path.read_text())
+  prints["y/fc1/kernel"] = "00000000"
+  path.write_text(json.dumps(prints))
+  found = read(tmp_path / "a", 2, "1x2")
+  assert found[0] == found[1]
+  assert found[0][0] == "error" and "leaf y/fc1/kernel" in found[0][1]
