@@ -133,6 +133,7 @@ def _run(config: ConfigDict) -> pathlib.Path:
     loop.stop_on_sigterm()
   config = plan.resolve(config)
   workdir = files.local_path(_WORKDIR.value, "--workdir").absolute()
+  plan.watch(config, workdir)
   planned = plan.expand(config, workdir)
   _check_sizes(config)
   run_folder.check_folders(workdir, planned.steps)

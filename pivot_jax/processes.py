@@ -70,6 +70,8 @@ class _Peers:
 _alone = _Peers(0, 1, socket.gethostname(), "", collections.Counter())
 _peers = _alone
 _watch: "_Watch | None" = None
+# For what threads of this process wait that others have to bring.
+_waiting: list[str] = []
 # What is done before the process ends at once.
 _at_end: list[Callable[[], None]] = []
 
@@ -256,12 +258,14 @@ def exchange(
     return [json.loads(json.dumps(value))]
   key = _key(name)
   _put(f"{key}/{index()}", json.dumps(value))
+  _waiting.append(name)
   if first():
     _put(f"{key}/all", json.dumps(_collect(key, name, seconds)))
     if _peers.used[name] > 1:
       # All have read what was exchanged before, as they came to this.
       _store().key_value_delete(f"pivot/{name}/{_peers.used[name] - 1}/")
   found = _get(f"{key}/all", seconds + _ANSWER)
+  _waiting.remove(name)
   if found is None:
     raise LostPeerError(f"process 0 did not answer in {seconds:.0f} s")
   return json.loads(found)
@@ -541,6 +545,7 @@ class _Watch(threading.Thread):
     except jax.errors.JaxRuntimeError:
       pass
     said = dict(phase=phase, step=step, waited=waited, host=_peers.host)
+    said["waits"] = bool(_waiting) or phase.startswith("waiting")
     try:
       _put(f"pivot/state/{index()}", json.dumps(said))
       if first():
@@ -584,13 +589,13 @@ def _behind(states: Mapping[int, Mapping[str, Any]]) -> str:
   def place(item):
     _, state = item
     # Who waits for another is not behind it.
-    return state["phase"].startswith("waiting"), state["step"], item[0]
+    return state["waits"], state["step"], item[0]
 
   ordered = sorted(states.items(), key=place)
   # Of those who are as far, the one that reads keeps the others waiting.
-  step = ordered[0][1]["step"]
+  far = place(ordered[0])[:2]
   reading = [
-    x for x in ordered if x[1]["step"] == step and "read" in x[1]["phase"]
+    x for x in ordered if place(x)[:2] == far and "read" in x[1]["phase"]
   ]
   number, state = (reading or ordered)[0]
   others = [one for one in states if one != number]

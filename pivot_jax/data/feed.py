@@ -107,13 +107,15 @@ class Share:
     return range(min(size, self.index * own), min(size, (self.index + 1) * own))
 
 
+# Updates that no training has.
+ENDLESS = 2**40
 # Of one process.
 WHOLE = Share()
 
 
 @dataclasses.dataclass(frozen=True)
 class _Positions(Sequence):
-  """The positions of a share of all updates from `start` on, endless.
+  """The positions of a share of `updates` from `start` on.
 
   `start` counts the examples of the whole stream, whoever read them.
   """
@@ -121,9 +123,10 @@ class _Positions(Sequence):
   start: int
   batch: int
   share: Share
+  updates: int
 
   def __len__(self) -> int:
-    return 2**62 // self.batch
+    return self.updates * (self.batch // self.share.count)
 
   def __getitem__(self, index: int) -> int:
     size = self.batch // self.share.count
@@ -167,8 +170,11 @@ def choose_layout(
   if pack["tokens"]:
     return _rows_of_one(coder, pack, batch, shards)
   processes.in_turn("lengths", lambda: stream.measure(batch * steps))
-  own = _Positions(start, batch, share)
-  read = [stream.size(own[i]) for i in range(batch // hosts * steps)]
+  own = _Positions(start, batch, share, steps)
+  read = []
+  for place in range(len(own)):
+    processes.beat("reading the size of row", own[place])
+    read.append(stream.size(own[place]))
   return layouts.layout_for(
     _all_sizes(read, share, steps),
     patches=coder.patches,
@@ -255,8 +261,9 @@ def updates(
   mesh: jax.sharding.Mesh,
   sft_group: int,
   threads: int = 0,
+  steps: int = ENDLESS,
 ) -> Generator[Update, None, None]:
-  """Yield placed updates from example `start` of the stream on, endlessly.
+  """Yield `steps` placed updates from example `start` of the stream on.
 
   Each process reads and packs its own contiguous share of an update's examples,
   with `threads` that read ahead.
@@ -268,9 +275,16 @@ def updates(
       f"{sft_group} examples apart: give a multiple of {share.count * sft_group}"
     )
   local = dataclasses.replace(layout, rows=layout.rows // share.count)
-  found = read(stream, batch=batch, start=start, share=share, threads=threads)
+  found = read(
+    stream,
+    batch=batch,
+    start=start,
+    share=share,
+    threads=threads,
+    steps=steps,
+  )
   with contextlib.closing(found):
-    while True:
+    for _ in range(steps):
       members = list(itertools.islice(found, batch // share.count))
       packed = packing.pack(
         members,
@@ -296,10 +310,19 @@ def _seen(members: Sequence[packing.Example], share: Share) -> Seen:
 
 
 def read(
-  stream: Stream, *, batch: int, start: int, share: Share, threads: int = 0
+  stream: Stream,
+  *,
+  batch: int,
+  start: int,
+  share: Share,
+  threads: int = 0,
+  steps: int = ENDLESS,
 ) -> Generator[packing.Example, None, None]:
-  """Yield a share of all updates from example `start` of the stream on."""
-  positions = _Positions(start, batch, share)
+  """Yield a share of `steps` updates from example `start` of the stream on.
+
+  Nothing is read beyond them, however far ahead threads read.
+  """
+  positions = _Positions(start, batch, share, steps)
   return stream.examples(positions, threads=threads)
 
 
@@ -335,10 +358,11 @@ def longest_prompt(
   `indices` are the rows that this process reads; the longest is that of all.
   """
   rows = range(len(source)) if indices is None else indices
-  lengths = [
-    packing.length(_prompt(source, i, coder, pixels=False), patches)
-    for i in rows
-  ]
+  lengths = []
+  for index in rows:
+    processes.beat("reading the size of row", index)
+    prompt = _prompt(source, index, coder, pixels=False)
+    lengths.append(packing.length(prompt, patches))
   return max(processes.exchange(max(lengths, default=0)))
 
 

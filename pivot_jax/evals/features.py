@@ -71,8 +71,7 @@ def read(
   batch = -(-config.batch // shards) * shards
   side = model.vision.image_size
   for start in range(0, len(source), batch):
-    slow = 0.0 if start else processes.SLOW
-    processes.beat("encoding images from", start, allow=slow)
+    processes.beat("reading rows from", start)
     size = min(batch, len(source) - start)
     places = [start + place for place in share.of_batch(size, batch)]
     rows = [source[index] for index in places]
@@ -80,6 +79,8 @@ def read(
       frame(rows, side, config.resample) if rows else _nothing(side)
     )
     filled = sharding.filled(images, batch // share.count)
+    slow = 0.0 if start else processes.SLOW
+    processes.beat("encoding images from", start, allow=slow)
     found = encode(model, placed, sharding.place_rows(filled, mesh))
     own = {k: sharding.own_rows(x, mesh)[: len(rows)] for k, x in found.items()}
     yield Batch(

@@ -269,7 +269,6 @@ def run(
       files.write_text(workdir / "plan.txt", describe(plan) + "\n")
     # Anew: what stages make is read by later ones, as files and as sources.
     inputs, may = Inputs(), allowed(plan, rerun)
-    processes.watch(_watchdog(config), workdir / "stuck")
     held.callback(goodput.note, "stop")
     total = len(plan.steps)
     for number, step in enumerate(plan.steps, 1):
@@ -277,6 +276,12 @@ def run(
         raise loop.Stopped(f"stopped before {step.name}; rerun to continue")
       _make(step, workdir, inputs, f"[{number}/{total}]", may=step.name in may)
     goodput.note("end")
+
+
+def watch(config: ConfigDict, workdir: pathlib.Path) -> None:
+  """Have the processes watched, beginning with what is checked first."""
+  processes.beat("checking settings and files", allow=processes.SLOW)
+  processes.watch(_watchdog(config), workdir / "stuck")
 
 
 def _watchdog(config: ConfigDict) -> float:

@@ -110,6 +110,7 @@ def summarize(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def _check_rows(source, indices: Sequence[int], tokenizer, config) -> None:
   """Raise if a row cannot be scored, before anything is generated."""
   for index in indices:
+    processes.beat("reading row", index)
     row = source.text(index)
     for name in ("question", "answer", "category", "kind"):
       if name not in row:
@@ -175,11 +176,13 @@ def _answers(config, model, source, mesh) -> list[tuple[int, str]]:
   status = metrics.Status(config.name, len(source))
   answers: list[tuple[int, str]] = []
   for done, own in enumerate(shares, 1):
-    processes.beat("answering batch", done, allow=processes.SLOW / done)
+    processes.beat("reading rows of batch", done)
     indices = [min(index, len(source) - 1) for index in own]
     packed = feed.prompts(
       source, indices, coder, tokens=tokens, patches=patches
     )
+    slow = processes.SLOW if done == 1 else 0.0
+    processes.beat("answering batch", done, allow=slow)
     ids = _generate(
       model.mllm,
       params,

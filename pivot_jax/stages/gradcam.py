@@ -145,6 +145,7 @@ def read_scenes(
   found, spare = list[Scene](), list[Scene]()
   # A share behind the end of a short source lays out its first row.
   for index in own or [0]:
+    processes.beat("reading row", index)
     row = source[index]
     try:
       mask = _object_mask(row, coder)

@@ -84,8 +84,10 @@ def _columns(config, model, coder, stream, mesh) -> dict[str, np.ndarray]:
   found = []
   read = stream.read_all(sum(own, []), threads=feed.threads(config.workers))
   for done, members in enumerate(own, 1):
-    processes.beat("scoring batch", done, allow=processes.SLOW / done)
+    processes.beat("reading rows of batch", done)
     piece = list(itertools.islice(read, len(members)))
+    slow = processes.SLOW if done == 1 else 0.0
+    processes.beat("scoring batch", done, allow=slow)
     packed = packing.pack(piece, layout) if piece else packing.empty(layout)
     logps = score(params, sharding.place_rows(packed, mesh))
     found.append(_of_batch(piece, layout, sharding.own_rows(logps, mesh)))
@@ -97,7 +99,10 @@ def _columns(config, model, coder, stream, mesh) -> dict[str, np.ndarray]:
 
 def _all_sizes(own, stream, share) -> list[list[layouts.Size]]:
   """Return the sizes of the examples of all shares, by batch and share."""
-  sizes = [[stream.size_of(place) for place in piece] for piece in own]
+  sizes = []
+  for number, piece in enumerate(own, 1):
+    processes.beat("reading the sizes of batch", number)
+    sizes.append([stream.size_of(place) for place in piece])
   everyone = dict(processes.exchange([share.index, sizes]))
   return [
     [layouts.Size(*one) for one in piece]

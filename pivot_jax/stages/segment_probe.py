@@ -248,6 +248,7 @@ def _counted(config: ConfigDict) -> ConfigDict:
   for name, _ in config.data:
     source = opener.open_source(config.sources[name].to_dict())
     for index in range(processes.index(), len(source), processes.count()):
+      processes.beat("reading row", index)
       labels = np.unique(source[index]["labels"])
       found |= {*labels[labels != config.ignore].tolist()}
   found = set(sum(processes.exchange(sorted(found)), []))

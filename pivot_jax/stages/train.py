@@ -8,7 +8,6 @@ objective. Leaves an artifact of the whole model and `metrics.jsonl`.
 """
 
 import contextlib
-import itertools
 import logging
 import pathlib
 from collections.abc import Mapping
@@ -232,9 +231,8 @@ class _Job:
       shardings=jax.tree.map(lambda x: x.sharding, state),
       dtype=config.compute.dtype,
     )
-    read = self._updates(layout, int(state.examples))
     left = max(0, config.steps - int(state.step))
-    updates = monitor.ahead(itertools.islice(read, left))
+    updates = monitor.ahead(self._updates(layout, int(state.examples), left))
     with contextlib.closing(updates):
       state = loop.fit(
         state,
@@ -294,7 +292,7 @@ class _Job:
       share=feed.Share.of(self.mesh),
     )
 
-  def _updates(self, layout: packing.Layout, start: int):
+  def _updates(self, layout: packing.Layout, start: int, steps: int):
     return feed.updates(
       self.stream,
       layout,
@@ -303,6 +301,7 @@ class _Job:
       mesh=self.mesh,
       sft_group=self.config.sft_group,
       threads=feed.threads(self.config.workers),
+      steps=steps,
     )
 
   def _samples(self) -> list[tuple[str, tuple, str]]:

@@ -9,7 +9,7 @@ import dataclasses
 from pivot_jax.configs import common, pivot
 from tests.fixtures import tiny
 
-STEPS = 6
+STEPS = 8
 _KINDS = (*("detach", "linear_probe", "segment_probe", "gradcam", "evaluate"),)
 
 

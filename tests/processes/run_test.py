@@ -65,7 +65,11 @@ def check_same_leaves(found, wanted, stage="stage1_full"):
   )
   assert left.keys() == right.keys()
   for name, leaf in right.items():
-    np.testing.assert_allclose(left[name], leaf, rtol=0, atol=1e-6)
+    # No loss depends on a key's bias: Adam scales the rounding of its gradient.
+    limit = 1e-5 if name.endswith("k_proj/bias") else 1e-6
+    np.testing.assert_allclose(
+      left[name], leaf, rtol=0, atol=limit, err_msg=name
+    )
 
 
 @pytest.fixture(scope="session")
@@ -155,13 +159,17 @@ def test_only_the_first_process_opens_a_file_to_write(two):
   assert second["written"] == []
 
 
-def test_each_process_reads_its_share_of_the_rows(alone, two):
-  """Three trainings of 6 updates of 8 examples, and 20 pairs scored."""
+def test_each_process_reads_its_share_of_the_rows_and_no_more(two):
+  """Three trainings of 8 updates of 8 examples, and 20 pairs scored."""
   trained = 3 * micro.STEPS * 8
-  for count in two[1]:
-    assert count["rows"]["pixels"] <= trained // 2 + 12
-  pixels = [count["rows"]["pixels"] for count in two[1]]
-  assert sum(pixels) == trained + 20
+  # Of batches of 6 pairs each has 3, of the last one 2 are there.
+  assert [one["rows"]["pixels"] for one in two[1]] == [
+    trained // 2 + 11,
+    trained // 2 + 9,
+  ]
+  # Their sizes are read as texts, and three rows that are compared.
+  for one in two[1]:
+    assert one["rows"]["texts"] <= trained // 2 + 11
 
 
 def test_parameters_spread_over_two_processes_train_alike(alone, tmp_path):
@@ -193,7 +201,7 @@ def test_sigterm_to_one_stops_all_at_one_update_and_goes_on_with_one(
 
 
 def test_a_bad_row_of_one_process_ends_all_with_its_line(tmp_path):
-  found = ended(tmp_path / "run", fail={"1": 20})
+  found = ended(tmp_path / "run", fail={"1": 10})
   assert [one.code for one in found] == [2, 2]
   for one in found:
     assert "rows.jsonl:3" in one.last()
@@ -201,7 +209,7 @@ def test_a_bad_row_of_one_process_ends_all_with_its_line(tmp_path):
 
 
 def test_a_reader_that_hangs_is_named_and_ends_all(tmp_path):
-  found = ended(tmp_path / "run", "--config.watchdog=8", hang={"1": 20})
+  found = ended(tmp_path / "run", "--config.watchdog=6", hang={"1": 10})
   assert [one.code for one in found] == [70, 70]
   for one in found:
     assert "process 1 (" in one.last() and "reading rows" in one.last()
