@@ -23,6 +23,9 @@ import numpy as np
 _SEEDS = (0x243F6A88, 0x85A308D3)
 # Odd: each axis goes through its own multiples of it.
 _STEP = 0x9E3779B1
+# Bytes up to which an array goes to the host: that takes less than compiling.
+_SMALL = 2**18
+_NARROW = {1: np.uint8, 2: np.uint16}
 
 
 def of_leaves(leaves: Mapping[str, Any]) -> dict[str, str]:
@@ -30,45 +33,67 @@ def of_leaves(leaves: Mapping[str, Any]) -> dict[str, str]:
 
   Of arrays over several processes all of them call this, with the same names.
   """
-  sums = {name: _sums(leaf) for name, leaf in leaves.items()}
+  sums = {name: _sums_of(leaf) for name, leaf in leaves.items()}
   return {
     name: "".join(f"{int(one):08x}" for one in np.asarray(found))
     for name, found in sums.items()
   }
 
 
+def _sums_of(leaf: jax.Array) -> Any:
+  """Return the two sums of an array; of a small one, without compiling."""
+  if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+    leaf = jax.random.key_data(leaf)
+  if leaf.nbytes > _SMALL:
+    return _sums(leaf)
+  if not leaf.is_fully_addressable and not leaf.is_fully_replicated:
+    return _sums(leaf)
+  return [x.sum(dtype=np.uint32) for x in _addends(np, _bits(np.array(leaf)))]
+
+
 @jax.jit
 def _sums(leaf: jax.Array) -> jax.Array:
-  """Return the sums of an array's mixed words, one for each seed."""
-  words = _words(leaf)
-  places = jnp.zeros(words.shape, jnp.uint32)
-  for axis in range(words.ndim):
-    along = jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis)
-    places += _mixed(along * jnp.uint32(_STEP) + jnp.uint32(axis))
-  mixed = tuple(
-    _mixed(words ^ _mixed(places + jnp.uint32(seed))) for seed in _SEEDS
-  )
+  addends = _addends(jnp, _words(leaf))
   # One reduction of both: of two, XLA keeps what is reduced in memory.
-  zeros = (jnp.uint32(0),) * len(_SEEDS)
-  return jnp.stack(jax.lax.reduce(mixed, zeros, _add, tuple(range(words.ndim))))
+  zeros = (jnp.uint32(0),) * len(addends)
+  axes = tuple(range(addends[0].ndim))
+  return jnp.stack(jax.lax.reduce(addends, zeros, _add, axes))
 
 
 def _add(one: Sequence[jax.Array], other: Sequence[jax.Array]):
   return tuple(x + y for x, y in zip(one, other, strict=True))
 
 
+def _addends(xp: Any, words: Any) -> tuple[Any, ...]:
+  """Return the mixed words, for each seed; `xp` is numpy or jax's."""
+  words = words.reshape(words.shape or (1,))
+  places = xp.zeros((1,) * words.ndim, xp.uint32)
+  for axis, size in enumerate(words.shape):
+    along = xp.arange(size, dtype=xp.uint32) * xp.uint32(_STEP)
+    shape = [size if axis == other else 1 for other in range(words.ndim)]
+    places = places + _mixed(xp, along + xp.uint32(axis)).reshape(shape)
+  return tuple(
+    _mixed(xp, words ^ _mixed(xp, places + xp.uint32(seed))) for seed in _SEEDS
+  )
+
+
 def _words(leaf: jax.Array) -> jax.Array:
   """Return the bits of an array as uint32; wide numbers get one axis more."""
-  if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-    leaf = jax.random.key_data(leaf)
   if leaf.dtype == jnp.bool_:
     return leaf.astype(jnp.uint32)
-  wide = {1: jnp.uint8, 2: jnp.uint16}.get(leaf.dtype.itemsize, jnp.uint32)
-  return jax.lax.bitcast_convert_type(leaf, wide).astype(jnp.uint32)
+  kind = _NARROW.get(leaf.dtype.itemsize, np.uint32)
+  return jax.lax.bitcast_convert_type(leaf, kind).astype(jnp.uint32)
 
 
-def _mixed(x: jax.Array) -> jax.Array:
+def _bits(leaf: np.ndarray) -> np.ndarray:
+  """Return what `_words` does, on the host."""
+  kind = np.dtype(_NARROW.get(leaf.dtype.itemsize, np.uint32))
+  wide = leaf.shape if leaf.dtype.itemsize <= 4 else (*leaf.shape, 2)
+  return leaf.reshape(-1).view(kind).reshape(wide).astype(np.uint32)
+
+
+def _mixed(xp: Any, x: Any) -> Any:
   """Return uint32 words as other ones, one to one (MurmurHash3's last steps)."""
-  x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
-  x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
+  x = (x ^ (x >> 16)) * xp.uint32(0x85EBCA6B)
+  x = (x ^ (x >> 13)) * xp.uint32(0xC2B2AE35)
   return x ^ (x >> 16)

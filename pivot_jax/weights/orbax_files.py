@@ -35,7 +35,7 @@ _MEMORY_LIMIT = pathlib.Path("/sys/fs/cgroup/memory.max")
 
 
 class _Leaves(ocp.type_handlers.NumpyHandler):
-  """Writes host leaves, by the first process, one after another.
+  """Writes host leaves, by the first process, few of them at a time.
 
   A leaf that is read when it is asked for is in memory while it is written.
   """
@@ -46,15 +46,15 @@ class _Leaves(ocp.type_handlers.NumpyHandler):
     """Return nothing to wait for: what is given is written."""
     if not processes.first():
       return []
-    for leaf, info, how in zip(values, infos, args or _hows(values)):
-      array = np.asarray(leaf)
-      for begun in await super().serialize([array], [info], [how]):
+    for leaves, *rest in _groups(values, infos, args):
+      arrays = [np.asarray(leaf) for leaf in leaves]
+      for begun in await super().serialize(arrays, *rest):
         begun.result()
     return []
 
 
 class _Arrays(ocp.type_handlers.ArrayHandler):
-  """Writes arrays one after another, of which one is on the host."""
+  """Writes arrays from the devices, of which few are on the host at a time."""
 
   async def serialize(
     self, values: Sequence[Any], infos: Sequence[Any], args: Any = None
@@ -63,14 +63,32 @@ class _Arrays(ocp.type_handlers.ArrayHandler):
     begin = super().serialize
 
     async def write():
-      for value, info, how in zip(values, infos, args or _hows(values)):
-        for begun in await begin([value], [info], [how]):
+      for group in _groups(values, infos, args):
+        for begun in await begin(*group):
           begun.result()
 
     pool = concurrent.futures.ThreadPoolExecutor(1, "one_by_one")
     written = pool.submit(asyncio.run, write())
     pool.shutdown(wait=False)
     return [written]
+
+
+def _groups(
+  values: Sequence[Any], infos: Sequence[Any], args: Sequence[Any] | None
+) -> Iterator[tuple[list[Any], list[Any], list[Any]]]:
+  """Yield neighbors that have few bytes together, or one that has more."""
+  group, taken = ([], [], []), 0
+  hows = args or [ocp.SaveArgs()] * len(values)
+  for value, info, how in zip(values, infos, hows):
+    size = _bytes(value, whole=True)
+    if group[0] and taken + size > CHUNK:
+      yield group
+      group, taken = ([], [], []), 0
+    for one, listed in zip((value, info, how), group, strict=True):
+      listed.append(one)
+    taken += size
+  if group[0]:
+    yield group
 
 
 def handler(
@@ -85,15 +103,15 @@ def handler(
   Args:
     tree: arrays or leaves that are read when they are asked for.
     save_gb: GB that are being written at a time.
-    one_by_one: each array goes to the host when the one before is written. Else
-      all do before a save returns, and are written behind it.
+    one_by_one: a large array goes to the host when the one before is written.
+      Else all do before a save returns, and are written behind it.
     compressed: whether files are smaller by a tenth, and take longer.
   """
   # Orbax refuses what is not smaller than its limit, which cannot be waited at
   # from one array to the next.
   leaves = jax.tree.leaves(tree)
   sizes = [_bytes(leaf, whole=one_by_one) for leaf in leaves]
-  least = max(sizes, default=0) + 1
+  least = max([CHUNK, *sizes]) + 1
   return ocp.PyTreeCheckpointHandler(
     save_concurrent_gb=max(save_gb, least / 1e9),
     use_compression=compressed,
@@ -215,10 +233,6 @@ def quiet() -> Iterator[None]:
   finally:
     for one in loggers:
       one.removeFilter(keep)
-
-
-def _hows(values: Sequence[Any]) -> list[ocp.SaveArgs]:
-  return [ocp.SaveArgs()] * len(values)
 
 
 def _bytes(leaf: Any, *, whole: bool) -> int:

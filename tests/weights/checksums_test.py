@@ -11,7 +11,7 @@ from pivot_jax.weights import checksums
 
 
 def checksum(array):
-  return checksums.of_leaves({"x": array})["x"]
+  return checksums.of_leaves({"x": jnp.asarray(array)})["x"]
 
 
 def flipped(values, bit):
@@ -27,6 +27,19 @@ def test_every_bit_of_a_leaf_counts(dtype):
   found = {checksum(flipped(values, bit)) for bit in range(8 * values.nbytes)}
   assert len(found) == 8 * values.nbytes
   assert checksum(values) not in found
+
+
+@pytest.mark.parametrize(
+  "dtype", ["float32", "bfloat16", "int8", "bool", "uint32", "float16"]
+)
+def test_a_small_array_has_the_sum_that_devices_compute(dtype, monkeypatch):
+  rng = np.random.default_rng(0)
+  for shape in ((), (7,), (3, 1, 5)):
+    values = jnp.asarray(rng.integers(0, 99, shape)).astype(dtype)
+    monkeypatch.setattr(checksums, "_SMALL", 2**18)
+    on_host = checksum(values)
+    monkeypatch.setattr(checksums, "_SMALL", -1)
+    assert checksum(values) == on_host
 
 
 def test_two_changed_signs_do_not_cancel():
@@ -45,7 +58,9 @@ def test_other_kinds_of_numbers_have_a_checksum(dtype):
   assert checksum(zeros) != checksum(zeros.at[0, 1].set(1))
 
 
-def test_the_sum_does_not_depend_on_the_mesh():
+@pytest.mark.parametrize("small", [-1, 2**18])
+def test_the_sum_does_not_depend_on_the_mesh(small, monkeypatch):
+  monkeypatch.setattr(checksums, "_SMALL", small)
   values = np.random.default_rng(0).normal(size=(4, 8, 16)).astype(np.float32)
   found = {checksum(jnp.asarray(values))}
   for shape, spec in (
