@@ -1,0 +1,264 @@
+"""More of runs of several processes, which takes longer."""
+
+import json
+import os
+import signal
+import time
+
+import pytest
+
+from tests.processes import run_test, together
+
+pytestmark = pytest.mark.nightly
+ALONE = run_test.ALONE
+alone, ended, words = run_test.alone, run_test.ended, run_test.words
+MICRO = "tests/processes/micro.py"
+
+
+@pytest.mark.parametrize(
+  ("count", "devices", "data", "fsdp", "tensor"),
+  [(4, 1, 4, 1, 1), (2, 2, 2, 2, 1), (2, 1, 1, 1, 2), (4, 1, 2, 2, 1)],
+)
+def test_meshes_over_processes_train_alike(
+  alone, tmp_path, count, devices, data, fsdp, tensor
+):
+  sizes = dict(data=data, fsdp=fsdp, tensor=tensor)
+  mesh = [f"--config.mesh.{axis}={size}" for axis, size in sizes.items()]
+  found = ended(tmp_path / "run", *mesh, count=count, devices=devices)
+  run_test.check_done(found)
+  run_test.check_same_metrics(
+    run_test.lines(tmp_path / "run"), run_test.lines(alone)
+  )
+  run_test.check_same_leaves(tmp_path / "run", alone)
+  digests = {
+    run_test.record(one, "stage1_full")["metrics"]["rows"]
+    for one in (alone, tmp_path / "run")
+  }
+  assert len(digests) == 1
+
+
+@pytest.mark.parametrize("mesh", [(2, 1, 2), (1, 2, 1)])
+def test_every_stage_runs_on_meshes_over_processes(alone, tmp_path, mesh):
+  data, fsdp, devices = mesh
+  found = ended(
+    tmp_path / "run",
+    f"--config.mesh.data={data}",
+    f"--config.mesh.fsdp={fsdp if devices == 1 else devices}",
+    devices=devices,
+    config=MICRO,
+  )
+  run_test.check_done(found)
+  for stage in ("reference", "linear_probe_dpo", "evaluate_dpo", "gradcam_dpo"):
+    left, right = (
+      run_test.record(one, stage) for one in (tmp_path / "run", alone)
+    )
+    run_test.check_same(left["metrics"], right["metrics"], stage)
+
+
+@pytest.mark.parametrize("order", [(2, 1), (1, 2)])
+def test_a_killed_run_goes_on_with_another_number(alone, tmp_path, order):
+  before, after = order
+  run = together.Together(
+    words(tmp_path / "run", config=ALONE),
+    count=before,
+    given=run_test.driven(pause=0.5),
+  )
+  run.wait_for("at update 5\n")
+  for process in range(before):
+    run.signal(process, signal.SIGKILL)
+  run.end()
+  run_test.check_done(ended(tmp_path / "run", count=after))
+  run_test.check_same_metrics(
+    run_test.lines(tmp_path / "run"), run_test.lines(alone)
+  )
+  run_test.check_same_leaves(tmp_path / "run", alone)
+
+
+@pytest.mark.parametrize("who", [0, 1])
+def test_a_killed_process_ends_the_others_and_the_run_goes_on(
+  alone, tmp_path, who
+):
+  run = together.Together(
+    words(tmp_path / "run", config=ALONE), given=run_test.driven(pause=0.5)
+  )
+  run.wait_for("at update 5\n")
+  run.signal(who, signal.SIGKILL)
+  found = run.end()
+  assert found[1 - who].code in (70, -signal.SIGABRT)
+  run_test.check_done(ended(tmp_path / "run"))
+  run_test.check_same_leaves(tmp_path / "run", alone)
+
+
+def test_ten_kills_of_both_leave_the_bytes_of_a_straight_run(tmp_path):
+  straight, killed = tmp_path / "straight", tmp_path / "killed"
+  more = ("--config.stage1_full.save_every=2",)
+  run_test.check_done(ended(straight, *more))
+  for kill in range(10):
+    run = together.Together(
+      words(killed, *more, config=ALONE), given=run_test.driven(pause=0.2)
+    )
+    until = time.monotonic() + 90
+    # At other places each time: before, amid and after saves.
+    while "at update" not in run._said[0].text() and time.monotonic() < until:
+      if run.running[0].poll() is not None:
+        break
+      time.sleep(0.02)
+    time.sleep(0.13 * kill)
+    for process in (0, 1):
+      run.signal(process, signal.SIGKILL)
+    run.end()
+  run_test.check_done(ended(killed, *more))
+  for name in ("fingerprint.json", "metrics.jsonl"):
+    left, right = (
+      json.loads(text) if name.endswith(".json") else text
+      for text in (
+        (one / "stage1_full" / name).read_text() for one in (straight, killed)
+      )
+    )
+    if isinstance(left, dict):
+      left.pop("model.json"), right.pop("model.json")
+    assert left == right, name
+
+
+@pytest.mark.parametrize("stage", ["reference", "evaluate_dpo"])
+def test_sigterm_in_a_stage_without_checkpoints_leaves_at_once(
+  alone, tmp_path, stage
+):
+  run = together.Together(words(tmp_path / "run", config=MICRO))
+  run.wait_for(f"{stage} (", seconds=110)
+  run.signal(0, signal.SIGTERM)
+  found = run.end()
+  assert [one.code for one in found] == [75, 75], found[0].err[-2000:]
+  run_test.check_done(ended(tmp_path / "run", config=MICRO))
+  left, right = (
+    run_test.record(one, "evaluate_dpo") for one in (tmp_path / "run", alone)
+  )
+  run_test.check_same(left["metrics"], right["metrics"], "evaluate_dpo")
+
+
+def test_a_work_folder_of_each_is_an_error_in_all(tmp_path):
+  both = [words(tmp_path / str(i) / "run", config=ALONE) for i in (0, 1)]
+  found = together.run(both, given=run_test.driven())
+  assert [one.code for one in found] == [2, 2]
+  for one in found:
+    assert "process 1 does not see" in one.last()
+    assert one.seconds < 90
+
+
+@pytest.mark.parametrize(
+  ("asked", "said"),
+  [
+    (dict(version={"1": "0.0.1"}), "jax is"),
+    (dict(source={"1": "0123"}), "training/losses.py is"),
+  ],
+)
+def test_another_version_or_source_file_is_an_error_in_all(
+  tmp_path, asked, said
+):
+  found = ended(tmp_path / "run", **asked)
+  assert [one.code for one in found] == [2, 2]
+  for one in found:
+    assert said in one.last()
+
+
+def test_other_data_of_one_process_is_an_error_in_all(tmp_path):
+  rows = [
+    {"id": str(i), "question": f"is it {i} ?", "answer": "yes"}
+    for i in range(9)
+  ]
+  paths = [tmp_path / "0" / "rows.jsonl", tmp_path / "1" / "rows.jsonl"]
+  for index, path in enumerate(paths):
+    path.parent.mkdir()
+    text = "".join(json.dumps(row) + "\n" for row in rows[: 9 - index])
+    path.write_text(text)
+  link = "rows.jsonl"
+  told = [
+    words(
+      tmp_path / "run",
+      "--config.files.pretrain=rows.jsonl",
+      config="configs/pivot.py:files",
+    )
+    for _ in paths
+  ]
+  del link, told
+  code = """
+import sys
+from pivot_jax import processes
+from pivot_jax.recipe import agreement
+from pivot_jax.data import opener
+index, _ = processes.start()
+path = sys.argv[1 + index]
+source = opener.open_source(dict(kind="eval", path=path, image_root=""))
+processes.agree("data", {"rows": agreement._mark(source)})
+"""
+  found = together.run(["-c", code, *map(str, paths)])
+  assert [one.code for one in found] == [1, 1]
+  for one in found:
+    assert "9 rows" in one.last() and "8 rows" in one.last()
+
+
+def test_processes_are_joined_by_variables_of_slurm(tmp_path):
+  port = together.free_port()
+  shared = {
+    "SLURM_JOB_ID": "17",
+    "SLURM_NTASKS": "2",
+    "SLURM_STEP_NODELIST": "localhost",
+    "SLURM_STEP_NUM_NODES": "1",
+    "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
+  }
+  each = [{"SLURM_PROCID": str(i), "SLURM_LOCALID": str(i)} for i in (0, 1)]
+  found = together.run(
+    words(tmp_path / "run", "--dry_run", config=ALONE),
+    given=shared | run_test.driven(),
+    each=each,
+    triple=False,
+  )
+  run_test.check_done(found)
+  assert "process 0 of 2" in found[0].err
+
+
+def test_the_debug_recipe_of_two_is_that_of_one(tmp_path):
+  """Its own shell command, the bytes of a second run, and one's results."""
+  port = together.free_port()
+
+  def run(name, count):
+    each = [
+      together.main_words(
+        tmp_path / name,
+        f"--processes=127.0.0.1:{port},{count},{index}",
+        config="configs/pivot.py:debug",
+      )
+      for index in range(count)
+    ]
+    found = together.Together(each, count=count, triple=False).end(900)
+    run_test.check_done(found)
+
+  for name, count in (("one", 1), ("two", 2), ("again", 2)):
+    run(name, count)
+    port = together.free_port()
+  results = {
+    name: json.loads((tmp_path / name / "report.json").read_text())["results"]
+    for name in ("one", "two", "again")
+  }
+  assert results["two"] == results["again"]
+  for stage in sorted(os.listdir(tmp_path / "two")):
+    prints = [
+      tmp_path / name / stage / "fingerprint.json" for name in ("two", "again")
+    ]
+    if prints[0].exists():
+      left, right = (json.loads(one.read_text()) for one in prints)
+      assert left | {"model.json": ""} == right | {"model.json": ""}, stage
+  check_shares(results["two"], results["one"], "results")
+
+
+def check_shares(left, right, where):
+  """Compare results: of a share of n items at most two may differ."""
+  if not isinstance(right, dict):
+    return
+  assert left.keys() == right.keys(), where
+  if {"value", "n"} <= right.keys():
+    off = abs(left["value"] - right["value"]) * right["n"]
+    assert off < 2.5 or abs(left["value"] - right["value"]) < 1e-3, where
+    return
+  for name in right:
+    check_shares(left[name], right[name], f"{where}/{name}")
