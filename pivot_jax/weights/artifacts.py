@@ -95,6 +95,8 @@ def written(
     leaf = load_leaf(name)
     prints[name] = trees.leaf_crc(leaf)
     look(name, leaf)
+    # Or the next one would be read beside it.
+    del leaf
   return prints
 
 
@@ -279,15 +281,19 @@ def _place(
   shape, chunk = tuple(stored.shape), stored.storage.chunk_shape
   wanted = jax.ShapeDtypeStruct(shape, dtype, sharding=where)
   # One shard at a time, with the chunks that it touches.
-  touched = [
-    min(-(-part // piece) + 1, -(-whole // piece)) * piece
-    for whole, part, piece in zip(shape, where.shard_shape(shape), chunk)
-  ]
+  touched = max(
+    math.prod(
+      -(-(part.stop or whole) // piece) * piece
+      - (part.start or 0) // piece * piece
+      for part, whole, piece in zip(index, shape, chunk)
+    )
+    for index in where.devices_indices_map(shape).values()
+  )
   try:
     found = orbax_files.restore(
       path,
       trees.unflatten({name: wanted}),
-      bytes_at_once=math.prod(touched) * np.dtype(stored.dtype).itemsize + 1,
+      bytes_at_once=touched * np.dtype(stored.dtype).itemsize + 1,
       part=True,
     )
   except Exception as error:

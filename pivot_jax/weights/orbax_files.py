@@ -48,8 +48,12 @@ class _Leaves(ocp.type_handlers.NumpyHandler):
       return []
     for leaves, *rest in _groups(values, infos, args):
       arrays = [np.asarray(leaf) for leaf in leaves]
-      for begun in await super().serialize(arrays, *rest):
-        begun.result()
+      begun = await super().serialize(arrays, *rest)
+      # Or the next ones would be read beside them.
+      del arrays
+      for one in begun:
+        one.result()
+      del begun, one
     return []
 
 

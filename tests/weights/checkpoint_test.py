@@ -4,9 +4,10 @@ import gc
 
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
-from pivot_jax import files, trees
+from pivot_jax import files, sharding, trees
 from pivot_jax.errors import InputError
 from pivot_jax.weights import artifacts, checkpoint
 from tests.weights import damage
@@ -148,3 +149,38 @@ def test_the_entry_of_model_json_is_no_print_of_the_leaves(tmp_path):
   one, other = (tmp_path / name / "fingerprint.json" for name in "ab")
   assert one.read_text("utf-8") != other.read_text("utf-8")
   assert artifacts.leaf_prints(one) == artifacts.leaf_prints(other)
+
+
+def test_an_artifact_of_an_earlier_version_is_read_and_verified(tmp_path):
+  artifacts.save(tmp_path, _params(), meta=META)
+  for wrong in (False, True):
+    values = _params()
+    values["llm"]["norm"]["scale"][3] += wrong
+    with ocp.PyTreeCheckpointer() as saver:
+      saver.save(tmp_path / "params", values, force=True)
+    if not wrong:
+      found = checkpoint.load(str(tmp_path)).params
+      assert trees.fingerprint(found) == trees.fingerprint(_params())
+  with pytest.raises(InputError, match="leaf llm/norm/scale"):
+    checkpoint.load(str(tmp_path))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_slices_of_a_leaf_are_those_of_the_whole(tmp_path, monkeypatch, dtype):
+  monkeypatch.setattr(artifacts, "_GROUP", 64)
+  kernel = np.random.default_rng(0).normal(size=(2, 64, 32))
+  kernel[0, 0, :3] = 1.00390625, 1.01171875, 3.4e38
+  tree = {"vision": {"q_proj": {"kernel": kernel.astype(np.float32)}}}
+  artifacts.save(tmp_path, tree, meta=META)
+  found = checkpoint.load(str(tmp_path), deferred=True).params
+  leaf = found["vision"]["q_proj"]["kernel"]
+  prints = sharding.fingerprint(found)
+  assert prints == trees.fingerprint(tree) and leaf.verified
+  monkeypatch.setattr(leaf, "read", None)
+  mesh = sharding.make_mesh({"fsdp": 4, "tensor": 2})
+  path = "vision/q_proj/kernel"
+  placed = sharding.place(found, mesh, dtypes={path: jnp.dtype(dtype)})
+  placed = placed["vision"]["q_proj"]["kernel"]
+  assert placed.sharding.shard_shape(placed.shape) == (2, 16, 16)
+  wanted = tree["vision"]["q_proj"]["kernel"].astype(jnp.dtype(dtype))
+  np.testing.assert_array_equal(placed, wanted)
