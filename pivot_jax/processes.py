@@ -139,6 +139,9 @@ def join(spec: str) -> cluster.Joining | None:
 
 
 def _initialize(found: cluster.Joining) -> None:
+  # On a CPU, collectives of several programs at a time fill the pool of threads
+  # that others of them need to come.
+  jax.config.update("jax_cpu_enable_async_dispatch", False)
   heartbeat = int(os.environ.get("PIVOT_HEARTBEAT", _HEARTBEAT))
   try:
     jax.distributed.initialize(

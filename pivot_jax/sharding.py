@@ -142,10 +142,7 @@ def row_groups(mesh: Mesh) -> list[list[int]]:
   Raises:
     InputError: processes that hold some rows in common and others not.
   """
-  held: dict[int, set[int]] = {}
-  places = over_rows(mesh).devices_indices_map((row_shards(mesh),))
-  for device, (rows,) in places.items():
-    held.setdefault(device.process_index, set()).add(rows.start or 0)
+  held = _rows_by_process(mesh)
   groups: dict[tuple[int, ...], list[int]] = {}
   for process in sorted(held):
     groups.setdefault(tuple(sorted(held[process])), []).append(process)
@@ -156,6 +153,18 @@ def row_groups(mesh: Mesh) -> list[list[int]]:
       "processes: let data x fsdp or tensor be a multiple of the devices of one"
     )
   return [groups[rows] for rows in sorted(groups)]
+
+
+def _rows_by_process(mesh: Mesh) -> dict[int, set[int]]:
+  """Return by process the shards of a batch's rows that its devices hold.
+
+  On a slice they need not lie side by side.
+  """
+  held: dict[int, set[int]] = {}
+  places = over_rows(mesh).devices_indices_map((row_shards(mesh),))
+  for device, (rows,) in places.items():
+    held.setdefault(device.process_index, set()).add(rows.start or 0)
+  return held
 
 
 def own_share(mesh: Mesh) -> tuple[int, int]:
@@ -170,9 +179,10 @@ def own_rows(array: jax.Array, mesh: Mesh) -> np.ndarray:
 
   They are in the order in which `place_rows` took them.
   """
-  index, count = own_share(mesh)
-  size = array.shape[0] // count
-  return whole(array)[index * size : (index + 1) * size]
+  shards = row_shards(mesh)
+  by_shard = whole(array).reshape(shards, -1, *array.shape[1:])
+  own = sorted(_rows_by_process(mesh)[jax.process_index()])
+  return by_shard[own].reshape(-1, *array.shape[1:])
 
 
 def whole(array: jax.Array) -> np.ndarray:

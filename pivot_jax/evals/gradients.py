@@ -90,7 +90,7 @@ def loss_maps(
 
 # Model and numbers are arguments, so that the arms share an executable.
 @functools.partial(
-  jax.jit, static_argnums=0, static_argnames=("beta", "chunk", "shares")
+  jax.jit, static_argnums=0, static_argnames=("beta", "chunk", "shards")
 )
 def scene_maps(
   model: mllm.MLLM,
@@ -99,23 +99,23 @@ def scene_maps(
   *,
   beta: float,
   chunk: int,
-  shares: int = 1,
+  shards: int = 1,
 ) -> dict[str, Float[Array, "B P"]]:
   """Return `loss_maps` of a batch for a model that is its own reference.
 
-  The three blocks of rows come once for each of `shares`, as processes have
-  them, and the scenes share by share.
+  The three blocks of rows come once for each of the `shards` that rows are
+  spread over, and the scenes shard by shard.
   """
   gradients = row_gradients(model, params, batch, chunk=chunk)
-  if shares > 1:
-    gradients = Gradients(*(_blocks(x, shares) for x in gradients))
+  if shards > 1:
+    gradients = Gradients(*(_blocks(x, shards) for x in gradients))
   margin = jnp.zeros(len(gradients.logps) // 3)
   return loss_maps(gradients, margin, beta=beta)
 
 
-def _blocks(rows: Float[Array, "R ..."], shares: int) -> Float[Array, "R ..."]:
-  """Return rows of shares x 3 blocks as three blocks of all shares."""
-  apart = rows.reshape(shares, 3, -1, *rows.shape[1:])
+def _blocks(rows: Float[Array, "R ..."], shards: int) -> Float[Array, "R ..."]:
+  """Return rows of shards x 3 blocks as three blocks of all shards."""
+  apart = rows.reshape(shards, 3, -1, *rows.shape[1:])
   return jnp.swapaxes(apart, 0, 1).reshape(rows.shape)
 
 

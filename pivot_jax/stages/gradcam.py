@@ -231,8 +231,7 @@ def _all_maps(config, model, scenes, mesh) -> dict[str, np.ndarray]:
     piece = scenes[start : start + batch]
     # The last batch repeats a scene, so that one executable serves all.
     full = [*piece, *scenes[-1:] * (batch - len(piece))]
-    blocks = zip(*(scene.examples for scene in full))
-    examples = [example for block in blocks for example in block]
+    examples = _in_blocks(full, shards // share.count)
     packed = packing.pack_in_order(examples, layout)
     found = gradients.scene_maps(
       model.mllm,
@@ -240,14 +239,23 @@ def _all_maps(config, model, scenes, mesh) -> dict[str, np.ndarray]:
       sharding.place_rows(packed, mesh),
       beta=config.beta,
       chunk=config.chunk,
-      shares=share.count,
+      shards=shards,
     )
-    first = share.index * batch
-    host = {k: sharding.whole(x)[first:][:batch] for k, x in found.items()}
+    host = {k: sharding.own_rows(x, mesh) for k, x in found.items()}
     pieces.append({name: x[: len(piece)] for name, x in host.items()})
     status.show(start + len(piece))
     loop.stop_if_requested(config.name)
   return {name: np.concatenate([p[name] for p in pieces]) for name in pieces[0]}
+
+
+def _in_blocks(scenes, shards: int) -> list[packing.Example]:
+  """Return the examples of each shard's scenes in three blocks."""
+  size = len(scenes) // shards
+  found = []
+  for first in range(0, len(scenes), size):
+    blocks = zip(*(one.examples for one in scenes[first : first + size]))
+    found += [example for block in blocks for example in block]
+  return found
 
 
 def _common(layout: packing.Layout) -> packing.Layout:

@@ -233,7 +233,8 @@ class _Job:
     )
     left = max(0, config.steps - int(state.step))
     updates = monitor.ahead(self._updates(layout, int(state.examples), left))
-    with contextlib.closing(updates):
+    # Whatever ends it, a commit under way is finished.
+    with contextlib.closing(saved), contextlib.closing(updates):
       state = loop.fit(
         state,
         step_fn,
@@ -243,7 +244,6 @@ class _Job:
         should_stop=loop.stop_requested,
         trace=monitor.Trace(config.profile, self.out / "profile"),
       )
-    saved.close()
     writer.close()
     if int(state.step) < config.steps:
       raise loop.Stopped(

@@ -20,6 +20,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pivot_jax import processes
+
 _SEEDS = (0x243F6A88, 0x85A308D3)
 # Odd: each axis goes through its own multiples of it.
 _STEP = 0x9E3779B1
@@ -31,29 +33,46 @@ _NARROW = {1: np.uint8, 2: np.uint16}
 def of_leaves(leaves: Mapping[str, Any]) -> dict[str, str]:
   """Return `{name: 16 hexadecimal digits}` of arrays on devices.
 
-  Of arrays over several processes all of them call this, with the same names.
+  Each process sums its own shards, one of each replica, and sums are added. Of
+  arrays over several processes all of them call this, with the same names.
   """
-  sums = {name: _sums_of(leaf) for name, leaf in leaves.items()}
+  own = {name: _own_sums(leaf) for name, leaf in leaves.items()}
+  totals = {
+    name: np.array(found, np.uint64).reshape(-1, len(_SEEDS)).sum(axis=0)
+    for name, found in own.items()
+  }
+  told = processes.exchange({k: x.tolist() for k, x in totals.items()})
   return {
-    name: "".join(f"{int(one):08x}" for one in np.asarray(found))
-    for name, found in sums.items()
+    name: "".join(
+      f"{sum(one[name][seed] for one in told) % 2**32:08x}"
+      for seed in range(len(_SEEDS))
+    )
+    for name in leaves
   }
 
 
-def _sums_of(leaf: jax.Array) -> Any:
-  """Return the two sums of an array; of a small one, without compiling."""
+def _own_sums(leaf: jax.Array) -> list[Any]:
+  """Return the sums of each shard that no other process or device has."""
   if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
     leaf = jax.random.key_data(leaf)
-  if leaf.nbytes > _SMALL:
-    return _sums(leaf)
-  if not leaf.is_fully_addressable and not leaf.is_fully_replicated:
-    return _sums(leaf)
-  return [x.sum(dtype=np.uint32) for x in _addends(np, _bits(np.array(leaf)))]
+  return [
+    _sums_of(shard.data, tuple(axis.start or 0 for axis in shard.index))
+    for shard in leaf.addressable_shards
+    if not shard.replica_id
+  ]
+
+
+def _sums_of(shard: jax.Array, begin: tuple[int, ...]) -> Any:
+  """Return the two sums of a shard; of a small one, without compiling."""
+  if shard.nbytes > _SMALL:
+    return _sums(shard, tuple(map(np.uint32, begin)))
+  words = _bits(np.array(shard))
+  return [x.sum(dtype=np.uint32) for x in _addends(np, words, begin)]
 
 
 @jax.jit
-def _sums(leaf: jax.Array) -> jax.Array:
-  addends = _addends(jnp, _words(leaf))
+def _sums(shard: jax.Array, begin: tuple[jax.Array, ...]) -> jax.Array:
+  addends = _addends(jnp, _words(shard), begin)
   # One reduction of both: of two, XLA keeps what is reduced in memory.
   zeros = (jnp.uint32(0),) * len(addends)
   axes = tuple(range(addends[0].ndim))
@@ -64,12 +83,17 @@ def _add(one: Sequence[jax.Array], other: Sequence[jax.Array]):
   return tuple(x + y for x, y in zip(one, other, strict=True))
 
 
-def _addends(xp: Any, words: Any) -> tuple[Any, ...]:
-  """Return the mixed words, for each seed; `xp` is numpy or jax's."""
+def _addends(xp: Any, words: Any, begin: tuple[Any, ...]) -> tuple[Any, ...]:
+  """Return the mixed words, for each seed; `xp` is numpy or jax's.
+
+  `begin` is the place of the first word in the whole array.
+  """
   words = words.reshape(words.shape or (1,))
+  begin = (*begin, *(0,) * (words.ndim - len(begin)))
   places = xp.zeros((1,) * words.ndim, xp.uint32)
   for axis, size in enumerate(words.shape):
-    along = xp.arange(size, dtype=xp.uint32) * xp.uint32(_STEP)
+    along = xp.arange(size, dtype=xp.uint32) + xp.uint32(begin[axis])
+    along = along * xp.uint32(_STEP)
     shape = [size if axis == other else 1 for other in range(words.ndim)]
     places = places + _mixed(xp, along + xp.uint32(axis)).reshape(shape)
   return tuple(

@@ -162,39 +162,25 @@ def test_another_version_or_source_file_is_an_error_in_all(
 
 
 def test_other_data_of_one_process_is_an_error_in_all(tmp_path):
-  rows = [
-    {"id": str(i), "question": f"is it {i} ?", "answer": "yes"}
-    for i in range(9)
-  ]
-  paths = [tmp_path / "0" / "rows.jsonl", tmp_path / "1" / "rows.jsonl"]
-  for index, path in enumerate(paths):
-    path.parent.mkdir()
-    text = "".join(json.dumps(row) + "\n" for row in rows[: 9 - index])
-    path.write_text(text)
-  link = "rows.jsonl"
-  told = [
-    words(
-      tmp_path / "run",
-      "--config.files.pretrain=rows.jsonl",
-      config="configs/pivot.py:files",
-    )
-    for _ in paths
-  ]
-  del link, told
-  code = """
-import sys
-from pivot_jax import processes
-from pivot_jax.recipe import agreement
-from pivot_jax.data import opener
-index, _ = processes.start()
-path = sys.argv[1 + index]
-source = opener.open_source(dict(kind="eval", path=path, image_root=""))
-processes.agree("data", {"rows": agreement._mark(source)})
-"""
-  found = together.run(["-c", code, *map(str, paths)])
-  assert [one.code for one in found] == [1, 1]
+  turns = [("human", "is it red ?"), ("gpt", "yes")]
+  talk = [{"from": who, "value": text} for who, text in turns]
+  for index in (0, 1):
+    folder = tmp_path / str(index)
+    folder.mkdir()
+    rows = [dict(id=str(i), conversations=talk) for i in range(40 - index)]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (folder / "rows.jsonl").write_text(text)
+  told = words(
+    tmp_path / "run",
+    "--config.files.pretrain=rows.jsonl",
+    config=f"{together.ROOT}/configs/pivot.py:files",
+  )
+  folders = [tmp_path / "0", tmp_path / "1"]
+  found = together.run(told, given=run_test.driven(), folders=folders)
+  assert [one.code for one in found] == [2, 2], found[0].err[-2000:]
   for one in found:
-    assert "9 rows" in one.last() and "8 rows" in one.last()
+    assert "rows.jsonl is 40 rows" in one.last()
+    assert "39 rows" in one.last()
 
 
 def test_processes_are_joined_by_variables_of_slurm(tmp_path):

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from tests.processes import run
+from tests.processes import together
 from tests.weights import damage
 
 # A state over all devices, which `save` and `restore` see in every process.
@@ -67,13 +67,13 @@ print(json.dumps([step, note]))
 
 
 def restored(folder, count, mesh, devices=1):
-  ended = run.script(RESTORE, count, str(folder), mesh, devices=devices)
-  return [json.loads(out) for out in run.outputs(ended)]
+  ended = together.script(RESTORE, count, str(folder), mesh, devices=devices)
+  return [json.loads(out) for out in together.outputs(ended)]
 
 
 def saved(folder, count, mesh, devices=1, text=SAVE):
-  ended = run.script(text, count, str(folder), mesh, devices=devices)
-  run.outputs(ended)
+  ended = together.script(text, count, str(folder), mesh, devices=devices)
+  together.outputs(ended)
 
 
 def test_two_processes_save_and_one_restores(tmp_path):
@@ -117,8 +117,8 @@ sys.addaudithook(hook)
 """
     + SAVE
   )
-  ended = run.script(watched, 2, str(tmp_path), "2x1")
-  assert run.outputs(ended)[1] == ""
+  ended = together.script(watched, 2, str(tmp_path), "2x1")
+  assert together.outputs(ended)[1] == ""
   inside = (tmp_path / "2" / "state" / "ocdbt.process_1").rglob("*")
   assert [x for x in inside if x.parent.name == "d"] == []
 
@@ -138,8 +138,8 @@ def test_damage_that_one_process_sees_counts_for_all(tmp_path):
   shutil.copytree(tmp_path / "all", tmp_path / "all_of_1")
   for path in (tmp_path / "all_of_1" / "2" / "state").rglob("d/*"):
     damage.flip(path)
-  ended = run.script(OTHER_VIEW, 2, str(tmp_path / "all"), "1x2")
-  assert [json.loads(out)[0] for out in run.outputs(ended)] == [1, 1]
+  ended = together.script(OTHER_VIEW, 2, str(tmp_path / "all"), "1x2")
+  assert [json.loads(out)[0] for out in together.outputs(ended)] == [1, 1]
   assert "checkpoint 2 is damaged (process 1: " in ended[0].err
   assert (tmp_path / "all" / "2" / "damaged.txt").exists()
   assert restored(tmp_path / "all", 1, "1x1") == [[1, {"rows": 1}]]
@@ -209,12 +209,12 @@ else:
 
 
 def read(folder, count, mesh, devices=1):
-  ended = run.script(READ, count, str(folder), mesh, devices=devices)
-  return [json.loads(out) for out in run.outputs(ended)]
+  ended = together.script(READ, count, str(folder), mesh, devices=devices)
+  return [json.loads(out) for out in together.outputs(ended)]
 
 
 def test_two_processes_write_an_artifact_and_read_it_together(tmp_path):
-  run.outputs(run.script(WRITE, 2, str(tmp_path / "a"), "1x2"))
+  together.outputs(together.script(WRITE, 2, str(tmp_path / "a"), "1x2"))
   first, second = read(tmp_path / "a", 2, "1x2")
   # Each leaf is read whole by one of them; what is spread, then by slices.
   assert sorted(first[0] + second[0]) == [
@@ -231,8 +231,8 @@ def test_an_artifact_is_the_same_whoever_wrote_it(tmp_path):
   prints = []
   for count, mesh, devices in ((1, "1x1", 1), (1, "1x8", 8), (4, "2x2", 1)):
     folder = tmp_path / f"{count}x{devices}"
-    text = run.script(WRITE, count, str(folder), mesh, devices=devices)
-    run.outputs(text)
+    text = together.script(WRITE, count, str(folder), mesh, devices=devices)
+    together.outputs(text)
     found = json.loads((folder / "fingerprint.json").read_text())
     prints.append({k: v for k, v in found.items() if k != "model.json"})
     read(folder, 2, "2x1")
@@ -241,7 +241,7 @@ def test_an_artifact_is_the_same_whoever_wrote_it(tmp_path):
 
 @pytest.mark.nightly
 def test_a_damaged_leaf_is_an_error_in_all_processes(tmp_path):
-  run.outputs(run.script(WRITE, 1, str(tmp_path / "a"), "1x1"))
+  together.outputs(together.script(WRITE, 1, str(tmp_path / "a"), "1x1"))
   path = tmp_path / "a" / "fingerprint.json"
   prints = json.loads(path.read_text())
   prints["y/fc1/kernel"] = "00000000"

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import pathlib
+import re
 import signal
 import socket
 import subprocess
@@ -16,6 +17,9 @@ ROOT = pathlib.Path(__file__).parents[2]
 LONGEST = 120
 # Of jax, seconds without a sign of life after which a process is lost.
 HEARTBEAT = "5"
+# What a script does first and last.
+_START = "from pivot_jax import processes\nprocesses.start()\n"
+_FINISH = "\nprocesses.finish()\n"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +56,7 @@ class Together:
     given: Mapping[str, str] | None = None,
     each: Sequence[Mapping[str, str]] | None = None,
     triple: bool = True,
+    folders: Sequence[pathlib.Path] | None = None,
   ):
     """Start them.
 
@@ -63,6 +68,7 @@ class Together:
       given: variables of all.
       each: variables by process.
       triple: whether they are told address, count and index.
+      folders: where each runs.
     """
     self.began = time.monotonic()
     self.address = f"127.0.0.1:{free_port()}"
@@ -73,7 +79,7 @@ class Together:
         env=self._environment(index, count, devices, triple)
         | dict(given or {})
         | dict(each[index] if each else {}),
-        cwd=ROOT,
+        cwd=folders[index] if folders else ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -179,3 +185,21 @@ def main_words(
     *("-m", "pivot_jax.main", f"--config={config}", f"--workdir={workdir}"),
     *words,
   ]
+
+
+def script(
+  text: str, count: int, *arguments: str, devices: int = 1
+) -> list[Ended]:
+  """Return how processes end that have joined and run a script."""
+  words = ["-c", _START + text + _FINISH, *arguments]
+  return run(words, count=count, devices=devices)
+
+
+def outputs(ended: Sequence[Ended]) -> list[str]:
+  """Return what processes wrote; fail unless all of them came to their end.
+
+  What Gloo says of its connections is left out.
+  """
+  for index, one in enumerate(ended):
+    assert one.code == 0, f"process {index}: {one.code}\n{one.err[-3000:]}"
+  return [re.sub(r"^\[Gloo\].*\n", "", one.out, flags=re.M) for one in ended]
