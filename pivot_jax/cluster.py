@@ -21,7 +21,7 @@ SHARED = (
   *("MEGASCALE_COORDINATOR_ADDRESS", "MEGASCALE_NUM_SLICES"),
   *("TPU_ACCELERATOR_TYPE", "TPU_TOPOLOGY", "SLURM_JOB_ID", "SLURM_NTASKS"),
   *("OMPI_COMM_WORLD_SIZE", "JAX_PLATFORMS", "XLA_FLAGS", "LIBTPU_INIT_ARGS"),
-  "NCCL_PROTO",
+  *("NCCL_PROTO", "PIVOT_GRACE", "PIVOT_JOIN", "PIVOT_HEARTBEAT"),
 )
 # What each was given for itself.
 OWN = (
@@ -115,6 +115,12 @@ def _number(environment: Environment, name: str) -> int | None:
   if not re.fullmatch(r"\d+", text):
     raise InputError(f"{name}={text!r}: is no number; give one, or unset it")
   return int(text)
+
+
+def seconds(environment: Environment, name: str, default: int) -> int:
+  """Return the seconds in a variable; raise InputError if it holds none."""
+  found = _number(environment, name)
+  return default if found is None else found
 
 
 def _from_triple(environment: Environment) -> Joining | None:

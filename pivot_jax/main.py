@@ -27,7 +27,7 @@ from typing import NoReturn
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
-from pivot_jax import command_line, output, recipes
+from pivot_jax import cluster, command_line, output, recipes
 from pivot_jax.errors import InputError
 
 _CONFIG = recipes.define(
@@ -103,7 +103,7 @@ def _join(config: ConfigDict) -> None:
   """Choose the platform, join the other processes, set the cache."""
   import jax
 
-  from pivot_jax import cluster, processes
+  from pivot_jax import processes
 
   wanted = config.get("platform", "")
   if wanted:
@@ -137,7 +137,8 @@ def _run(config: ConfigDict) -> pathlib.Path:
   planned = plan.expand(config, workdir)
   _check_sizes(config)
   run_folder.check_folders(workdir, planned.steps)
-  preflight.check(planned.steps)
+  # In turn, so that an index is made once, by the one that keeps it.
+  processes.in_turn("what is checked", lambda: preflight.check(planned.steps))
   agreement.check(planned.steps, config, plan.describe(planned))
   if _DRY_RUN.value:
     plan.allowed(planned, _RERUN.value)
@@ -211,13 +212,17 @@ def _leave_unread(message: str, argv: Sequence[str]) -> NoReturn:
 
   They would wait for this one for minutes.
   """
-  from pivot_jax import processes
-
-  told = [x for x in argv if x.lstrip("-").startswith("processes=")]
+  words = " ".join(argv).replace("--processes ", "--processes=").split()
+  told = [x for x in words if x.lstrip("-").startswith("processes=")]
   spec = told[-1].partition("=")[2] if told else "auto"
   with contextlib.suppress(InputError):
-    processes.join(spec)
-  _leave(message, EXIT_INPUT)
+    if cluster.find(spec, cluster.environment()) is not None:
+      # Imported here so that one process answers at once.
+      from pivot_jax import processes
+
+      processes.join(spec)
+      processes.fail(message, EXIT_INPUT)
+  command_line.leave(message, EXIT_INPUT)
 
 
 def run(command: str = "python -m pivot_jax.main --config=RECIPE") -> None:

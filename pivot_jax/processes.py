@@ -11,6 +11,7 @@ time-outs and needs no device; arrays by a collective.
 """
 
 import collections
+import contextlib
 import dataclasses
 import faulthandler
 import hashlib
@@ -23,7 +24,7 @@ import sys
 import threading
 import time
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 import jax
@@ -41,6 +42,11 @@ Json = str | float | Sequence | Mapping | None
 EXIT_LOST = 70
 # As Python has them: of an error that nobody expected, and of Ctrl-C.
 EXIT_ERROR, EXIT_INTERRUPTED = 1, 130
+# Words of jax's errors where another process is gone.
+_LOST = (
+  *("UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED", "ABORTED"),
+  *("Connection closed", "Connection reset", "Gloo", "NCCL"),
+)
 # Seconds: to join, for small things to arrive, and for all to leave.
 _JOIN, _ANSWER, _LEAVE = 300, 300, 5
 # Seconds between looks at what the others say.
@@ -142,14 +148,16 @@ def _initialize(found: cluster.Joining) -> None:
   # On a CPU, collectives of several programs at a time fill the pool of threads
   # that others of them need to come.
   jax.config.update("jax_cpu_enable_async_dispatch", False)
-  heartbeat = int(os.environ.get("PIVOT_HEARTBEAT", _HEARTBEAT))
+  variables = cluster.environment()
+  heartbeat = cluster.seconds(variables, "PIVOT_HEARTBEAT", _HEARTBEAT)
+  patience = cluster.seconds(variables, "PIVOT_JOIN", _JOIN)
   try:
     jax.distributed.initialize(
       found.address,
       found.count,
       found.index,
       local_device_ids=found.local_devices,
-      initialization_timeout=int(os.environ.get("PIVOT_JOIN", _JOIN)),
+      initialization_timeout=patience,
       heartbeat_timeout_seconds=heartbeat,
       shutdown_timeout_seconds=60,
     )
@@ -158,8 +166,13 @@ def _initialize(found: cluster.Joining) -> None:
     said = " ".join(str(error).split())
     if "DEADLINE" in said or "imed out" in said or "UNAVAILABLE" in said:
       raise InputError(
-        f"no answer from {found.address or 'process 0'} in {_JOIN} s: is process"
-        " 0 running, is the port open?"
+        f"no answer from {found.address or 'process 0'} in {patience} s: is "
+        "process 0 running, is the port open?"
+      ) from error
+    # Of a run that ends just now, or of another one at this address.
+    if "ABORTED" in said or "ALREADY_EXISTS" in said:
+      raise LostPeerError(
+        f"{found.address or 'process 0'} is of another start ({said[:200]})"
       ) from error
     raise InputError(
       f"{found.sign}: the processes cannot join ({said[:300]})"
@@ -294,14 +307,12 @@ def barrier(name: str, seconds: float = SLOW) -> None:
   Raises:
     LostPeerError: after `seconds`, naming the processes that are missing.
   """
-  if count() > 1:
-    beat(f"waiting for the others ({name})", allow=seconds)
-    exchange("", seconds, name=name)
+  if _watch is not None:
+    with _watch.waiting(f"waiting for the others ({name})", seconds):
+      exchange("", seconds, name=name)
 
 
-def agree(
-  name: str, values: Mapping[str, str], seconds: float = _ANSWER
-) -> None:
+def agree(name: str, values: Mapping[str, str], seconds: float = SLOW) -> None:
   """Raise InputError, in all processes, unless all give the same values.
 
   The error names the first values that differ, and whose they are.
@@ -310,9 +321,9 @@ def agree(
     return
   own = json.dumps(dict(values), sort_keys=True)
   digest = hashlib.sha256(own.encode()).hexdigest()
-  if len(set(exchange(digest, seconds))) == 1:
+  if len(set(exchange(digest, seconds, name=name))) == 1:
     return
-  everyone = exchange(dict(values), seconds)
+  everyone = exchange(dict(values), seconds, name=name)
   keys = dict.fromkeys(key for one in everyone for key in one)
   wrong = [k for k in keys if len({one.get(k) for one in everyone}) > 1]
   said = "; ".join(_difference(key, everyone) for key in wrong[:5])
@@ -344,8 +355,9 @@ def decide(name: str, make: Callable[[], Any], seconds: float = SLOW) -> Any:
     value = make()
     _put(key, json.dumps(value))
     return value
-  beat(f"waiting for process 0 ({name})", allow=seconds)
-  text = _get(key, seconds)
+  assert _watch is not None
+  with _watch.waiting(f"waiting for process 0 ({name})", seconds):
+    text = _get(key, seconds)
   if text is None:
     raise LostPeerError(
       f"process 0 did not decide on {name} in {seconds:.0f} s"
@@ -358,7 +370,8 @@ def gather(array: np.ndarray) -> list[np.ndarray]:
   if count() == 1:
     return [array]
   array = np.ascontiguousarray(array)
-  heads = exchange([array.dtype.str, list(array.shape)])
+  # By name: bfloat16 has no code of numpy's.
+  heads = exchange([array.dtype.name, list(array.shape)], name="gather")
   sizes = [
     int(np.prod(shape)) * np.dtype(kind).itemsize for kind, shape in heads
   ]
@@ -434,23 +447,44 @@ def _end_by(
 ) -> None:
   """End all by an error that nobody expected (`sys.excepthook`)."""
   sys.__excepthook__(kind, error, trace)
-  interrupted = issubclass(kind, KeyboardInterrupt)
-  said = "interrupted" if interrupted else f"{kind.__name__}: {error}"
-  fail(f"error: {said}", EXIT_INTERRUPTED if interrupted else EXIT_ERROR)
+  if _watch is None:
+    return
+  if issubclass(kind, KeyboardInterrupt):
+    fail("error: interrupted", EXIT_INTERRUPTED)
+  said = f"error: {kind.__name__}: {error}"
+  lost = isinstance(error, jax.errors.JaxRuntimeError) and any(
+    word in str(error) for word in _LOST
+  )
+  fail(said, EXIT_LOST if lost else EXIT_ERROR)
 
 
 def finish() -> None:
   """Leave together with the others, at the end of a run."""
   global _watch
-  if _watch is not None:
-    _watch.close()
-    _watch = None
+  if _watch is None:
+    return
+  barrier("the end")
+  _watch.close()
+  _watch = None
+  try:
     jax.distributed.shutdown()
+  # All is done and written.
+  except RuntimeError as error:
+    LOG.warning("leaving the others failed: %s", error)
 
 
-def _flush() -> None:
+def _release() -> None:
+  for release in _at_end:
+    release()
   for stream in (sys.stdout, sys.stderr):
     stream.flush()
+
+
+def _in_time(action: Callable[[], None]) -> None:
+  """Do what a stalled disk may keep for ever; go on after some seconds."""
+  thread = threading.Thread(target=action, daemon=True)
+  thread.start()
+  thread.join(_LEAVE)
 
 
 class _Watch(threading.Thread):
@@ -461,8 +495,11 @@ class _Watch(threading.Thread):
     self._closed = threading.Event()
     self._beat = ("starting", -1, time.monotonic(), 0.0)
     self._seconds, self._folder = 0.0, pathlib.Path()
-    # Seconds without an answer of the store.
+    # Since when the store does not answer, and for how long it may not.
     self._silent: float | None = None
+    self._patience = cluster.seconds(
+      cluster.environment(), "PIVOT_HEARTBEAT", _HEARTBEAT
+    )
     self.start()
 
   def begin(self, seconds: float, folder: pathlib.Path) -> None:
@@ -470,6 +507,14 @@ class _Watch(threading.Thread):
 
   def beat(self, phase: str, step: int, allow: float) -> None:
     self._beat = (phase, step, time.monotonic(), allow)
+
+  @contextlib.contextmanager
+  def waiting(self, phase: str, allow: float) -> Iterator[None]:
+    """Be in a phase; the one before begins anew behind it."""
+    before = self._beat
+    self.beat(phase, -1, allow)
+    yield
+    self.beat(before[0], before[1], before[3])
 
   def close(self) -> None:
     self._closed.set()
@@ -510,9 +555,7 @@ class _Watch(threading.Thread):
 
   def _leave(self, code: int) -> NoReturn:
     """End the process; the first one after the others, who hear through it."""
-    for release in _at_end:
-      release()
-    _flush()
+    _in_time(_release)
     try:
       _put(f"pivot/left/{index()}", "")
       until = time.monotonic() + _LEAVE
@@ -528,9 +571,9 @@ class _Watch(threading.Thread):
     """End when the first process has not answered for a while."""
     now = time.monotonic()
     self._silent = self._silent or now
-    if now - self._silent > _LEAVE:
+    if now - self._silent > self._patience:
       output.complain("error: process 0 was lost: start all of them again")
-      _flush()
+      _in_time(_release)
       os._exit(EXIT_LOST)
 
   def _is_stuck(self) -> bool:
@@ -541,7 +584,6 @@ class _Watch(threading.Thread):
   def _stuck(self) -> NoReturn:
     """Write the stacks, tell who waits for whom, and end all."""
     phase, step, since, _ = self._beat
-    self._write_stacks()
     waited = round(time.monotonic() - since)
     try:
       _put("pivot/stuck", "")
@@ -559,6 +601,7 @@ class _Watch(threading.Thread):
     except jax.errors.JaxRuntimeError:
       text = None
     own = f"error: process {index()} is stuck: {_doing(said)}"
+    _in_time(self._write_stacks)
     output.complain(json.loads(text)["message"] if text else own)
     self._leave(EXIT_LOST)
 

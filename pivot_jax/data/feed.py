@@ -175,6 +175,7 @@ def choose_layout(
   for place in range(len(own)):
     processes.beat("reading the size of row", own[place])
     read.append(stream.size(own[place]))
+  processes.beat("choosing the layout", allow=processes.SLOW)
   return layouts.layout_for(
     _all_sizes(read, share, steps),
     patches=coder.patches,

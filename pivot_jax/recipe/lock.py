@@ -9,6 +9,7 @@ import contextlib
 import errno
 import fcntl
 import json
+import logging
 import os
 import pathlib
 import socket
@@ -17,8 +18,10 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from pivot_jax import files, processes
+from pivot_jax import files, output, processes
 from pivot_jax.errors import InputError
+
+LOG = logging.getLogger("pivot_jax")
 
 # Seconds between beats, and after which an owner without one is gone.
 BEAT, GONE = 60.0, 600.0
@@ -56,7 +59,9 @@ def _flock(place: int, workdir: pathlib.Path) -> bool:
   try:
     fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
   except OSError as error:
-    if error.errno in _NO_LOCKS:
+    # Of several, a lost host may hold it on a shared disk for minutes.
+    owned = processes.count() > 1 and (workdir / OWNER).exists()
+    if error.errno in _NO_LOCKS or owned:
       return False
     raise InputError(
       f"{workdir} is in use by another process: wait for it or use another "
@@ -74,7 +79,7 @@ def _check_owner(workdir: pathlib.Path, *, locked: bool) -> None:
   age = time.time() - owner["beat"]
   # With the lock in our hands, none on this machine has it.
   here = owner["host"] == socket.gethostname()
-  dead = here and (locked or not _lives(owner["pid"]))
+  dead = here and (locked or not _lives(owner["pid"], owner["born"]))
   # A launcher runs a job once at a time, wherever it starts it again.
   same = bool(owner["run"]) and owner["run"] == run_name() and not here
   if dead or same or age > GONE:
@@ -89,7 +94,7 @@ def _check_owner(workdir: pathlib.Path, *, locked: bool) -> None:
 def _read(path: pathlib.Path) -> dict[str, Any]:
   """Return owner.json; raise InputError if a run did not write it."""
   found = files.read_object(path)
-  kinds = {"host": str, "pid": int, "beat": float, "run": str}
+  kinds = {"host": str, "pid": int, "born": str, "beat": float, "run": str}
   for name, kind in kinds.items():
     if not isinstance(found.get(name), kind):
       raise InputError(
@@ -101,15 +106,26 @@ def _read(path: pathlib.Path) -> dict[str, Any]:
 
 def run_name(environment: Mapping[str, str] = os.environ) -> str:
   """Return what a launcher calls this job, the same when it starts it again."""
-  return environment.get("PIVOT_RUN") or environment.get("SLURM_JOB_ID", "")
+  job, step = (environment.get(f"SLURM_{x}_ID", "") for x in ("JOB", "STEP"))
+  return environment.get("PIVOT_RUN") or (f"{job}.{step}" if job else "")
 
 
-def _lives(pid: int) -> bool:
+def _lives(pid: int, born: str) -> bool:
+  """Return whether a process of this machine is there, and no other's number."""
   try:
     os.kill(pid, 0)
   except OSError as error:
     return error.errno == errno.EPERM
-  return True
+  return _born(pid) == born and pid != os.getpid()
+
+
+def _born(pid: int) -> str:
+  """Return when a process began, in the machine's ticks; "" if unknown."""
+  try:
+    text = pathlib.Path(f"/proc/{pid}/stat").read_text("ascii", "replace")
+  except OSError:
+    return ""
+  return text.rpartition(")")[2].split()[19]
 
 
 @contextlib.contextmanager
@@ -119,6 +135,7 @@ def _owning(workdir: pathlib.Path) -> Iterator[None]:
   said = {
     "host": socket.gethostname(),
     "pid": os.getpid(),
+    "born": _born(os.getpid()),
     "run": run_name(),
     "started": time.time(),
   }
@@ -128,18 +145,32 @@ def _owning(workdir: pathlib.Path) -> Iterator[None]:
 
   def renew() -> None:
     while not ended.wait(BEAT):
-      write()
+      try:
+        _check_ours(path, said)
+        write()
+      except OSError as error:
+        LOG.warning("%s: not renewed (%s), tried again", path, error)
 
   def release() -> None:
     ended.set()
+    thread.join(BEAT / 10)
     path.unlink(missing_ok=True)
 
   write()
-  processes.at_end(release)
   thread = threading.Thread(target=renew, name="owner", daemon=True)
+  processes.at_end(release)
   thread.start()
   try:
     yield
   finally:
     release()
-    thread.join()
+
+
+def _check_ours(path: pathlib.Path, said: Mapping[str, Any]) -> None:
+  """End the run if another one took the folder over, as it stood still."""
+  if path.exists() and _read(path)["pid"] != said["pid"]:
+    message = f"error: {path}: another run took the work folder over"
+    if processes.count() > 1:
+      processes.fail(message, processes.EXIT_LOST)
+    output.complain(message)
+    os._exit(processes.EXIT_LOST)

@@ -102,6 +102,7 @@ def probe(
   one nearest to 1, scikit-learn's default. `chosen_by` says which way it was,
   and `lambda_at_end` whether it is the first or last of several.
   """
+  processes.beat("finding the axes of features", allow=processes.SLOW)
   basis = logistic.principal_axes(features)
   solve = functools.partial(
     logistic.fit,

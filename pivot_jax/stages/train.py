@@ -244,6 +244,7 @@ class _Job:
         should_stop=loop.stop_requested,
         trace=monitor.Trace(config.profile, self.out / "profile"),
       )
+      processes.beat("saving", int(state.step), allow=processes.SLOW)
     writer.close()
     if int(state.step) < config.steps:
       raise loop.Stopped(

@@ -1,14 +1,13 @@
 """The hook of a training: metrics, rates, checkpoints, and a stop on NaN."""
 
 import logging
-import os
 import time
 import zlib
 from typing import Any
 
 import jax
 
-from pivot_jax import goodput, metrics, processes, trees
+from pivot_jax import cluster, goodput, metrics, processes, trees
 from pivot_jax.data import feed, packing
 from pivot_jax.models import mllm
 from pivot_jax.training import cost, loop, monitor
@@ -122,7 +121,7 @@ class Recorder:
       return
     self._told = True
     update = (now - self._resumed) / max(1, step - self._kept)
-    grace = float(os.environ.get("PIVOT_GRACE", _GRACE))
+    grace = cluster.seconds(cluster.environment(), "PIVOT_GRACE", _GRACE)
     if update + took > grace:
       LOG.warning(
         "%s: an update takes %.1f s and a save %.1f s, but a machine that is "

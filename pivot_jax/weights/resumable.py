@@ -131,7 +131,10 @@ class Resumable:
       damaged[step] = problem
     listed = [f"{step} ({problem})" for step, problem in damaged.items()]
     listed += [f"{step} ({problem})" for step, problem in marked.items()]
-    listed += sorted(path.name for path in self._folder.glob("*.bad"))
+    listed += processes.decide(
+      "damaged before",
+      lambda: sorted(path.name for path in self._folder.glob("*.bad")),
+    )
     if listed:
       raise InputError(
         f"{self._folder}: every checkpoint is damaged: {'; '.join(listed)}; put "
@@ -203,7 +206,7 @@ class Resumable:
     self._waits = any(processes.exchange(own > limit * 1e9))
     if self._waits and self._save_gb is None:
       limit = 2.0
-    self._manager = ocp.CheckpointManager(
+    self._manager = _Manager(
       self._folder,
       options=ocp.CheckpointManagerOptions(
         preservation_policy=self._policy,
@@ -324,6 +327,15 @@ def _named(state: Any) -> dict[str, Any]:
     jax.tree_util.keystr(path, simple=True, separator="."): leaf
     for path, leaf in leaves
   }
+
+
+class _Manager(ocp.CheckpointManager):
+  """Does not ask whether to stop: `processes.stop_at` counts all that ask."""
+
+  def reached_preemption(self, step: int) -> bool:
+    """Return that no stop is due."""
+    del step
+    return False
 
 
 def _check_free(folder: pathlib.Path, state: Any) -> None:
