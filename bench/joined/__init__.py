@@ -1,0 +1,1 @@
+"""Runs of several processes for benchmarks: a recipe, faults, marks of time."""
