@@ -10,6 +10,11 @@ and `probe_cpu.py` stand beside torch, TRL, transformers and scikit-learn;
 the sizes, `padding.py` counts empty slots, `images.py` decodes, `load.py` reads
 weights, `data/` opens and packs sources of published size.
 
+`processes.py` trains and reads as several processes of one machine. `restart.py`
+kills a training and starts it again, saves large states, and runs the faults of
+`faults.py`. `joined/` has their recipe, the marks of time in a run, and starts
+the processes.
+
 On a GPU, `gpu/`: `python -m bench.gpu smoke` checks a new machine without any
 peer, `python -m bench.gpu` times a model of real size beside TRL and torch.
 

@@ -205,10 +205,12 @@ def reading_table(found: Sequence[Read]) -> str:
 
 
 def blocks(
-  trainings: Sequence[Trained], reads: Sequence[Read], megabytes: float
+  trainings: Sequence[Trained],
+  reads: Sequence[Read],
+  megabytes: float,
+  cores: int,
 ) -> list[str]:
   """Return the page, but for its head."""
-  cores = os.cpu_count()
   losses = [one.loss for one in trainings]
   return [
     f"**All processes share the {cores} cores**: updates/s of several are what"
@@ -289,21 +291,24 @@ def main() -> None:
   if flags.read:
     read_share(flags)
     return
-  updates = 5 if flags.quick else flags.updates
+  updates, cores = 5 if flags.quick else flags.updates, os.cpu_count() or 1
   defaults: Mapping[str, Any] = {"quick": False, "updates": 20}
   report = results.Report(
     results.command("processes", flags, defaults),
     software=results.versions(("jax", "jaxlib", "flax", "numpy")),
   )
-  with tempfile.TemporaryDirectory() as scratch:
+  with runs.Others() as others, tempfile.TemporaryDirectory() as scratch:
     trainings, reads, megabytes = measure(
       pathlib.Path(scratch), quick=flags.quick, updates=updates
     )
   report.publish(
     flags.out,
     "processes",
-    *blocks(trainings, reads, megabytes),
-    machine=f", {os.cpu_count()} cores",
+    *runs.warned(others.cores),
+    *blocks(trainings, reads, megabytes, cores),
+    machine=f", {cores} cores",
+    cores=cores,
+    other_cores=others.cores,
     artifact_megabytes=megabytes,
     trainings=[dataclasses.asdict(one) for one in trainings],
     reads=[dataclasses.asdict(one) for one in reads],

@@ -297,7 +297,7 @@ def main() -> None:
     results.command("restart", flags, defaults),
     software=results.versions(LIBRARIES),
   )
-  with tempfile.TemporaryDirectory() as scratch:
+  with runs.Others() as others, tempfile.TemporaryDirectory() as scratch:
     folder = pathlib.Path(scratch)
     starts = []
     for count in plan.counts:
@@ -308,8 +308,10 @@ def main() -> None:
   report.publish(
     flags.out,
     "restart",
+    *runs.warned(others.cores),
     *blocks(starts, ends, saved),
     machine=f", {os.cpu_count()} cores",
+    other_cores=others.cores,
     starts=[dataclasses.asdict(one) for one in starts],
     ends=[dataclasses.asdict(one) for one in ends],
     saves=saved,

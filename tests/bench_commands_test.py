@@ -55,6 +55,7 @@ def test_every_command_tells_its_flags(command, monkeypatch, capsys):
 
 def test_the_commands_are_the_ones_that_were_promised():
   names = "data dpo_cpu generate_cpu gpu growth images load padding probe_cpu"
-  promised = {f"bench.{name}" for name in [*names.split(), "sft_cpu"]}
+  names += " processes restart sft_cpu"
+  promised = {f"bench.{name}" for name in names.split()}
   promised |= {"bench/report_table.py", "bench/sweep_table.py"}
   assert promised <= _named()

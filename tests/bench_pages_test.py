@@ -7,7 +7,16 @@ import pathlib
 
 import pytest
 
-from bench import growth, images, padding, probe_cpu, verdict
+from bench import (
+  faults,
+  growth,
+  images,
+  padding,
+  probe_cpu,
+  processes,
+  restart,
+  verdict,
+)
 from bench.data import tables
 
 RESULTS = pathlib.Path(__file__).parents[1] / "bench" / "results"
@@ -80,4 +89,26 @@ def test_the_page_of_data():
   blocks = tables.blocks(found["runs"])
   assert len(blocks) == 13
   for block in blocks:
+    assert block in page
+
+
+def test_the_page_of_restarts():
+  found, page = _read("restart")
+  starts = [restart.Start(**one) for one in found["starts"]]
+  ends = [
+    faults.Outcome(**one | {"codes": tuple(one["codes"])})
+    for one in found["ends"]
+  ]
+  for block in restart.blocks(starts, ends, found["saves"]):
+    assert block in page
+  # What is disturbed is what is told of.
+  assert {one.name for one in ends} == {one.name for one in faults.FAULTS}
+
+
+def test_the_page_of_processes():
+  found, page = _read("processes")
+  trainings = [processes.Trained(**one) for one in found["trainings"]]
+  reads = [processes.Read(**one) for one in found["reads"]]
+  size = found["artifact_megabytes"]
+  for block in processes.blocks(trainings, reads, size, found["cores"]):
     assert block in page

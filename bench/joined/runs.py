@@ -189,6 +189,37 @@ def steps_kept(workdir: pathlib.Path) -> list[int]:
   return sorted(int(x.name) for x in folder.iterdir() if x.name.isdecimal())
 
 
+class Others:
+  """The cores that did other work than this command and what it started."""
+
+  cores = 0.0
+
+  def __enter__(self):
+    self._began = self._clocks()
+    return self
+
+  def __exit__(self, *_):
+    wall, own, busy = np.subtract(self._clocks(), self._began)
+    self.cores = max(0.0, float((busy - own) / max(wall, 1e-9)))
+
+  @staticmethod
+  def _clocks() -> tuple[float, float, float]:
+    used = os.times()
+    own = used.user + used.system + used.children_user + used.children_system
+    return time.monotonic(), own, harness.busy_seconds()
+
+
+def warned(others: float, allowed: float = 0.1) -> list[str]:
+  """Return a line if the machine did other work, or none."""
+  if others <= allowed:
+    return []
+  return [
+    f"**Seconds here are those of a busy machine**: other work ran on"
+    f" {others:.1f} cores meanwhile. Codes, steps, rows and bytes do not depend"
+    " on it."
+  ]
+
+
 def described(values: Sequence[float], digits: int = 1) -> str:
   """Return a median, with the least and the most where there are several."""
   middle, low, high = np.median(values), min(values), max(values)
