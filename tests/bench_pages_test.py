@@ -108,7 +108,8 @@ def test_the_page_of_restarts():
 def test_the_page_of_processes():
   found, page = _read("processes")
   trainings = [processes.Trained(**one) for one in found["trainings"]]
+  starts = [processes.Opened(**one) for one in found["starts"]]
   reads = [processes.Read(**one) for one in found["reads"]]
-  size = found["artifact_megabytes"]
-  for block in processes.blocks(trainings, reads, size, found["cores"]):
+  numbers = found["artifact_megabytes"], found["cores"]
+  for block in processes.blocks(trainings, starts, reads, *numbers):
     assert block in page

@@ -71,8 +71,8 @@ def test_a_state_that_does_not_fit_is_refused_with_what_it_needs(
 
 
 def start(seconds, *, warm):
-  names = [name for name, _ in restart.PHASES]
-  return restart.Start(2, warm, dict.fromkeys(names, seconds), 0.5, 5)
+  phases = {name: float(seconds) for name, _ in restart.PHASES}
+  return restart.Start(2, warm, phases, 0.5, 5)
 
 
 def test_starts_are_told_by_cache_with_their_spread():

@@ -35,19 +35,33 @@ _LARGER = dict(
     head_dim=32,
   ),
 )
+_LARGE = dict(
+  _LARGER,
+  llm=dict(
+    _LARGER["llm"],
+    hidden_size=1024,
+    intermediate_size=4096,
+    num_hidden_layers=12,
+    num_attention_heads=16,
+    head_dim=64,
+  ),
+)
+_NAMED = {"quick": _QUICK, "large": _LARGE}
 
 
 def get_config(name: str = "") -> common.ConfigDict:
   """Return the recipe; see above for its names."""
   c = pivot.get_config("debug")
-  for part, sizes in (_QUICK if "quick" in name else _LARGER).items():
+  size, _, start = name.partition("from=")
+  size = size.rstrip(",")
+  for part, sizes in _NAMED.get(size, _LARGER).items():
     c[part].update(dict(init="") | sizes)
-  start = name.partition("from=")[2]
   c.trained = common.stage(
     "train",
     inputs=dict(init=start) if start else {},
     data=(("chat", 1.0),),
-    trainable=(".*",),
+    # What is large is read, and has no moments.
+    trainable=("projector/.*",) if size == "large" else (".*",),
     batch=16,
     # More than any benchmark waits for.
     steps=200,
