@@ -25,7 +25,7 @@ _WATCHDOG = 20
 
 @dataclasses.dataclass(frozen=True)
 class Fault:
-  """What happens to one of two processes.
+  """A fault of one of two processes.
 
   `strike` does it and returns when. `codes` are those that the others may end
   with, and it, too, unless it was killed. `most` are the seconds that were

@@ -1,4 +1,4 @@
-"""What a stop costs: going on after kill -9, the end of all, saving meanwhile.
+"""The cost of a stop: going on after kill -9, the end of all, saving meanwhile.
 
   python -m bench.restart [--quick] [--repeats=3] [--large]
 

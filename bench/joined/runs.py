@@ -24,7 +24,7 @@ Mark = Mapping[str, Any]
 
 
 class Hung(Exception):
-  """What was waited for did not happen; with the end of each log."""
+  """A wait that was in vain; with the end of each log."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What a save keeps a training waiting, in a process of its own.
+"""The time that a training waits for a save, in a process of its own.
 
 A state is that of so many float32 parameters with Adam's two moments, 12 bytes
 each, in `LEAVES` arrays a tree. After each save its arrays are donated to an

@@ -24,7 +24,7 @@ _FINISH = "\nprocesses.finish()\n"
 
 @dataclasses.dataclass(frozen=True)
 class Ended:
-  """How a process ended."""
+  """The end of a process."""
 
   code: int
   out: str
