@@ -158,3 +158,49 @@ def test_variables_that_differ_are_refused_in_all():
   assert [one.code for one in ended] == [1, 1]
   for one in ended:
     assert "LIBTPU_INIT_ARGS" in one.last()
+
+
+PERMUTED = """
+import json
+import jax, jax.numpy as jnp, numpy as np
+from jax.sharding import AxisType, Mesh
+from pivot_jax import sharding
+# As on a slice: the rows of a process do not lie side by side.
+order = np.array(jax.devices())[[0, 2, 1, 3]].reshape(4, 1, 1)
+mesh = Mesh(order, sharding.AXES, axis_types=(AxisType.Auto,) * 3)
+index = jax.process_index()
+own = 100 * index + np.arange(8)
+placed = sharding.place_rows({"x": own}, mesh)["x"]
+doubled = jax.jit(lambda x: 2 * x)(placed)
+gathered = sharding.whole(doubled).tolist()
+print(json.dumps([
+  sharding.own_share(mesh), sharding.own_rows(doubled, mesh).tolist(), gathered,
+]))
+"""
+
+
+def test_rows_of_a_process_come_back_on_any_order_of_devices():
+  ended = together.script(PERMUTED, 2, devices=2)
+  for index, out in enumerate(together.outputs(ended)):
+    share, own, whole = json.loads(out)
+    assert share == [index, 2]
+    assert own == [2 * (100 * index + place) for place in range(8)]
+    assert whole[4:8] == [200, 202, 204, 206]
+
+
+WIDE = """
+import json
+import jax.numpy as jnp, numpy as np
+from pivot_jax import processes
+own = np.asarray(jnp.arange(3, dtype=jnp.bfloat16) + processes.index())
+found = processes.gather(own)
+print(json.dumps([[str(x.dtype), x.astype(float).tolist()] for x in found]))
+"""
+
+
+def test_arrays_of_bfloat16_come_as_they_are():
+  for out in together.outputs(together.script(WIDE, 2)):
+    assert json.loads(out) == [
+      ["bfloat16", [0.0, 1.0, 2.0]],
+      ["bfloat16", [1.0, 2.0, 3.0]],
+    ]
