@@ -4,6 +4,7 @@ A process with another setting, another file or another version would train alon
 and spoil the result of all, without an error.
 """
 
+import contextlib
 import hashlib
 import json
 import pathlib
@@ -73,6 +74,51 @@ def check_shared(workdir: pathlib.Path, *, seconds: float = _SEEN) -> None:
       f"process {listed} does not see {workdir} as process 0 does: give a "
       "folder that all hosts share, as --workdir"
     )
+
+
+def marks(step: Step) -> dict[str, str]:
+  """Return by path what tells the results apart that a stage reads."""
+  if processes.count() == 1:
+    return {}
+  places = [
+    addresses.parse(address).path / name
+    for address in step.inputs.values()
+    for name in ("done.json", "fingerprint.json")
+  ]
+  return {str(x): _hash(x) for x in places if x.exists()}
+
+
+def wait_for(
+  step: Step, seen: Mapping[str, str], *, seconds: float = _SEEN
+) -> None:
+  """Wait until this process sees the results that the first one does.
+
+  A shared disk may show for a while what was there before.
+
+  Raises:
+    InputError: it does not, in all that time.
+  """
+  until = time.monotonic() + seconds
+  for path, mark in seen.items():
+    place = pathlib.Path(path)
+    while (found := _hash(place)) != mark and time.monotonic() < until:
+      time.sleep(0.5)
+      # Listing a folder asks the disk anew.
+      with contextlib.suppress(OSError):
+        list(place.parent.iterdir())
+    if found != mark:
+      raise InputError(
+        f"{step.name}: process {processes.index()} does not see {path} as "
+        f"process 0 wrote it, after {seconds:.0f} s: give a --workdir that all "
+        "hosts share"
+      )
+
+
+def _hash(place: pathlib.Path) -> str:
+  try:
+    return hashlib.sha256(place.read_bytes()).hexdigest()[:16]
+  except OSError:
+    return ""
 
 
 def _read(place: pathlib.Path) -> str:

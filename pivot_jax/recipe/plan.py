@@ -306,11 +306,13 @@ def _make(
 ) -> None:
   """Run a stage unless it is done; the first process decides, for all."""
   processes.beat(f"beginning {step.name}", allow=processes.SLOW)
-  runs = processes.decide(
-    step.name, lambda: _prepare(step, inputs, place, may=may)
+  runs, seen = processes.decide(
+    step.name,
+    lambda: [_prepare(step, inputs, place, may=may), agreement.marks(step)],
   )
   if not runs:
     return
+  agreement.wait_for(step, seen)
   if not goodput.is_begun():
     goodput.begin(workdir)
   began = time.monotonic()

@@ -1,4 +1,4 @@
-"""Who has a work folder where file locks do not tell."""
+"""The owner of a work folder, where file locks do not tell."""
 
 import errno
 import json
