@@ -84,9 +84,13 @@ def test_starts_are_told_by_cache_with_their_spread():
 
 def test_ends_are_told_by_fault():
   name = faults.FAULTS[-1].name
-  outcomes = [faults.Outcome(name, x, (2, 2), "no") for x in (1.0, 3.0)]
+  outcomes = [
+    faults.Outcome(name, x, (2, 2), "no", right=True) for x in (1.0, 3.0)
+  ]
+  outcomes += [faults.Outcome(name, 99, (0, 0), "", right=False)]
   last = faults.table(outcomes).splitlines()[-1]
-  assert last == f"| {name} | 2.0 (1.0–3.0) | joining | 70 | 2, 2 | 2 | no |"
+  told = "2.0 (1.0–3.0) | joining | 70 | 2, 2 or 0, 0 | 2 of 3 | no |"
+  assert last == f"| {name} | {told}"
 
 
 def test_a_save_that_was_not_run_says_why():
