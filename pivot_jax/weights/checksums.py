@@ -13,12 +13,14 @@ product of the word and an odd hash would be such a bijection, too. But it leave
 the highest bit alone: any two changed signs would cancel.)
 """
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from pivot_jax import processes
 
@@ -55,28 +57,50 @@ def _own_sums(leaf: jax.Array) -> list[Any]:
   """Return the sums of each shard that no other process or device has."""
   if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
     leaf = jax.random.key_data(leaf)
+  own = [shard for shard in leaf.addressable_shards if not shard.replica_id]
+  where = leaf.sharding
+  if leaf.nbytes > _SMALL and isinstance(where, NamedSharding):
+    # Of all devices at once, so that there is one program for a leaf.
+    by_device = {
+      shard.device: shard.data
+      for shard in _sums(leaf, where).addressable_shards
+    }
+    return [by_device[shard.device] for shard in own]
   return [
-    _sums_of(shard.data, tuple(axis.start or 0 for axis in shard.index))
-    for shard in leaf.addressable_shards
-    if not shard.replica_id
+    _on_host(shard.data, tuple(axis.start or 0 for axis in shard.index))
+    for shard in own
   ]
 
 
-def _sums_of(shard: jax.Array, begin: tuple[int, ...]) -> Any:
-  """Return the two sums of a shard; of a small one, without compiling."""
-  if shard.nbytes > _SMALL:
-    return _sums(shard, tuple(map(np.uint32, begin)))
+def _on_host(shard: jax.Array, begin: tuple[int, ...]) -> list[np.uint32]:
+  """Return the two sums of a shard, without compiling."""
   words = _bits(np.array(shard))
   return [x.sum(dtype=np.uint32) for x in _addends(np, words, begin)]
 
 
-@jax.jit
-def _sums(shard: jax.Array, begin: tuple[jax.Array, ...]) -> jax.Array:
-  addends = _addends(jnp, _words(shard), begin)
-  # One reduction of both: of two, XLA keeps what is reduced in memory.
-  zeros = (jnp.uint32(0),) * len(addends)
-  axes = tuple(range(addends[0].ndim))
-  return jnp.stack(jax.lax.reduce(addends, zeros, _add, axes))
+@functools.partial(jax.jit, static_argnums=1)
+def _sums(leaf: jax.Array, where: NamedSharding) -> jax.Array:
+  """Return the two sums of each device's shard [devices, 2]; none moves."""
+  spec = (*where.spec, *(None,) * (leaf.ndim - len(where.spec)))
+
+  def local(shard: jax.Array) -> jax.Array:
+    begin = tuple(
+      jnp.uint32(jax.lax.axis_index(axes) * size) if axes else 0
+      for axes, size in zip(spec, shard.shape)
+    )
+    addends = _addends(jnp, _words(shard), begin)
+    # One reduction of both: of two, XLA keeps what is reduced in memory.
+    zeros = (jnp.uint32(0),) * len(addends)
+    dimensions = tuple(range(addends[0].ndim))
+    return jnp.stack(jax.lax.reduce(addends, zeros, _add, dimensions))[None]
+
+  return jax.shard_map(
+    local,
+    mesh=where.mesh,
+    in_specs=where.spec,
+    out_specs=PartitionSpec(where.mesh.axis_names),
+    check_vma=False,
+  )(leaf)
 
 
 def _add(one: Sequence[jax.Array], other: Sequence[jax.Array]):
@@ -92,7 +116,9 @@ def _addends(xp: Any, words: Any, begin: tuple[Any, ...]) -> tuple[Any, ...]:
   begin = (*begin, *(0,) * (words.ndim - len(begin)))
   places = xp.zeros((1,) * words.ndim, xp.uint32)
   for axis, size in enumerate(words.shape):
-    along = xp.arange(size, dtype=xp.uint32) + xp.uint32(begin[axis])
+    along = xp.arange(size, dtype=xp.uint32) + xp.asarray(
+      begin[axis], xp.uint32
+    )
     along = along * xp.uint32(_STEP)
     shape = [size if axis == other else 1 for other in range(words.ndim)]
     places = places + _mixed(xp, along + xp.uint32(axis)).reshape(shape)

@@ -34,8 +34,11 @@ def test_every_bit_of_a_leaf_counts(dtype):
 )
 def test_a_small_array_has_the_sum_that_devices_compute(dtype, monkeypatch):
   rng = np.random.default_rng(0)
+  mesh = sharding.make_mesh({"data": -1})
+  whole = sharding.replicated(mesh)
   for shape in ((), (7,), (3, 1, 5)):
     values = jnp.asarray(rng.integers(0, 99, shape)).astype(dtype)
+    values = jax.device_put(values, whole)
     monkeypatch.setattr(checksums, "_SMALL", 2**18)
     on_host = checksum(values)
     monkeypatch.setattr(checksums, "_SMALL", -1)
@@ -70,7 +73,9 @@ def test_the_sum_does_not_depend_on_the_mesh(small, monkeypatch):
   ):
     mesh = sharding.make_mesh(dict(zip(sharding.AXES, shape)))
     placed = jax.device_put(values, NamedSharding(mesh, spec))
-    found.add(checksum(placed))
+    # As in a training, which computes on all of them.
+    with jax.set_mesh(mesh):
+      found.add(checksums.of_leaves({"x": placed})["x"])
   assert len(found) == 1
   # It is noted in checkpoints: it may not change from one version to the next.
   assert checksum(jnp.arange(6, dtype=jnp.float32).reshape(2, 3)) == (
