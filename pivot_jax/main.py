@@ -134,6 +134,9 @@ def _run(config: ConfigDict) -> pathlib.Path:
   config = plan.resolve(config)
   workdir = files.local_path(_WORKDIR.value, "--workdir").absolute()
   plan.watch(config, workdir)
+  processes.agree(
+    "the command", {"dry_run": str(_DRY_RUN.value), "rerun": str(_RERUN.value)}
+  )
   planned = plan.expand(config, workdir)
   _check_sizes(config)
   run_folder.check_folders(workdir, planned.steps)

@@ -31,7 +31,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from pivot_jax import cluster, files, output
+from pivot_jax import cluster, command_line, files, output
 from pivot_jax.errors import InputError
 
 LOG = logging.getLogger("pivot_jax")
@@ -151,24 +151,24 @@ def _initialize(found: cluster.Joining) -> None:
   variables = cluster.environment()
   heartbeat = cluster.seconds(variables, "PIVOT_HEARTBEAT", _HEARTBEAT)
   patience = cluster.seconds(variables, "PIVOT_JOIN", _JOIN)
+  _check_port(found)
+  # jax's own answer to nobody is an abort.
+  late = threading.Timer(patience, _nobody_came, (found, patience))
+  late.daemon = True
+  late.start()
   try:
     jax.distributed.initialize(
       found.address,
       found.count,
       found.index,
       local_device_ids=found.local_devices,
-      initialization_timeout=patience,
+      initialization_timeout=patience + 60,
       heartbeat_timeout_seconds=heartbeat,
       shutdown_timeout_seconds=60,
     )
-  # jax raises the first where it finds nothing, the second where nobody answers.
+  # jax raises the first where it finds nothing, the second where it cannot join.
   except (ValueError, RuntimeError) as error:
     said = " ".join(str(error).split())
-    if "DEADLINE" in said or "imed out" in said or "UNAVAILABLE" in said:
-      raise InputError(
-        f"no answer from {found.address or 'process 0'} in {patience} s: is "
-        "process 0 running, is the port open?"
-      ) from error
     # Of a run that ends just now, or of another one at this address.
     if "ABORTED" in said or "ALREADY_EXISTS" in said:
       raise LostPeerError(
@@ -177,6 +177,37 @@ def _initialize(found: cluster.Joining) -> None:
     raise InputError(
       f"{found.sign}: the processes cannot join ({said[:300]})"
     ) from error
+  finally:
+    late.cancel()
+
+
+def _check_port(found: cluster.Joining) -> None:
+  """Raise InputError if the port is taken where the others are awaited."""
+  if found.index != 0 or not found.address:
+    return
+  port = int(found.address.rpartition(":")[2])
+  with socket.socket() as probe:
+    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+      probe.bind(("", port))
+    except OSError as error:
+      raise InputError(
+        f"port {port} of {found.address} cannot be opened ({error.strerror}): "
+        "give another one to all processes"
+      ) from error
+
+
+def _nobody_came(found: cluster.Joining, seconds: int) -> None:
+  """End the process: the others did not come (PIVOT_JOIN)."""
+  if found.index == 0:
+    said = f"not all of {found.count} processes came to {found.address}"
+    advice = "are all of them running, with this address and this count?"
+  else:
+    said = f"no answer from {found.address or 'process 0'}"
+    advice = "is process 0 running, is the port open?"
+  output.complain(f"error: {said} in {seconds} s: {advice}")
+  _in_time(_release)
+  os._exit(command_line.EXIT_INPUT)
 
 
 def _state():
@@ -197,7 +228,7 @@ def _compare_variables(variables: Mapping[str, str]) -> None:
   """Check what launchers gave, before libtpu waits for what is not there."""
   cluster.check(variables, count=_peers.count, index=_peers.index)
   shared = cluster.given(variables, cluster.SHARED)
-  agree("environment", shared)
+  agree("environment", shared | {"processes": str(_peers.count)})
   own = cluster.given(variables, cluster.OWN)
   everyone = exchange([_peers.host, own], name="environment")
   cluster.check_slices([shared | given for _, given in everyone])
@@ -446,15 +477,18 @@ def _end_by(
   trace: types.TracebackType | None,
 ) -> None:
   """End all by an error that nobody expected (`sys.excepthook`)."""
+  if _watch is not None and issubclass(kind, KeyboardInterrupt):
+    fail("error: interrupted", EXIT_INTERRUPTED)
   sys.__excepthook__(kind, error, trace)
   if _watch is None:
     return
-  if issubclass(kind, KeyboardInterrupt):
-    fail("error: interrupted", EXIT_INTERRUPTED)
   said = f"error: {kind.__name__}: {error}"
   lost = isinstance(error, jax.errors.JaxRuntimeError) and any(
     word in str(error) for word in _LOST
   )
+  if lost:
+    # Whoever left may have said why: then the watch ends this process, too.
+    time.sleep(4 * _LOOK)
   fail(said, EXIT_LOST if lost else EXIT_ERROR)
 
 

@@ -319,6 +319,8 @@ def _make(
   run_stage = runner(step.kind, f"{step.name}.kind")
   measured = run_stage(step.config, step.inputs, step.folder)
   numbers = metrics.numbers(measured, f"{step.name}.kind={step.kind!r}")
+  # One that fails in it has no result.
+  processes.barrier(f"the end of {step.name}")
   if processes.first():
     seconds = time.monotonic() - began
     run_folder.finish(step, inputs, numbers, seconds)

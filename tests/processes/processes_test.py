@@ -1,6 +1,7 @@
 """Two processes agree, decide, gather, wait, fail and are watched."""
 
 import json
+import socket
 
 import pytest
 
@@ -204,3 +205,44 @@ def test_arrays_of_bfloat16_come_as_they_are():
       ["bfloat16", [0.0, 1.0, 2.0]],
       ["bfloat16", [1.0, 2.0, 3.0]],
     ]
+
+
+def refused(words, **how):
+  """Return the last lines of processes that cannot join, each ended by 2."""
+  code = (
+    "import sys\nfrom pivot_jax import command_line, processes\n"
+    "from pivot_jax.errors import InputError\n"
+    "try:\n  processes.start(sys.argv[1])\n"
+    "except InputError as error:\n"
+    "  command_line.leave(str(error), 2) if processes.count() == 1 else"
+    " processes.fail(str(error), 2)\n"
+  )
+  ended = together.run([["-c", code, one] for one in words], **how)
+  assert [one.code for one in ended] == [2] * len(ended), ended
+  return [one.last() for one in ended]
+
+
+def test_nobody_comes_is_a_line_on_either_side():
+  port = together.free_port()
+  given = {"PIVOT_JOIN": "3"}
+  how = dict(count=1, triple=False, given=given)
+  (said,) = refused([f"127.0.0.1:{port},2,0"], **how)
+  assert "not all of 2 processes came" in said
+  (said,) = refused([f"127.0.0.1:{port},2,1"], **how)
+  assert f"no answer from 127.0.0.1:{port} in 3 s" in said
+
+
+def test_a_port_in_use_is_named():
+  with socket.socket() as listening:
+    listening.bind(("", 0))
+    listening.listen()
+    port = listening.getsockname()[1]
+    (said,) = refused([f"127.0.0.1:{port},2,0"], count=1, triple=False)
+  assert f"port {port}" in said
+
+
+def test_another_count_is_refused_in_all():
+  port = together.free_port()
+  words = [f"127.0.0.1:{port},2,0", f"127.0.0.1:{port},3,1"]
+  for said in refused(words, triple=False):
+    assert "processes is 2 in process 0, 3 in process 1" in said

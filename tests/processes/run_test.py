@@ -244,6 +244,16 @@ def test_a_dry_run_of_two_is_said_once_and_writes_nothing(tmp_path):
   assert list(tmp_path.iterdir()) == [] or not (tmp_path / "run").exists()
 
 
+def test_a_dry_run_of_one_alone_is_an_error_in_all(tmp_path):
+  both = [
+    words(tmp_path / "run", *x, config=ALONE) for x in ((), ("--dry_run",))
+  ]
+  found = together.run(both, given=driven())
+  assert [one.code for one in found] == [2, 2]
+  for one in found:
+    assert "dry_run is" in one.last()
+
+
 def test_an_address_alone_says_what_is_missing(tmp_path):
   found = together.run(
     words(tmp_path / "run", config=ALONE),
