@@ -19,7 +19,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 from pivot_jax import metrics, trees
 from pivot_jax.data import packing
@@ -113,7 +113,9 @@ def scene_maps(
   return loss_maps(gradients, margin, beta=beta)
 
 
-def _blocks(rows: Float[Array, "R ..."], shards: int) -> Float[Array, "R ..."]:
+def _blocks(
+  rows: Shaped[Array, "R ..."], shards: int
+) -> Shaped[Array, "R ..."]:
   """Return rows of shards x 3 blocks as three blocks of all shards."""
   apart = rows.reshape(shards, 3, -1, *rows.shape[1:])
   return jnp.swapaxes(apart, 0, 1).reshape(rows.shape)

@@ -10,16 +10,18 @@ from tests.data import streams_test
 
 READ = """
 import itertools, json, sys
-import jax
+from pivot_jax import processes
 host, port, size = sys.argv[1:]
-jax.distributed.initialize(f"localhost:{port}", 2, int(host))
+share = processes.start(f"localhost:{port},2,{host}")
 from pivot_jax.data import feed
 from tests.data import streams_test
 stream = streams_test.stream(size=int(size))
 feed.check_processes(stream)
-share = feed.Share.here()
-found = feed.read(stream, batch=6, start=12, share=share, threads=2)
+found = feed.read(
+  stream, batch=6, start=12, share=feed.Share(*share), threads=2
+)
 print(json.dumps([one.id for one in itertools.islice(found, 30)]))
+processes.finish()
 """
 
 
@@ -56,4 +58,4 @@ def test_two_processes_share_a_stream_without_overlap():
 def test_a_process_with_fewer_rows_is_named_before_anything_is_read():
   for status, _, errors in run((40, 39)):
     assert status != 0
-    assert "process 1 sees [39] rows, process 0 [40]" in errors
+    assert "rows is [40] in process 0, [39] in process 1" in errors
