@@ -220,13 +220,13 @@ def blocks(
     f"**All processes share the {cores} cores**: updates/s of several are what"
     " running together costs, and no speed-up can show.",
     trainings_table(trainings),
-    f"One batch of {share.BATCH} whatever the processes, of 7 million"
-    f" parameters. Medians of {len(trainings[0].gaps)} updates after {_WARM_UP}."
+    f"One batch of {share.BATCH} whatever the processes. Medians of"
+    f" {len(trainings[0].gaps)} updates after {_WARM_UP}."
     " Losses of the first update are within"
     f" {max(losses) - min(losses):.1e} of one another.",
     "## What is read at the start",
     opened_table(starts, megabytes),
-    f"From an artifact of {megabytes:.0f} MB, up to the first update. Bytes are"
+    f"From an artifact of {megabytes:.3g} MB, up to the first update. Bytes are"
     " `rchar` of /proc/self/io of each process in their order, one number where"
     " all are equal: asked of read calls, nothing of what is mapped. Each"
     " verifies its part of the artifact and reads what its devices hold of it:"
@@ -236,7 +236,7 @@ def blocks(
     " read ahead.",
     "## Input alone",
     reading_table(reads),
-    f"`feed.read` of a share, {share.BATCH} examples an update, {_READ} of them;"
+    f"`feed.read` of a share of {reads[0].rows} rows, {share.BATCH} an update;"
     " median, least and most of the rounds. Rows of LLaVA's form with"
     " photographs of 640x480, to 384 pixels. An image is 576 tokens; texts are"
     " cut by the toy's tokenizer. Each process reads with a thread a core.",
@@ -316,6 +316,7 @@ def main() -> None:
   report.publish(
     flags.out,
     "processes",
+    *([runs.TOY] if flags.quick else []),
     *runs.warned(others.cores),
     *blocks(trainings, starts, reads, megabytes, cores),
     machine=f", {cores} cores",

@@ -309,6 +309,7 @@ def main() -> None:
   report.publish(
     flags.out,
     "restart",
+    *([runs.TOY] if flags.quick else []),
     *runs.warned(others.cores),
     *blocks(starts, ends, saved),
     machine=f", {os.cpu_count()} cores",

@@ -19,6 +19,11 @@ from bench import harness
 
 _RECIPE = pathlib.Path(__file__).with_name("recipe.py")
 _LOOK = 0.02
+# What heads a page of --quick.
+TOY = (
+  "**Toy sizes**, a model of under 50,000 parameters: that this ran is all the"
+  " page says."
+)
 
 Mark = Mapping[str, Any]
 
