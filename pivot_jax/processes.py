@@ -73,8 +73,7 @@ class _Peers:
   stops: int = 0
 
 
-_alone = _Peers(0, 1, socket.gethostname(), "", collections.Counter())
-_peers = _alone
+_peers = _Peers(0, 1, socket.gethostname(), "", collections.Counter())
 _watch: "_Watch | None" = None
 # For what threads of this process wait that others have to bring.
 _waiting: list[str] = []
@@ -230,7 +229,7 @@ def _compare_variables(variables: Mapping[str, str]) -> None:
   shared = cluster.given(variables, cluster.SHARED)
   agree("environment", shared | {"processes": str(_peers.count)})
   own = cluster.given(variables, cluster.OWN)
-  everyone = exchange([_peers.host, own], name="environment")
+  everyone = exchange("environment", [_peers.host, own])
   cluster.check_slices([shared | given for _, given in everyone])
   if first():
     _show_given("all processes", shared)
@@ -291,12 +290,10 @@ def _peek(key: str) -> str | None:
     return None
 
 
-def exchange(
-  value: Json, seconds: float = SLOW, *, name: str = "exchange"
-) -> list[Any]:
+def exchange(name: str, value: Json, seconds: float = SLOW) -> list[Any]:
   """Return the values of all processes, which JSON can hold, by index.
 
-  `name` is what the processes come to, for messages.
+  Each use of a `name` is one that all processes come to, in the same order.
 
   Raises:
     LostPeerError: after `seconds`, naming the processes that are missing.
@@ -306,13 +303,15 @@ def exchange(
   key = _key(name)
   _put(f"{key}/{index()}", json.dumps(value))
   _waiting.append(name)
-  if first():
-    _put(f"{key}/all", json.dumps(_collect(key, name, seconds)))
-    if _peers.used[name] > 1:
-      # All have read what was exchanged before, as they came to this.
-      _store().key_value_delete(f"pivot/{name}/{_peers.used[name] - 1}/")
-  found = _get(f"{key}/all", seconds + _ANSWER)
-  _waiting.remove(name)
+  try:
+    if first():
+      _put(f"{key}/all", json.dumps(_collect(key, name, seconds)))
+      if _peers.used[name] > 1:
+        # All have read what was exchanged before, as they came to this.
+        _store().key_value_delete(f"pivot/{name}/{_peers.used[name] - 1}/")
+    found = _get(f"{key}/all", seconds + _ANSWER)
+  finally:
+    _waiting.remove(name)
   if found is None:
     raise LostPeerError(f"process 0 did not answer in {seconds:.0f} s")
   return json.loads(found)
@@ -340,7 +339,7 @@ def barrier(name: str, seconds: float = SLOW) -> None:
   """
   if _watch is not None:
     with _watch.waiting(f"waiting for the others ({name})", seconds):
-      exchange("", seconds, name=name)
+      exchange(name, "", seconds)
 
 
 def agree(name: str, values: Mapping[str, str], seconds: float = SLOW) -> None:
@@ -352,9 +351,9 @@ def agree(name: str, values: Mapping[str, str], seconds: float = SLOW) -> None:
     return
   own = json.dumps(dict(values), sort_keys=True)
   digest = hashlib.sha256(own.encode()).hexdigest()
-  if len(set(exchange(digest, seconds, name=name))) == 1:
+  if len(set(exchange(name, digest, seconds))) == 1:
     return
-  everyone = exchange(dict(values), seconds, name=name)
+  everyone = exchange(name, dict(values), seconds)
   keys = dict.fromkeys(key for one in everyone for key in one)
   wrong = [k for k in keys if len({one.get(k) for one in everyone}) > 1]
   said = "; ".join(_difference(key, everyone) for key in wrong[:5])
@@ -402,7 +401,7 @@ def gather(array: np.ndarray) -> list[np.ndarray]:
     return [array]
   array = np.ascontiguousarray(array)
   # By name: bfloat16 has no code of numpy's.
-  heads = exchange([array.dtype.name, list(array.shape)], name="gather")
+  heads = exchange("gather", [array.dtype.name, list(array.shape)])
   sizes = [
     int(np.prod(shape)) * np.dtype(kind).itemsize for kind, shape in heads
   ]
@@ -529,6 +528,7 @@ class _Watch(threading.Thread):
     self._closed = threading.Event()
     self._beat = ("starting", -1, time.monotonic(), 0.0)
     self._seconds, self._folder = 0.0, pathlib.Path()
+    self._fails = False
     # Since when the store does not answer, and for how long it may not.
     self._silent: float | None = None
     self._patience = cluster.seconds(
@@ -563,6 +563,9 @@ class _Watch(threading.Thread):
       except jax.errors.JaxRuntimeError:
         self._lost()
         continue
+      if self._fails:
+        # The main thread is on its way out.
+        continue
       if failed is not None:
         self._follow(json.loads(failed))
       elif stuck is not None or self._is_stuck():
@@ -570,6 +573,7 @@ class _Watch(threading.Thread):
 
   def fail(self, message: str, code: int) -> NoReturn:
     """Say that this process ends, and end it when the others know."""
+    self._fails = True
     said = dict(index=index(), host=_peers.host, message=message, code=code)
     try:
       _put("pivot/failed", json.dumps(said))
@@ -580,9 +584,6 @@ class _Watch(threading.Thread):
 
   def _follow(self, said: Mapping[str, Any]) -> None:
     """End as another process did, with its line."""
-    if said["index"] == index() and not said.get("all"):
-      # The main thread is on its way out.
-      return
     who = f"process {said['index']} ({said['host']}): "
     output.complain(f"{'' if said.get('all') else who}{said['message']}")
     self._leave(said["code"])

@@ -179,10 +179,21 @@ def own_rows(array: jax.Array, mesh: Mesh) -> np.ndarray:
 
   They are in the order in which `place_rows` took them.
   """
-  shards = row_shards(mesh)
-  by_shard = whole(array).reshape(shards, -1, *array.shape[1:])
-  own = sorted(_rows_by_process(mesh)[jax.process_index()])
-  return by_shard[own].reshape(-1, *array.shape[1:])
+  return _of_processes(array, mesh, [jax.process_index()])
+
+
+def all_rows(array: jax.Array, mesh: Mesh) -> np.ndarray:
+  """Return an array over a batch's rows in all processes, share by share."""
+  return _of_processes(array, mesh, [one[0] for one in row_groups(mesh)])
+
+
+def _of_processes(
+  array: jax.Array, mesh: Mesh, those: Sequence[int]
+) -> np.ndarray:
+  by_shard = whole(array).reshape(row_shards(mesh), -1, *array.shape[1:])
+  held = _rows_by_process(mesh)
+  places = [place for process in those for place in sorted(held[process])]
+  return by_shard[places].reshape(-1, *array.shape[1:])
 
 
 def whole(array: jax.Array) -> np.ndarray:
@@ -271,7 +282,7 @@ def fingerprint(tree: trees.Params) -> dict[str, str]:
       raise
     problem = str(error)
   if processes.count() > 1:
-    everyone = processes.exchange([found, problem])
+    everyone = processes.exchange("fingerprints", [found, problem])
     wrong = [one for _, one in everyone if one is not None]
     if wrong:
       raise InputError(wrong[0])

@@ -14,7 +14,7 @@ import itertools
 import os
 import zlib
 from collections.abc import Generator, Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -106,6 +106,26 @@ class Share:
     own = batch // self.count
     return range(min(size, self.index * own), min(size, (self.index + 1) * own))
 
+  def of_all(self, name: str, value: processes.Json) -> list[Any]:
+    """Return what all shares bring to `name`, which JSON can hold, in order.
+
+    Processes of one share bring the same.
+    """
+    told = dict(processes.exchange(name, [self.index, value]))
+    return [told[index] for index in sorted(told)]
+
+  def arrays_of_all(self, own: np.ndarray) -> list[np.ndarray]:
+    """Return the arrays of all shares, in order."""
+    indices = processes.exchange("shares", self.index)
+    found = dict(zip(indices, processes.gather(own), strict=True))
+    return [found[index] for index in sorted(found)]
+
+  def rows_of_all(self, own: np.ndarray) -> np.ndarray:
+    """Return the rows of a batch, of which each share has some, or none."""
+    found = self.arrays_of_all(own)
+    # At the end of a source some have none, and no shape of them.
+    return np.concatenate([x for x in found if len(x)] or found[:1])
+
 
 # Updates that no training has.
 ENDLESS = 2**40
@@ -194,8 +214,7 @@ def _all_sizes(
   table = np.asarray(own, np.int32).reshape(
     steps, -1, len(layouts.Size._fields)
   )
-  found = dict(zip(processes.exchange(share.index), processes.gather(table)))
-  whole = np.concatenate([found[index] for index in sorted(found)], axis=1)
+  whole = np.concatenate(share.arrays_of_all(table), axis=1)
   return [[layouts.Size(*one) for one in update] for update in whole.tolist()]
 
 
@@ -239,18 +258,8 @@ def check_processes(stream: Stream) -> None:
 def check_bad(stream: Stream) -> None:
   """Raise InputError if all processes together found too many bad rows."""
   if processes.count() > 1:
-    for found in processes.exchange(stream.bad_rows()):
+    for found in processes.exchange("bad rows", stream.bad_rows()):
       stream.add_bad(found)
-
-
-def gather_rows(own: np.ndarray, share: Share) -> np.ndarray:
-  """Return the rows of a batch, of which each process has those of its share."""
-  if share.count == 1:
-    return own
-  places = processes.exchange(share.index)
-  found = dict(zip(places, processes.gather(own)))
-  # At the end of a source some have no rows.
-  return np.concatenate([found[i] for i in sorted(found) if len(found[i])])
 
 
 def updates(
@@ -343,8 +352,7 @@ def _totals(
     return {}
   sizes = [packing.size(example, patches) for example in members]
   own = sum(size.pairs for size in sizes), sum(size.losses for size in sizes)
-  told = dict(processes.exchange([share.index, own], name="totals"))
-  pairs, targets = map(sum, zip(*told.values()))
+  pairs, targets = map(sum, zip(*share.of_all("totals", own)))
   return dict(pairs=pairs, targets=targets)
 
 
@@ -364,7 +372,7 @@ def longest_prompt(
     processes.beat("reading the size of row", index)
     prompt = _prompt(source, index, coder, pixels=False)
     lengths.append(packing.length(prompt, patches))
-  return max(processes.exchange(max(lengths, default=0)))
+  return max(processes.exchange("longest", max(lengths, default=0)))
 
 
 def prompts(

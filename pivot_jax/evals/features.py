@@ -26,9 +26,9 @@ Rows = Sequence[Mapping[str, Any]]
 class Batch(NamedTuple):
   """The rows of a batch that this process reads, those of its share.
 
-  There are framed images, labels, and features by kind. `places` are the rows'
-  numbers in the source, `name(i)` the name of the one at place i of `rows`, for
-  messages.
+  There are framed images and labels of them, and features by kind of the whole
+  batch, in every process. `places` are the rows' numbers in the source, `name(i)`
+  the name of the one at place i of `rows`, for messages.
   """
 
   rows: Rows
@@ -82,13 +82,14 @@ def read(
     slow = 0.0 if start else processes.SLOW
     processes.beat("encoding images from", start, allow=slow)
     found = encode(model, placed, sharding.place_rows(filled, mesh))
-    own = {k: sharding.own_rows(x, mesh)[: len(rows)] for k, x in found.items()}
+    # Shares are filled one after the other, so that what fills up is last.
+    whole = {k: sharding.all_rows(x, mesh)[:size] for k, x in found.items()}
     yield Batch(
       rows,
       places,
       images,
       labels,
-      own,
+      whole,
       lambda place, places=places: source.name(places[place]),
     )
     loop.stop_if_requested(config.name)

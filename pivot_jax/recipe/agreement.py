@@ -63,7 +63,7 @@ def check_shared(workdir: pathlib.Path, *, seconds: float = _SEEN) -> None:
     time.sleep(0.2)
   blind = [
     number
-    for number, sees in enumerate(processes.exchange(seen, name="workdir"))
+    for number, sees in enumerate(processes.exchange("workdir", seen))
     if not sees
   ]
   if processes.first():

@@ -47,7 +47,8 @@ def run(
   with jax.set_mesh(mesh), layers.logical_rules(sharding.ACTIVATION_RULES):
     answers = _answers(config, model, source, mesh)
   own = [[index, _record(source, index, said)] for index, said in answers]
-  everyone = {i: one for part in processes.exchange(own) for i, one in part}
+  told = processes.exchange("answers", own)
+  everyone = {index: one for part in told for index, one in part}
   records = [everyone[index] for index in range(len(source))]
   if processes.first():
     files.make_folder(out)

@@ -78,11 +78,11 @@ def run(
     maps = _all_maps(config, model, scenes or spare, mesh)
   maps = {name: values[: len(scenes)] for name, values in maps.items()}
   columns, ratios = _columns(scenes, maps, share)
+  shown = _examples(scenes, maps, share, config.examples)
   if processes.first():
     files.make_folder(out)
     files.save_arrays(out / "values.npz", columns | ratios, compressed=True)
-    if scenes:
-      _write_examples(out, scenes[: config.examples], maps, config.seed)
+    _write_examples(out, *shown, config.seed)
   measured = {name: gradients.mean_and_error(x) for name, x in ratios.items()}
   found = len(columns["id"])
   return measured | {"scenes": found, "without_object": len(source) - found}
@@ -98,12 +98,11 @@ def _columns(
   patches = next(iter(maps.values())).shape[1]
   masks = np.array([scene.share for scene in scenes]).reshape(-1, patches)
   told = [[s.place, s.row["id"], s.row["kind"]] for s in scenes]
-  everyone = dict(processes.exchange([share.index, told]))
-  rows = [one for index in sorted(everyone) for one in everyone[index]]
+  rows = sum(share.of_all("scenes", told), [])
   order = sorted(range(len(rows)), key=lambda i: rows[i][0])
 
   def gathered(own: np.ndarray) -> np.ndarray:
-    return feed.gather_rows(own, share)[order]
+    return share.rows_of_all(own)[order]
 
   columns = {
     "id": np.array([rows[i][1] for i in order]),
@@ -157,7 +156,7 @@ def read_scenes(
     spare = spare or [scene]
     if inside.any() and own:
       found.append(scene)
-  if not any(processes.exchange(len(found))):
+  if not any(processes.exchange("number of scenes", len(found))):
     raise InputError(f"{config.name}: no row of {config.data} has an object")
   return found, spare
 
@@ -224,7 +223,7 @@ def _all_maps(config, model, scenes, mesh) -> dict[str, np.ndarray]:
   params = sharding.place(model.params, mesh)
   status = metrics.Status(config.name, len(scenes))
   pieces = []
-  most = max(processes.exchange(len(scenes)))
+  most = max(processes.exchange("batches", len(scenes)))
   for start in range(0, most, batch):
     slow = 0.0 if start else processes.SLOW
     processes.beat("maps of scenes from", start, allow=slow)
@@ -260,18 +259,42 @@ def _in_blocks(scenes, shards: int) -> list[packing.Example]:
 
 def _common(layout: packing.Layout) -> packing.Layout:
   """Return the smallest layout that holds those of all processes."""
-  everyone = processes.exchange(dataclasses.astuple(layout))
+  everyone = processes.exchange("layout", dataclasses.astuple(layout))
   return packing.Layout(*map(max, zip(*everyone)))
 
 
-def _write_examples(out, scenes: Sequence[Scene], maps, seed: int) -> None:
-  """Write images, masks, raw and cleaned maps and the texts of a few scenes."""
-  arrays = {
-    "images": np.stack([scene.examples[0].images[0] for scene in scenes]),
-    "masks": np.stack([scene.mask for scene in scenes]),
+def _examples(
+  scenes: Sequence[Scene],
+  maps: Mapping[str, np.ndarray],
+  share: feed.Share,
+  count: int,
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], list]:
+  """Return pictures, raw maps and texts of the first scenes, of all processes."""
+  places = sum(share.of_all("places", [scene.place for scene in scenes]), [])
+  shown = sorted(places)[:count]
+  own = [i for i, scene in enumerate(scenes) if scene.place in shown]
+  fields = ("id", "question", "chosen", "rejected", "category", "kind")
+  told = [
+    [scenes[i].place, {name: scenes[i].row[name] for name in fields}]
+    for i in own
+  ]
+  rows = sum(share.of_all("texts", told), [])
+  order = sorted(range(len(rows)), key=lambda i: rows[i][0])
+
+  def gathered(values: Sequence[np.ndarray]) -> np.ndarray:
+    return share.rows_of_all(np.array([values[i] for i in own]))[order]
+
+  pictures = {
+    "images": gathered([scene.examples[0].images[0] for scene in scenes]),
+    "masks": gathered([scene.mask for scene in scenes]),
   }
-  for name, values in maps.items():
-    kept = values[: len(scenes)]
+  raw = {name: gathered(values) for name, values in maps.items()}
+  return pictures, raw, [rows[i][1] for i in order]
+
+
+def _write_examples(out, arrays, maps, texts, seed: int) -> None:
+  """Write images, masks, raw and cleaned maps and the texts of a few scenes."""
+  for name, kept in maps.items():
     side = gradients.grid_size(kept.shape[1])
     # The same border cells are replaced in every map of a scene.
     cleaned = [
@@ -281,6 +304,4 @@ def _write_examples(out, scenes: Sequence[Scene], maps, seed: int) -> None:
     arrays[name] = kept.reshape(-1, side, side)
     arrays[f"picture/{name}"] = np.stack(cleaned)
   files.save_arrays(out / "maps.npz", arrays, compressed=True)
-  fields = ("id", "question", "chosen", "rejected", "category", "kind")
-  texts = [{name: scene.row[name] for name in fields} for scene in scenes]
   files.write_json(out / "examples.json", texts)

@@ -15,7 +15,7 @@ The objective and its solver are logistic.py's; lambda is 1/C of scikit-learn.
 import functools
 import logging
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -27,6 +27,7 @@ from pivot_jax import errors, files, metrics, processes, sharding
 from pivot_jax.data import feed
 from pivot_jax.evals import features, logistic
 from pivot_jax.models import layers
+from pivot_jax.training import loop
 from pivot_jax.weights import checkpoint
 
 LOG = logging.getLogger("pivot_jax")
@@ -92,6 +93,7 @@ def probe(
   held_out: Bool[np.ndarray, "N"],
   tolerance: float,
   max_iterations: int,
+  between: Callable[[], None] = lambda: None,
 ) -> tuple[logistic.Classifier, dict]:
   """Return the classifier at the best lambda, and the path that chose it.
 
@@ -100,9 +102,9 @@ def probe(
   highest held-out accuracy (the strongest among equals) is refitted on all.
   Where that tells no lambda from another, as with nothing held out, it is the
   one nearest to 1, scikit-learn's default. `chosen_by` says which way it was,
-  and `lambda_at_end` whether it is the first or last of several.
+  and `lambda_at_end` whether it is the first or last of several. `between` is
+  called before each fit.
   """
-  processes.beat("finding the axes of features", allow=processes.SLOW)
   basis = logistic.principal_axes(features)
   solve = functools.partial(
     logistic.fit,
@@ -114,8 +116,8 @@ def probe(
   )
   path, points, point = [], [], None
   grid = sorted(lambdas, reverse=True)
-  for place, lam in enumerate(grid):
-    processes.beat("fitting lambda", place, allow=processes.SLOW)
+  for lam in grid:
+    between()
     solution = solve((~held_out).astype(np.float32), lam=lam, start=point)
     point = solution.point
     scores = logistic.classifier(basis, solution).scores(features[held_out])
@@ -162,6 +164,7 @@ def run(
     )
   num_classes = int(max(labels.max(), truth.max())) + 1
   low, high, count = config.lambdas
+  processes.beat("fitting", allow=processes.SLOW)
   measured, chosen, predictions = {}, {}, {"label": truth}
   for kind in train:
     fitted, chosen[kind] = probe(
@@ -174,6 +177,7 @@ def run(
       ),
       tolerance=config.tolerance,
       max_iterations=config.max_iterations,
+      between=lambda: _between(config.name),
     )
     nearest = prototypes(train[kind], labels, num_classes=num_classes)
     scores = fitted.scores(test[kind])
@@ -192,6 +196,12 @@ def run(
     files.save_arrays(out / "predictions.npz", predictions, compressed=True)
     files.write_json(out / "path.json", chosen)
   return measured
+
+
+def _between(name: str) -> None:
+  """Tell that the fits go on, and leave if that was asked for."""
+  loop.stop_if_requested(name)
+  processes.beat("fitting", allow=processes.SLOW)
 
 
 def accuracies(
@@ -227,10 +237,8 @@ def _features(
     frame=feed.images_and_labels,
     mesh=mesh,
   ):
-    found.append(
-      {k: feed.gather_rows(x, share) for k, x in batch.features.items()}
-    )
-    labels.append(feed.gather_rows(batch.labels, share))
+    found.append(batch.features)
+    labels.append(share.rows_of_all(batch.labels))
     first = first or (batch.name(0) if batch.rows else "")
   classes = np.concatenate(labels)
   if len(np.unique(classes)) == 1:

@@ -103,11 +103,10 @@ def _all_sizes(own, stream, share) -> list[list[layouts.Size]]:
   for number, piece in enumerate(own, 1):
     processes.beat("reading the sizes of batch", number)
     sizes.append([stream.size_of(place) for place in piece])
-  everyone = dict(processes.exchange([share.index, sizes]))
   return [
     [layouts.Size(*one) for one in piece]
-    for index in sorted(everyone)
-    for piece in everyone[index]
+    for pieces in share.of_all("sizes", sizes)
+    for piece in pieces
     if piece
   ]
 
@@ -133,12 +132,11 @@ def _of_batch(piece, layout, logps: np.ndarray) -> dict[str, list]:
 
 def _in_order(found: Sequence[dict[str, list]], share: feed.Share):
   """Return the columns of all rows as arrays, in the order of the source."""
-  everyone = dict(processes.exchange([share.index, found]))
   columns: dict[str, list] = {"id": [], "logps": [], "crc": []}
-  for batch in range(len(found)):
-    for index in sorted(everyone):
+  for batches in zip(*share.of_all("columns", found), strict=True):
+    for one in batches:
       for name in columns:
-        columns[name] += everyone[index][batch][name]
+        columns[name] += one[name]
   return {
     "id": np.array(columns["id"]),
     "logps": np.array(columns["logps"], np.float32).reshape(-1, 2),

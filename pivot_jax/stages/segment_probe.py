@@ -177,12 +177,9 @@ def extract(
     mesh=mesh,
   ):
     _check_classes(batch, config)
-    histograms.append(
-      feed.gather_rows(_histogram(batch, config, vision), share)
-    )
-    found.append(feed.gather_rows(batch.features["encoder"], share))
-    told = processes.exchange([share.index, [row["id"] for row in batch.rows]])
-    ids += [one for _, named in sorted(dict(told).items()) for one in named]
+    histograms.append(share.rows_of_all(_histogram(batch, config, vision)))
+    found.append(batch.features["encoder"])
+    ids += sum(share.of_all("ids", [row["id"] for row in batch.rows]), [])
     triples = list(zip(batch.images, batch.labels, batch.places))
     shown += triples[: config.examples - len(shown)]
   pictures, maps, places = zip(*shown) if shown else ((), (), ())
@@ -251,7 +248,7 @@ def _counted(config: ConfigDict) -> ConfigDict:
       processes.beat("reading row", index)
       labels = np.unique(source[index]["labels"])
       found |= {*labels[labels != config.ignore].tolist()}
-  found = set(sum(processes.exchange(sorted(found)), []))
+  found = set(sum(processes.exchange("classes", sorted(found)), []))
   # A negative label is no class; reading the maps names its row.
   classes = max(found | {0}) + 1
   odd = folders.label_gap(found, config.ignore)

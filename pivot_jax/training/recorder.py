@@ -72,7 +72,7 @@ class Recorder:
     """Write the metrics of an update; raise NonFiniteError, naming its rows."""
     if values["finite"] < 1:
       self._saved.wait()
-      ids = sum(processes.exchange(list(update.ids)), [])
+      ids = sum(processes.exchange("rows", list(update.ids)), [])
       raise loop.NonFiniteError(
         f"{self._name}: the loss is not finite at step {step} (loss "
         f"{values['losses/total']}, rows {', '.join(ids[:8])}"
@@ -132,7 +132,7 @@ class Recorder:
 
   def _digest_rows(self) -> None:
     """Add the rows seen since the last time, of all processes, to the digest."""
-    everyone = processes.exchange(self._seen)
+    everyone = processes.exchange("digests", self._seen)
     for shares in zip(*everyone, strict=True):
       code = feed.digest(feed.Seen(*one) for one in shares)
       self.rows = zlib.crc32(f"{code:08x}".encode(), self.rows)

@@ -43,7 +43,9 @@ def of_leaves(leaves: Mapping[str, Any]) -> dict[str, str]:
     name: np.array(found, np.uint64).reshape(-1, len(_SEEDS)).sum(axis=0)
     for name, found in own.items()
   }
-  told = processes.exchange({k: x.tolist() for k, x in totals.items()})
+  told = processes.exchange(
+    "checksums", {k: x.tolist() for k, x in totals.items()}
+  )
   return {
     name: "".join(
       f"{sum(one[name][seed] for one in told) % 2**32:08x}"

@@ -203,7 +203,7 @@ class Resumable:
     limit = self._save_gb
     if limit is None:
       limit = max(2.0, _ROOM * orbax_files.memory() / 1e9)
-    self._waits = any(processes.exchange(own > limit * 1e9))
+    self._waits = any(processes.exchange("sizes", own > limit * 1e9))
     if self._waits and self._save_gb is None:
       limit = 2.0
     self._manager = _Manager(
@@ -277,7 +277,7 @@ def _meta(folder: pathlib.Path) -> tuple[dict[str, Any], str | None]:
 
 def _any_of(problem: str | None) -> str | None:
   """Return the first of what is wrong in the processes."""
-  found = processes.exchange(problem)
+  found = processes.exchange("damage", problem)
   wrong = [number for number, one in enumerate(found) if one is not None]
   if not wrong:
     return None
@@ -317,7 +317,8 @@ def _crcs(state: PyTree, folder: pathlib.Path) -> dict[str, str]:
     for number, name in enumerate(leaves)
     if name in own
   }
-  return {k: v for one in processes.exchange(found) for k, v in one.items()}
+  told = processes.exchange("CRC32", found)
+  return {name: crc for one in told for name, crc in one.items()}
 
 
 def _named(state: Any) -> dict[str, Any]:
