@@ -1,6 +1,6 @@
 """The other processes of a run: join, agree, wait, stop and fail with them.
 
-The only file that knows that there are others. `start` joins them before a
+What runs with others knows them from here. `start` joins them before a
 device is touched; after it, what is written is written by the first process
 alone (`first`), what is decided by what the first sees (`decide`), and what one
 process knows of its share goes to all (`gather`, `exchange`). With one process
@@ -11,9 +11,7 @@ time-outs and needs no device; arrays by a collective.
 """
 
 import collections
-import contextlib
 import dataclasses
-import faulthandler
 import hashlib
 import json
 import logging
@@ -24,22 +22,28 @@ import sys
 import threading
 import time
 import types
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from pivot_jax import cluster, command_line, files, output
+from pivot_jax import (
+  cluster,
+  command_line,
+  coordination,
+  files,
+  output,
+  watchdog,
+)
 from pivot_jax.errors import InputError
 
 LOG = logging.getLogger("pivot_jax")
 
 # Values that JSON can hold.
 Json = str | float | Sequence | Mapping | None
-# A peer was lost, or all wait for one that is stuck: the launcher restarts.
-EXIT_LOST = 70
+EXIT_LOST = watchdog.EXIT_LOST
 # As Python has them: of an error that nobody expected, and of Ctrl-C.
 EXIT_ERROR, EXIT_INTERRUPTED = 1, 130
 # Words of jax's errors where another process is gone.
@@ -47,11 +51,8 @@ _LOST = (
   *("UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED", "ABORTED"),
   *("Connection closed", "Connection reset", "Gloo", "NCCL"),
 )
-# Seconds: to join, for small things to arrive, and for all to leave.
-_JOIN, _ANSWER, _LEAVE = 300, 300, 5
-# Seconds between looks at what the others say.
-_LOOK = 0.5
-_HEARTBEAT = 100
+# Seconds: to join, for an answer of the first, and without a sign of life.
+_JOIN, _ANSWER, _HEARTBEAT = 300, 300, 100
 # More than that is allowed where a first update compiles, or weights move.
 SLOW = 1800.0
 
@@ -74,11 +75,7 @@ class _Peers:
 
 
 _peers = _Peers(0, 1, socket.gethostname(), "", collections.Counter())
-_watch: "_Watch | None" = None
-# For what threads of this process wait that others have to bring.
-_waiting: list[str] = []
-# What is done before the process ends at once.
-_at_end: list[Callable[[], None]] = []
+_watch: watchdog.Watch | None = None
 
 
 def index() -> int:
@@ -129,7 +126,7 @@ def join(spec: str) -> cluster.Joining | None:
   if found is None:
     return None
   _initialize(found)
-  state = _state()
+  state = coordination.state()
   _peers = _Peers(
     state.process_id,
     state.num_processes,
@@ -137,7 +134,14 @@ def join(spec: str) -> cluster.Joining | None:
     state.coordinator_address or "",
     collections.Counter(),
   )
-  _watch = _Watch()
+  _watch = watchdog.Watch(
+    _peers.index,
+    _peers.count,
+    _peers.host,
+    patience=cluster.seconds(
+      cluster.environment(), "PIVOT_HEARTBEAT", _HEARTBEAT
+    ),
+  )
   files.writes = first()
   sys.excepthook = _end_by
   return found
@@ -205,22 +209,8 @@ def _nobody_came(found: cluster.Joining, seconds: int) -> None:
     said = f"no answer from {found.address or 'process 0'}"
     advice = "is process 0 running, is the port open?"
   output.complain(f"error: {said} in {seconds} s: {advice}")
-  _in_time(_release)
+  watchdog.release()
   os._exit(command_line.EXIT_INPUT)
-
-
-def _state():
-  """Return jax's state of the processes.
-
-  Its store has no public name in jax 0.10 to 0.12; orbax takes it from here.
-  """
-  from jax._src import distributed
-
-  return distributed.global_state
-
-
-def _store():
-  return _state().client
 
 
 def _compare_variables(variables: Mapping[str, str]) -> None:
@@ -266,30 +256,6 @@ def _key(name: str) -> str:
   return f"pivot/{name}/{_peers.used[name]}"
 
 
-def _put(key: str, text: str) -> None:
-  _store().key_value_set(key, text)
-
-
-def _get(key: str, seconds: float) -> str | None:
-  """Return what a process puts under a key, None if it does not in time."""
-  try:
-    return _store().blocking_key_value_get(key, max(1, int(seconds * 1000)))
-  except jax.errors.JaxRuntimeError as error:
-    if "DEADLINE_EXCEEDED" not in str(error):
-      raise
-    return None
-
-
-def _peek(key: str) -> str | None:
-  """Return what is under a key now."""
-  try:
-    return _store().key_value_try_get(key)
-  except jax.errors.JaxRuntimeError as error:
-    if "NOT_FOUND" not in str(error):
-      raise
-    return None
-
-
 def exchange(name: str, value: Json, seconds: float = SLOW) -> list[Any]:
   """Return the values of all processes, which JSON can hold, by index.
 
@@ -301,17 +267,15 @@ def exchange(name: str, value: Json, seconds: float = SLOW) -> list[Any]:
   if count() == 1:
     return [json.loads(json.dumps(value))]
   key = _key(name)
-  _put(f"{key}/{index()}", json.dumps(value))
-  _waiting.append(name)
-  try:
+  coordination.put(f"{key}/{index()}", json.dumps(value))
+  assert _watch is not None
+  with _watch.exchanging(name):
     if first():
-      _put(f"{key}/all", json.dumps(_collect(key, name, seconds)))
+      coordination.put(f"{key}/all", json.dumps(_collect(key, name, seconds)))
       if _peers.used[name] > 1:
         # All have read what was exchanged before, as they came to this.
-        _store().key_value_delete(f"pivot/{name}/{_peers.used[name] - 1}/")
-    found = _get(f"{key}/all", seconds + _ANSWER)
-  finally:
-    _waiting.remove(name)
+        coordination.delete(f"pivot/{name}/{_peers.used[name] - 1}/")
+    found = coordination.get(f"{key}/all", seconds + _ANSWER)
   if found is None:
     raise LostPeerError(f"process 0 did not answer in {seconds:.0f} s")
   return json.loads(found)
@@ -321,7 +285,8 @@ def _collect(key: str, name: str, seconds: float) -> list[Any]:
   """Return what all have put under a key; of the first process."""
   until = time.monotonic() + seconds
   texts = [
-    _get(f"{key}/{one}", until - time.monotonic()) for one in range(count())
+    coordination.get(f"{key}/{one}", until - time.monotonic())
+    for one in range(count())
   ]
   missing = [str(one) for one, text in enumerate(texts) if text is None]
   if missing:
@@ -367,13 +332,10 @@ def _difference(key: str, everyone: list[dict[str, str]]) -> str:
   for number, one in enumerate(everyone):
     holders[one.get(key, "nothing")].append(number)
   parts = sorted(holders.items(), key=lambda item: (-len(item[1]), item[1]))
-  shown = [f"{value} in process {_numbers(who)}" for value, who in parts]
+  shown = [
+    f"{value} in process {watchdog.numbers(who)}" for value, who in parts
+  ]
   return f"{key} is {', '.join(shown)}"
-
-
-def _numbers(who: list[int]) -> str:
-  listed = ", ".join(map(str, who[:8]))
-  return f"{listed} and {len(who) - 8} more" if len(who) > 8 else listed
 
 
 def decide(name: str, make: Callable[[], Any], seconds: float = SLOW) -> Any:
@@ -383,11 +345,11 @@ def decide(name: str, make: Callable[[], Any], seconds: float = SLOW) -> Any:
   key = _key(f"decide/{name}")
   if first():
     value = make()
-    _put(key, json.dumps(value))
+    coordination.put(key, json.dumps(value))
     return value
   assert _watch is not None
   with _watch.waiting(f"waiting for process 0 ({name})", seconds):
-    text = _get(key, seconds)
+    text = coordination.get(key, seconds)
   if text is None:
     raise LostPeerError(
       f"process 0 did not decide on {name} in {seconds:.0f} s"
@@ -467,7 +429,7 @@ def fail(message: str, code: int) -> NoReturn:
 
 def at_end(release: Callable[[], None]) -> None:
   """Call a function also where `fail` ends the process at once."""
-  _at_end.append(release)
+  watchdog.RELEASES.append(release)
 
 
 def _end_by(
@@ -487,7 +449,7 @@ def _end_by(
   )
   if lost:
     # Whoever left may have said why: then the watch ends this process, too.
-    time.sleep(4 * _LOOK)
+    time.sleep(4 * watchdog.LOOK)
   fail(said, EXIT_LOST if lost else EXIT_ERROR)
 
 
@@ -504,190 +466,3 @@ def finish() -> None:
   # All is done and written.
   except RuntimeError as error:
     LOG.warning("leaving the others failed: %s", error)
-
-
-def _release() -> None:
-  for release in _at_end:
-    release()
-  for stream in (sys.stdout, sys.stderr):
-    stream.flush()
-
-
-def _in_time(action: Callable[[], None]) -> None:
-  """Do what a stalled disk may keep for ever; go on after some seconds."""
-  thread = threading.Thread(target=action, daemon=True)
-  thread.start()
-  thread.join(_LEAVE)
-
-
-class _Watch(threading.Thread):
-  """Looks at what the others say, and whether this process still moves."""
-
-  def __init__(self):
-    super().__init__(name="watch", daemon=True)
-    self._closed = threading.Event()
-    self._beat = ("starting", -1, time.monotonic(), 0.0)
-    self._seconds, self._folder = 0.0, pathlib.Path()
-    self._fails = False
-    # Since when the store does not answer, and for how long it may not.
-    self._silent: float | None = None
-    self._patience = cluster.seconds(
-      cluster.environment(), "PIVOT_HEARTBEAT", _HEARTBEAT
-    )
-    self.start()
-
-  def begin(self, seconds: float, folder: pathlib.Path) -> None:
-    self._folder, self._seconds = folder, seconds
-
-  def beat(self, phase: str, step: int, allow: float) -> None:
-    self._beat = (phase, step, time.monotonic(), allow)
-
-  @contextlib.contextmanager
-  def waiting(self, phase: str, allow: float) -> Iterator[None]:
-    """Be in a phase; the one before begins anew behind it."""
-    before = self._beat
-    self.beat(phase, -1, allow)
-    yield
-    self.beat(before[0], before[1], before[3])
-
-  def close(self) -> None:
-    self._closed.set()
-    self.join()
-
-  def run(self) -> None:
-    """Look until the run ends."""
-    while not self._closed.wait(_LOOK):
-      try:
-        failed, stuck = _peek("pivot/failed"), _peek("pivot/stuck")
-        self._silent = None
-      except jax.errors.JaxRuntimeError:
-        self._lost()
-        continue
-      if self._fails:
-        # The main thread is on its way out.
-        continue
-      if failed is not None:
-        self._follow(json.loads(failed))
-      elif stuck is not None or self._is_stuck():
-        self._stuck()
-
-  def fail(self, message: str, code: int) -> NoReturn:
-    """Say that this process ends, and end it when the others know."""
-    self._fails = True
-    said = dict(index=index(), host=_peers.host, message=message, code=code)
-    try:
-      _put("pivot/failed", json.dumps(said))
-    except jax.errors.JaxRuntimeError:
-      # Another one was before, or nobody listens any more.
-      pass
-    self._leave(code)
-
-  def _follow(self, said: Mapping[str, Any]) -> None:
-    """End as another process did, with its line."""
-    who = f"process {said['index']} ({said['host']}): "
-    output.complain(f"{'' if said.get('all') else who}{said['message']}")
-    self._leave(said["code"])
-
-  def _leave(self, code: int) -> NoReturn:
-    """End the process; the first one after the others, who hear through it."""
-    _in_time(_release)
-    try:
-      _put(f"pivot/left/{index()}", "")
-      until = time.monotonic() + _LEAVE
-      if first():
-        for one in range(1, count()):
-          _get(f"pivot/left/{one}", until - time.monotonic())
-        time.sleep(0.2)
-    except jax.errors.JaxRuntimeError:
-      pass
-    os._exit(code)
-
-  def _lost(self) -> None:
-    """End when the first process has not answered for a while."""
-    now = time.monotonic()
-    self._silent = self._silent or now
-    if now - self._silent > self._patience:
-      output.complain("error: process 0 was lost: start all of them again")
-      _in_time(_release)
-      os._exit(EXIT_LOST)
-
-  def _is_stuck(self) -> bool:
-    _, _, since, allow = self._beat
-    over = time.monotonic() - since > self._seconds + allow
-    return self._seconds > 0 and over
-
-  def _stuck(self) -> NoReturn:
-    """Write the stacks, tell who waits for whom, and end all."""
-    phase, step, since, _ = self._beat
-    waited = round(time.monotonic() - since)
-    try:
-      _put("pivot/stuck", "")
-    except jax.errors.JaxRuntimeError:
-      pass
-    said = dict(phase=phase, step=step, waited=waited, host=_peers.host)
-    said["waits"] = bool(_waiting) or phase.startswith("waiting")
-    try:
-      _put(f"pivot/state/{index()}", json.dumps(said))
-      if first():
-        line = "error: " + _behind(self._states())
-        told = dict(index=0, host="", message=line, code=EXIT_LOST, all=True)
-        _put("pivot/failed", json.dumps(told))
-      text = _get("pivot/failed", 2 * _LEAVE)
-    except jax.errors.JaxRuntimeError:
-      text = None
-    own = f"error: process {index()} is stuck: {_doing(said)}"
-    _in_time(self._write_stacks)
-    output.complain(json.loads(text)["message"] if text else own)
-    self._leave(EXIT_LOST)
-
-  def _states(self) -> dict[int, dict[str, Any]]:
-    until = time.monotonic() + _LEAVE
-    texts = {
-      one: _get(f"pivot/state/{one}", until - time.monotonic())
-      for one in range(count())
-    }
-    return {one: json.loads(text) for one, text in texts.items() if text}
-
-  def _write_stacks(self) -> None:
-    """Write where all threads of this process are.
-
-    Every process does, whoever is the first: it is what a person asks for.
-    """
-    try:
-      self._folder.mkdir(parents=True, exist_ok=True)
-      with open(self._folder / f"{index()}.txt", "w", encoding="utf-8") as file:
-        faulthandler.dump_traceback(file, all_threads=True)
-    except OSError as error:
-      output.complain(f"{self._folder}: no stacks ({error.strerror})")
-
-
-def _behind(states: Mapping[int, Mapping[str, Any]]) -> str:
-  """Return which process is behind, in what, and where the others wait."""
-  silent = [one for one in range(count()) if one not in states]
-  if silent:
-    return f"process {_numbers(silent)} does not answer"
-
-  def place(item):
-    _, state = item
-    # Who waits for another is not behind it.
-    return state["waits"], state["step"], item[0]
-
-  ordered = sorted(states.items(), key=place)
-  # Of those who are as far, the one that reads keeps the others waiting.
-  far = place(ordered[0])[:2]
-  reading = [
-    x for x in ordered if place(x)[:2] == far and "read" in x[1]["phase"]
-  ]
-  number, state = (reading or ordered)[0]
-  others = [one for one in states if one != number]
-  wait = f"; the others wait in {_at(states[others[0]])}" if others else ""
-  return f"process {number} ({state['host']}): {_doing(state)}{wait}"
-
-
-def _at(state: Mapping[str, Any]) -> str:
-  step = f" {state['step']}" if state["step"] >= 0 else ""
-  return f"{state['phase']}{step}"
-
-
-def _doing(state: Mapping[str, Any]) -> str:
-  return f"{_at(state)} since {state['waited']} s"

@@ -16,7 +16,9 @@ ORDER = (
   ("names", "output"),
   ("command_line", "recipes"),
   ("trees", "files", "addresses", "cluster"),
-  ("processes", "goodput"),
+  ("coordination", "goodput"),
+  ("watchdog",),
+  ("processes",),
   ("sharding", "metrics"),
   ("models.*",),
   (
