@@ -18,6 +18,8 @@ from pivot_jax.weights import resumable
 folder = pathlib.Path(sys.argv[1])
 data, fsdp = map(int, sys.argv[2].split("x"))
 mesh = sharding.make_mesh({"data": data, "fsdp": fsdp})
+# As a training does.
+jax.set_mesh(mesh)
 whole = NamedSharding(mesh, PartitionSpec())
 over = NamedSharding(mesh, PartitionSpec(None, "fsdp"))
 
@@ -33,6 +35,8 @@ def state(seed):
     "w": placed(rng.normal(size=(4, 16, 8)).astype(np.float32), over),
     "b": placed(rng.normal(size=(3, 16)).astype(jnp.bfloat16), over),
     "s": placed(rng.normal(size=5).astype(np.float32), whole),
+    # Too large to be summed on the host.
+    "large": placed(rng.normal(size=(2, 200, 256)).astype(np.float32), over),
   }
 
 def target():

@@ -109,12 +109,16 @@ class Together:
   def wait_for(self, text: str, *, process: int = 0, seconds: float = 60):
     """Wait until a process has written a text; fail if it does not."""
     until = time.monotonic() + seconds
-    while text not in self._said[process].text():
+    while text not in self.said(process):
       if time.monotonic() > until or self.running[process].poll() is not None:
         self.kill()
-        said = self._said[process].text()
+        said = self.said(process)
         raise AssertionError(f"process {process} never said {text!r}: {said}")
       time.sleep(0.02)
+
+  def said(self, process: int) -> str:
+    """Return what a process has written so far."""
+    return self._said[process].text()
 
   def signal(self, process: int, number: int = signal.SIGTERM) -> None:
     """Send a signal to a process."""
