@@ -90,7 +90,9 @@ def main(argv: Sequence[str]) -> None:
     _leave(f"error: {error}", processes.EXIT_LOST)
   except loop.Stopped as stopped:
     processes.finish()
-    command_line.leave(str(stopped) if processes.first() else "", EXIT_STOPPED)
+    if processes.first():
+      output.complain(str(stopped))
+    sys.exit(EXIT_STOPPED)
   except loop.NonFiniteError as error:
     _leave(f"error: {error}", EXIT_NON_FINITE)
   processes.finish()
@@ -112,9 +114,11 @@ def _join(config: ConfigDict) -> None:
   try:
     index, count = processes.start(_PROCESSES.value)
     backend = jax.default_backend()
-  # jax's answer to a platform that it has not.
+  # jax's answer to a platform that it has not, too.
   except RuntimeError as error:
     said = " ".join(str(error).split())
+    if processes.is_lost(error):
+      raise processes.LostPeerError(said) from error
     raise InputError(f"jax cannot start: {said}") from error
   if index:
     logging.getLogger("pivot_jax").setLevel(logging.WARNING)

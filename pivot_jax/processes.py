@@ -432,6 +432,12 @@ def at_end(release: Callable[[], None]) -> None:
   watchdog.RELEASES.append(release)
 
 
+def is_lost(error: BaseException) -> bool:
+  """Return whether an error of jax says that another process is gone."""
+  of_jax = isinstance(error, jax.errors.JaxRuntimeError)
+  return count() > 1 and of_jax and any(word in str(error) for word in _LOST)
+
+
 def _end_by(
   kind: type[BaseException],
   error: BaseException,
@@ -443,10 +449,7 @@ def _end_by(
   sys.__excepthook__(kind, error, trace)
   if _watch is None:
     return
-  said = f"error: {kind.__name__}: {error}"
-  lost = isinstance(error, jax.errors.JaxRuntimeError) and any(
-    word in str(error) for word in _LOST
-  )
+  said, lost = f"error: {kind.__name__}: {error}", is_lost(error)
   if lost:
     # Whoever left may have said why: then the watch ends this process, too.
     time.sleep(4 * watchdog.LOOK)

@@ -40,12 +40,12 @@ def hold(workdir: pathlib.Path) -> Iterator[None]:
   place = files.open_own(workdir / "lock", os.O_RDWR)
   with open(place, "r+b") as file:
     locked = _flock(file.fileno(), workdir)
+    _check_owner(workdir, locked=locked)
     # Under another name (a hard link) it may be somebody's file.
     if os.fstat(place).st_nlink == 1:
       file.truncate()
       file.write(str(os.getpid()).encode())
       file.flush()
-    _check_owner(workdir, locked=locked)
     if locked and processes.count() == 1:
       (workdir / OWNER).unlink(missing_ok=True)
       yield
